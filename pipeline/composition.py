@@ -1,0 +1,215 @@
+"""From the command line to a checked `Config`. The only module that imports hydra.
+
+Hydra composes; here its schema is registered, strays are refused with the nearest right name, and
+every mistake ends as one line and exit status 2. All jobs of a sweep are composed and checked before
+the first of them runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.config import Config, check
+from pipeline.errors import UserError, suggestion
+from pipeline.files import PROJECT_ROOT, in_project, make_writable_folder
+
+if typing.TYPE_CHECKING:
+    from pipeline.request import Request
+
+CONFIG_FOLDER = PROJECT_ROOT / "conf"
+CONFIG_NAME = "config"
+_VERSION_BASE = "1.3"
+_TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+ConfigStore.instance().store(name="schema", node=Config)
+OmegaConf.register_new_resolver("in_project", lambda path: str(in_project(path)), replace=True)
+
+
+def main() -> None:
+    """The command `python -m pipeline`."""
+    try:
+        arguments = get_args()
+        shows_only = arguments.help or arguments.hydra_help or arguments.cfg or arguments.info
+        if not (shows_only or arguments.shell_completion):
+            for config in check_command_line(arguments.overrides, arguments.multirun):
+                make_writable_folder(in_project(config.outputs), "outputs")
+        # Hydra then lets exceptions through instead of printing and exiting by itself.
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+        _job()
+    except UserError as error:
+        _fail(str(error), status=2)
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(one_line(error), status=2)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last finished epoch", status=130)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+@hydra.main(config_path=str(CONFIG_FOLDER), config_name=CONFIG_NAME, version_base=_VERSION_BASE)
+def _job(composed: DictConfig) -> dict[str, float]:
+    from pipeline.runner import run  # torch and mlflow are imported only for a run
+
+    try:
+        return run(to_request(composed, list(HydraConfig.get().overrides.task)))
+    except UserError as error:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise  # Hydra goes on with the other jobs, and raises at the end
+        _fail(str(error), status=2)
+
+
+def check_command_line(overrides: list[str], multirun: bool) -> list[Config]:
+    """The checked configuration of every job that `overrides` ask for.
+
+    Sweeps of other sweepers than Hydra's own are checked only as far as their overrides can be read;
+    their jobs are checked when they start.
+
+    Raises:
+        UserError: for the first mistake.
+    """
+    with hydra.initialize_config_dir(str(CONFIG_FOLDER), version_base=_VERSION_BASE, job_name="pipeline"):
+        try:
+            parsed = OverridesParser.create().parse_overrides(overrides)
+            for override in parsed:
+                _check_override(override, multirun, GlobalHydra.instance().config_loader())
+            if not multirun:
+                return [to_config(hydra.compose(CONFIG_NAME, overrides))]
+            if any(override.key_or_group == "hydra/sweeper" for override in parsed):
+                return []
+            jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+            return [to_config(hydra.compose(CONFIG_NAME, job)) for job in jobs]
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(one_line(error)) from error
+
+
+def to_request(composed: DictConfig, overrides: list[str]) -> Request:
+    """What the runner needs of a composed configuration."""
+    from pipeline.request import Request
+
+    config = to_config(composed)
+    plain = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(plain, dict)
+    return Request(config, OmegaConf.to_yaml(composed, resolve=True), dict(_flatten(plain, "")), overrides)
+
+
+def to_config(composed: DictConfig) -> Config:
+    """The typed, checked configuration.
+
+    Raises:
+        UserError: for a key that no dataclass has (`+qat.epoch=5` gets past Hydra), or a bad value.
+    """
+    _refuse_strays(composed, Config, "")
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    check(config)
+    return config
+
+
+def one_line(error: Exception) -> str:
+    """What a Hydra or OmegaConf exception says, in one line, with the key and what is allowed there."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            words = _allowed_words(str(cause.full_key))
+            return f"{cause.full_key}: {_first_line(cause)}" + (f"; allowed: {words}" if words else "")
+        cause = cause.__cause__
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _check_override(override: Override, multirun: bool, loader: ConfigLoader) -> None:
+    """Refuse an unknown key or group option before Hydra does, with the nearest right name."""
+    key, text = override.key_or_group, override.input_line
+    if override.is_sweep_override() and not multirun:
+        raise UserError(f"{text}: several values; allowed: one, or all of them in a sweep with -m")
+    groups = [group for group in loader.list_groups("") if group != "hydra"]
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        return
+    if key not in groups:
+        _check_path(key, text, groups)
+        return
+    if override.is_delete():
+        return
+    defaults = [spec.name for spec in dataclasses.fields(Config)]
+    if key not in defaults and not override.is_add():
+        raise UserError(f"{text}: {key} is added, not replaced; allowed: +{text.lstrip('+')}")
+    options = loader.get_group_options(key)
+    discrete = override.is_sweep_override() and override.is_discrete_sweep()
+    values = override.sweep_string_iterator() if discrete else [override.get_value_string()]
+    for value in values:
+        if value.strip("\"'") not in options:
+            raise UserError(f"{key}={value}: no such {key}; {suggestion(value, options)}")
+
+
+def _check_path(key: str, text: str, groups: Iterable[str]) -> None:
+    """Refuse a dotted key that leads nowhere in the dataclasses."""
+    section: Any = Config
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        fields = _field_types(section)
+        if part not in fields:
+            prefix = "".join(f"{parent}." for parent in parts[:depth])
+            names = [prefix + name for name in fields] + ([] if prefix else [g for g in groups if g not in fields])
+            raise UserError(f"{text}: no such setting '{key}'; {suggestion(prefix + part, names)}")
+        section = fields[part]
+    if dataclasses.is_dataclass(section):
+        raise UserError(f"{text}: '{key}' is a group of settings; {suggestion('', _field_types(section))}")
+
+
+def _refuse_strays(node: DictConfig, schema: type, prefix: str) -> None:
+    fields = _field_types(schema)
+    for name in node:
+        if name not in fields:
+            raise UserError(f"no such setting '{prefix}{name}'; {suggestion(str(name), fields)}")
+        if dataclasses.is_dataclass(fields[str(name)]):
+            _refuse_strays(node[name], fields[str(name)], f"{prefix}{name}.")
+
+
+def _field_types(schema: Any) -> dict[str, Any]:
+    return typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
+
+
+def _allowed_words(key: str) -> str | None:
+    """What the type of a setting allows, in words."""
+    kind: Any = Config
+    for part in key.split("[")[0].split("."):
+        kind = _field_types(kind).get(part)
+    if isinstance(kind, types.UnionType):
+        return " or ".join(_TYPE_WORDS[choice] for choice in typing.get_args(kind))
+    if typing.get_origin(kind) is list:
+        return f"a list, each {_TYPE_WORDS[typing.get_args(kind)[0]]}"
+    return _TYPE_WORDS.get(kind)
+
+
+def _flatten(tree: dict[Any, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

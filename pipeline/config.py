@@ -1,0 +1,211 @@
+"""The typed configuration: one dataclass a group, ranges and choices beside each setting.
+
+This module imports neither torch nor Hydra, so that `--help` and every check of the configuration
+stay fast. `composition.py` registers the dataclasses with Hydra and turns what was composed into a
+`Config`; `check` refuses values out of range. Whether a model, a backend or a data set can really be
+had on this machine is asked of the module that owns it, before the first stage runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from pipeline.errors import UserError, suggestion
+
+
+def setting(
+    default: Any = MISSING,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] = (),
+    in_key: bool = True,
+) -> Any:
+    """A dataclass field with the range or the choices of its value.
+
+    `in_key=False` marks what cannot change a result (paths, worker counts): it stays out of the
+    artifact keys.
+    """
+    bounds = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
+    metadata = {"bounds": bounds, "choices": choices, "in_key": in_key}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelConfig:
+    """What is quantized. `weights`: a path to a `state_dict`, or the name of a torchvision weight."""
+
+    name: str = setting()
+    stem: str | None = setting(None, choices=("imagenet", "small"))
+    # The file's content goes into the key instead of its path: models.fingerprint.
+    weights: str | None = setting(None, in_key=False)
+
+
+@dataclass
+class DatasetConfig:
+    """Which images, how many, and how a batch of them is prepared.
+
+    The length of `mean` (and of `std`) is the number of channels: 1 or 3.
+    """
+
+    name: str = setting()
+    root: str = setting("data", in_key=False)
+    mirror: str | None = setting(None, in_key=False)
+    image_size: int = setting(32, minimum=8, maximum=4096)
+    mean: list[float] = setting([0.5])
+    std: list[float] = setting([0.5], above=0)
+    crop_padding: int = setting(0, minimum=0, maximum=512)
+    horizontal_flip: bool = setting(False)
+    validation_fraction: float = setting(0.1, above=0, below=1)
+    test_fraction: float = setting(0.2, above=0, below=1)
+    max_train_samples: int | None = setting(None, minimum=2)
+    max_test_samples: int | None = setting(None, minimum=1)
+    max_memory_gb: float = setting(4.0, above=0, in_key=False)
+    workers: int | None = setting(None, minimum=1, in_key=False)
+
+
+@dataclass
+class BackendConfig:
+    """Which default QAT qconfig is taken, and which engine runs the converted model."""
+
+    name: str = setting()
+    qconfig: str = setting()
+    engine: str = setting()
+
+
+@dataclass
+class OptimizationConfig:
+    """How a model is trained; the base of `train` and `qat`. Learning-rate schedules step a batch."""
+
+    epochs: int = setting(3, minimum=0, maximum=10_000)
+    batch_size: int = setting(128, minimum=1, maximum=65_536)
+    optimizer: str = setting("adamw", choices=("adamw", "adam", "sgd"))
+    learning_rate: float = setting(1e-3, above=0, maximum=100)
+    weight_decay: float = setting(0.01, minimum=0, maximum=10)
+    momentum: float = setting(0.9, minimum=0, below=1)
+    schedule: str = setting("one_cycle", choices=("one_cycle", "cosine", "step", "constant"))
+    step_epochs: int = setting(1, minimum=1)
+    step_gamma: float = setting(0.1, above=0, maximum=1)
+    label_smoothing: float = setting(0.0, minimum=0, below=1)
+    precision: str = setting("auto", choices=("auto", "fp32", "bf16"))
+    channels_last: bool = setting(False)
+    keep: str = setting("best", choices=("best", "last"))
+
+
+@dataclass
+class TrainConfig(OptimizationConfig):
+    """Training of the float model. `epochs=0` keeps `model.weights` as they are."""
+
+
+@dataclass
+class QatConfig(OptimizationConfig):
+    """Quantization-aware training. The freeze epochs count from 0 and may be fractions; null: never."""
+
+    epochs: int = setting(1, minimum=1, maximum=10_000)
+    freeze_bn_epoch: float | None = setting(None, minimum=0)
+    freeze_observer_epoch: float | None = setting(None, minimum=0)
+
+
+@dataclass
+class EvaluateConfig:
+    """Accuracy on the whole test part; latency at batch 1 on the CPU, `threads` of it."""
+
+    batch_size: int = setting(256, minimum=1, maximum=65_536)
+    threads: int = setting(1, minimum=1, maximum=1024)
+    warmup: int = setting(20, minimum=0, maximum=100_000)
+    repeats: int = setting(200, minimum=2, maximum=1_000_000)
+
+
+@dataclass
+class TrackingConfig:
+    """Where results go. `uri: null` is the SQLite store under `outputs`."""
+
+    enabled: bool = setting(True)
+    uri: str | None = setting(None)
+    experiment: str = setting("pipeline")
+    run_name: str | None = setting(None)
+
+
+@dataclass
+class Config:
+    """One run: six small choices, a seed, a device and the stages to walk."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    backend: BackendConfig = field(default_factory=BackendConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    qat: QatConfig = field(default_factory=QatConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = setting(0, minimum=0, maximum=2**32 - 1)
+    device: str = setting("auto", choices=("auto", "cpu", "cuda"))
+    stages: list[str] = setting(["train", "fuse", "qat", "convert", "evaluate"])
+    force: str = setting("false")
+    outputs: str = setting("outputs", in_key=False)
+
+
+def check(config: Config) -> None:
+    """Refuse what is out of range or no choice, with one line that names key, value and what is allowed.
+
+    Raises:
+        UserError: for the first setting that is wrong.
+    """
+    for key, value, spec in _settings(config, ""):
+        _check_setting(key, value, spec)
+    channels = len(config.dataset.mean)
+    if channels not in (1, 3):
+        raise UserError(f"dataset.mean={config.dataset.mean}: allowed: 1 value (grey) or 3 values (RGB)")
+    if len(config.dataset.std) != channels:
+        raise UserError(
+            f"dataset.std={config.dataset.std}: allowed: as many values as dataset.mean has ({channels})"
+        )
+    if not config.stages:
+        raise UserError("stages=[]: allowed: at least one stage")
+    if config.train.epochs == 0 and config.model.weights is None and "train" in config.stages:
+        raise UserError("train.epochs=0: allowed: 1 or more, or model.weights set to start from trained weights")
+
+
+def _settings(section: Any, prefix: str) -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    for spec in dataclasses.fields(section):
+        value = getattr(section, spec.name)
+        if dataclasses.is_dataclass(value):
+            yield from _settings(value, f"{prefix}{spec.name}.")
+        else:
+            yield f"{prefix}{spec.name}", value, spec
+
+
+def _check_setting(key: str, value: Any, spec: dataclasses.Field[Any]) -> None:
+    choices = spec.metadata.get("choices", ())
+    if choices and value is not None and value not in choices:
+        raise UserError(f"{key}={value}: {suggestion(str(value), choices)}")
+    bounds = spec.metadata.get("bounds", {})
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UserError(f"{key}={number}: allowed: a finite number")
+        if isinstance(number, int | float) and not isinstance(number, bool) and not _within(number, bounds):
+            raise UserError(f"{key}={number}: allowed: {_range_text(bounds)}")
+
+
+def _within(number: float, bounds: dict[str, float | None]) -> bool:
+    minimum, above, maximum, below = (bounds.get(name) for name in ("minimum", "above", "maximum", "below"))
+    return (
+        (minimum is None or number >= minimum)
+        and (above is None or number > above)
+        and (maximum is None or number <= maximum)
+        and (below is None or number < below)
+    )
+
+
+def _range_text(bounds: dict[str, float | None]) -> str:
+    words = {"minimum": "at least", "above": "more than", "maximum": "at most", "below": "less than"}
+    return " and ".join(f"{words[name]} {bound:g}" for name, bound in bounds.items() if bound is not None)

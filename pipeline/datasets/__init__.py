@@ -1,0 +1,87 @@
+"""The data sets: one file each, found by their declaration `DATASETS`, and their split into parts.
+
+The validation part is split off the training part, stratified and seeded by `seed`. The test part is
+the same for every seed, and `evaluate` alone reads it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import pipeline.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
+from pipeline.config import DatasetConfig
+from pipeline.datasets.spec import DatasetInfo, DatasetSpec, Part, PartName
+from pipeline.datasets.splitting import split_stratified
+from pipeline.errors import UserError, suggestion
+
+# Rec. 601 luma, as PIL and torchvision compute grey from RGB.
+_LUMA = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+
+
+@functools.cache
+def registry() -> dict[str, DatasetSpec]:
+    """Every declared data set by its name."""
+    modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+    return {spec.name: spec for module in modules for spec in getattr(module, "DATASETS", ())}
+
+
+def find(config: DatasetConfig) -> DatasetSpec:
+    """The declared data set that `config` names.
+
+    Raises:
+        UserError: when there is none.
+    """
+    datasets = registry()
+    if config.name not in datasets:
+        raise UserError(f"dataset.name={config.name}: {suggestion(config.name, sorted(datasets))}")
+    return datasets[config.name]
+
+
+def info(config: DatasetConfig) -> DatasetInfo:
+    """Channels (as many as `dataset.mean` has) and class names."""
+    return DatasetInfo(len(config.mean), find(config).class_names(config))
+
+
+def load_training(config: DatasetConfig, seed: int) -> tuple[Part, Part]:
+    """The training and the validation part.
+
+    Raises:
+        UserError: when a class has too few images to appear in both.
+    """
+    part = _with_channels(find(config).read(config, "train"), len(config.mean))
+    if config.max_train_samples is not None and config.max_train_samples < len(part):
+        key = f"dataset.max_train_samples={config.max_train_samples}"
+        part, _ = split_stratified(part, len(part) - config.max_train_samples, seed, key)
+    held_out = round(len(part) * config.validation_fraction)
+    key = f"dataset.validation_fraction={config.validation_fraction}"
+    return split_stratified(part, held_out, seed, key)
+
+
+def load_test(config: DatasetConfig) -> Part:
+    """The test part, or `max_test_samples` of it, the same for every seed."""
+    part = _with_channels(find(config).read(config, "test"), len(config.mean))
+    if config.max_test_samples is not None and config.max_test_samples < len(part):
+        chosen = np.random.default_rng(0).permutation(len(part))[: config.max_test_samples]
+        part = part.select(np.sort(chosen))
+    return part
+
+
+def fingerprint(config: DatasetConfig, part: PartName) -> str:
+    """What identifies the content of a part in artifact keys."""
+    return find(config).fingerprint(config, part)
+
+
+def _with_channels(part: Part, channels: int) -> Part:
+    have = part.pixels.shape[1]
+    if have == channels:
+        return part
+    if have == 1:
+        return Part(part.pixels.expand(-1, channels, -1, -1).contiguous(), part.labels)
+    grey: Tensor = (part.pixels * _LUMA).sum(dim=1, keepdim=True).round().to(torch.uint8)
+    return Part(grey, part.labels)

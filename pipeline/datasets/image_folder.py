@@ -1,0 +1,127 @@
+"""The user's own images: `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone, which is split.
+
+Every image is decoded once, in parallel, to a square of `dataset.image_size` (shorter side scaled,
+middle cropped), after a check that all of them fit the memory bound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline import terminal
+from pipeline.config import DatasetConfig
+from pipeline.datasets.spec import DatasetSpec, Part, PartName
+from pipeline.datasets.splitting import split_stratified
+from pipeline.errors import UserError
+from pipeline.files import in_project
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+_LAYOUT = "train/<class>/* and test/<class>/*, or <class>/* alone"
+
+
+def _is_split(config: DatasetConfig) -> bool:
+    """Whether the folder brings its own train and test parts."""
+    root = in_project(config.root)
+    return (root / "train").is_dir() and (root / "test").is_dir()
+
+
+def _folder(config: DatasetConfig, part: PartName) -> Path:
+    root = in_project(config.root)
+    return root / part if _is_split(config) else root
+
+
+def _class_names(config: DatasetConfig) -> tuple[str, ...]:
+    folder = _folder(config, "train")
+    if not folder.is_dir():
+        raise UserError(f"dataset.root={folder}: no such folder; allowed: a folder with {_LAYOUT}")
+    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."))
+    if len(names) < 2:
+        raise UserError(
+            f"dataset.root={folder}: {len(names)} class folders found; allowed: at least 2, as {_LAYOUT}"
+        )
+    return names
+
+
+def _files(config: DatasetConfig, part: PartName) -> list[tuple[Path, int]]:
+    """Every image file of a part with its label, in a fixed order."""
+    names, folder = _class_names(config), _folder(config, part)
+    found = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    strays = [name for name in found if name not in names]
+    if strays:
+        raise UserError(f"dataset.root={folder}: class '{strays[0]}' is in {part}/ but not in train/")
+    files = [
+        (path, label)
+        for label, name in enumerate(names)
+        for path in sorted((folder / name).glob("*"))
+        if path.suffix.lower() in _SUFFIXES
+    ]
+    if not files:
+        raise UserError(f"dataset.root={folder}: no images; allowed: {_LAYOUT}, files {' '.join(_SUFFIXES)}")
+    return files
+
+
+def _prepare(config: DatasetConfig) -> None:
+    for part in ("train", "test") if _is_split(config) else ("train",):
+        count = len(_files(config, part))  # type: ignore[arg-type]
+        needed_gb = count * len(config.mean) * config.image_size**2 / 1e9
+        if needed_gb > config.max_memory_gb:
+            raise UserError(
+                f"dataset.max_memory_gb={config.max_memory_gb:g}: {count} images of {config.image_size} px need "
+                f"{needed_gb:.2f} GB; allowed: more memory, or a smaller dataset.image_size"
+            )
+
+
+def _read(config: DatasetConfig, part: PartName) -> Part:
+    files = _files(config, part)
+    mode, size = ("L" if len(config.mean) == 1 else "RGB"), config.image_size
+    pixels = np.empty((len(files), size, size, len(config.mean)), dtype=np.uint8)
+
+    def decode(index: int) -> None:
+        path = files[index][0]
+        try:
+            with Image.open(path) as image:
+                fitted = ImageOps.fit(image.convert(mode), (size, size), Image.Resampling.BILINEAR)
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+            raise UserError(f"dataset.root: {path} cannot be read as an image: {error}") from error
+        pixels[index] = np.asarray(fitted).reshape(size, size, -1)
+
+    workers = config.workers or min(32, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool, terminal.bar(f"decode {part}", len(files)) as progress:
+        for _ in pool.map(decode, range(len(files))):
+            progress.update(1)
+    labels = torch.tensor([label for _, label in files])
+    whole = Part(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)
+    if _is_split(config):
+        return whole
+    key = f"dataset.test_fraction={config.test_fraction}"
+    training, test = split_stratified(whole, round(len(whole) * config.test_fraction), seed=0, key=key)
+    return training if part == "train" else test
+
+
+def _fingerprint(config: DatasetConfig, part: PartName) -> str:
+    """A hash of every file's place in the folder, size and time of change: cheap, and moves with a copy."""
+    folder = _folder(config, part)
+    lines = []
+    for path, _ in _files(config, part):
+        status = path.stat()
+        lines.append(f"{path.relative_to(folder)} {status.st_size} {int(status.st_mtime)}")
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+DATASETS = (
+    DatasetSpec(
+        name="image_folder",
+        class_names=_class_names,
+        prepare=_prepare,
+        read=_read,
+        fingerprint=_fingerprint,
+        origin=lambda config: str(in_project(config.root)),
+    ),
+)

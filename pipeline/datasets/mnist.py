@@ -1,0 +1,58 @@
+"""MNIST (LeCun et al. 1998) and Fashion-MNIST (Xiao et al. 2017): 60,000 + 10,000 grey images, 28×28."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+
+import torchvision.datasets
+
+from pipeline.config import DatasetConfig
+from pipeline.datasets import archives
+from pipeline.datasets.spec import DatasetSpec, Part, PartName
+from pipeline.errors import UserError
+from pipeline.files import in_project, write_and_rename
+
+
+def _spec(name: str, dataset: type[torchvision.datasets.MNIST]) -> DatasetSpec:
+    resources = dict(dataset.resources)
+
+    def prepare(config: DatasetConfig) -> None:
+        folder = in_project(config.root) / dataset.__name__ / "raw"
+        unpacked = {archive: folder / archive.removesuffix(".gz") for archive in resources}
+        if all(path.is_file() for path in unpacked.values()):
+            return
+        archives.fetch(config, folder, resources, dataset.mirrors)
+        for archive, path in unpacked.items():
+            with (
+                write_and_rename(path) as temporary,
+                gzip.open(folder / archive) as source,
+                temporary.open("wb") as target,
+            ):
+                shutil.copyfileobj(source, target)
+
+    def read(config: DatasetConfig, part: PartName) -> Part:
+        try:
+            whole = dataset(str(in_project(config.root)), train=part == "train", download=False)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            folder = in_project(config.root) / dataset.__name__ / "raw"
+            raise UserError(
+                f"dataset={config.name}: an unpacked file in {folder} is damaged ({error}): remove the folder "
+                "and run the command again"
+            ) from error
+        return Part(whole.data.unsqueeze(1), whole.targets.long())
+
+    return DatasetSpec(
+        name=name,
+        class_names=lambda config: tuple(dataset.classes),
+        prepare=prepare,
+        read=read,
+        fingerprint=lambda config, part: f"{name} {sorted(resources.values())}",
+        origin=lambda config: dataset.mirrors[-1],
+    )
+
+
+DATASETS = (
+    _spec("mnist", torchvision.datasets.MNIST),
+    _spec("fashion_mnist", torchvision.datasets.FashionMNIST),
+)

@@ -1,0 +1,58 @@
+"""What this machine and this checkout are, for the record and for results that depend on them."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from pipeline.errors import UserError
+from pipeline.files import PROJECT_ROOT
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The processor's model name and the instruction set that torch uses of it."""
+    name = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    elif platform.system() == "Darwin":
+        name = _output("sysctl", "-n", "machdep.cpu.brand_string") or name
+    return f"{name or platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+@functools.cache
+def git_commit() -> str:
+    """The checkout's commit, marked `-dirty` with uncommitted changes; 'unknown' outside a checkout."""
+    return _output("git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*") or "unknown"
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device to train on: `auto` takes the GPU where there is one.
+
+    Raises:
+        UserError: for `cuda` where torch sees none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch sees no CUDA device here; allowed: auto, cpu")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def machine() -> dict[str, str]:
+    """What a measured latency depends on besides the configuration."""
+    return {"cpu": cpu_name(), "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _output(*command: str) -> str | None:
+    try:
+        result = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=10)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None

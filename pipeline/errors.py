@@ -1,0 +1,30 @@
+"""The one exception for what a user can get wrong, and the suggestion that goes with it.
+
+Everything a user can mistype, misplace or not have ends as one `UserError`: one line that names the
+key, the value, what is allowed and the nearest right name. The entry point prints it without a
+traceback and exits with status 2. Broken invariants are asserts and keep their traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake of the user, told in one line."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name most like `name` (case is ignored), or None when nothing is alike."""
+    by_folded = {candidate.lower(): candidate for candidate in allowed}
+    matches = difflib.get_close_matches(name.lower(), by_folded, n=1, cutoff=0.5)
+    return by_folded[matches[0]] if matches else None
+
+
+def suggestion(name: str, allowed: Iterable[str]) -> str:
+    """The tail of an error line: what is allowed, and the nearest of it to `name`."""
+    allowed = list(allowed)
+    close = nearest(name, allowed)
+    hint = f"; did you mean '{close}'?" if close else ""
+    return f"allowed: {', '.join(allowed)}{hint}"

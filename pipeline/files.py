@@ -1,0 +1,51 @@
+"""Files: their hash, their folder within the project, and writing that is complete or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+
+
+def in_project(path: str) -> Path:
+    """`path`, resolved against the project root wherever the command is typed."""
+    return (PROJECT_ROOT / Path(path).expanduser()).resolve()
+
+
+def sha256(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def write_and_rename(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; once the block ends without error, rename it to `path`."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_writable_folder(path: Path, key: str) -> Path:
+    """Create a folder and see that it can be written to.
+
+    Raises:
+        UserError: naming `key` and the reason, when it cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{key}={path}: cannot be written: {error.strerror}") from error
+    return path

@@ -1,0 +1,34 @@
+"""Loading a form of the model: the graph from the configuration, the numbers from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipeline import models, quantization
+from pipeline.config import Config
+from pipeline.datasets.spec import DatasetInfo
+from pipeline.quantization import Form
+
+
+def load(form: Form, checkpoint: Path, config: Config, info: DatasetInfo) -> nn.Module:
+    """The model in `form`, on the CPU: the plain float network, or the quantizable twin's other forms.
+
+    Reads `config.model`, and `config.backend` for the forms `qat` and `int8`.
+    """
+    if form == "float":
+        model = models.build(config.model, info)
+    else:
+        backend = config.backend if form in ("qat", "int8") else None
+        model = quantization.rebuild(form, models.build_twin(config.model, info), backend)
+    model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
+    return model
+
+
+def load_float_into_twin(checkpoint: Path, config: Config, info: DatasetInfo) -> nn.Module:
+    """The quantizable twin with the float network's parameters, which have the same names."""
+    twin = models.build_twin(config.model, info)
+    twin.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
+    return twin

@@ -1,0 +1,99 @@
+"""The models: one file a family, each a float network and its quantizable twin.
+
+A family file ends with one declaration, `MODELS`, a tuple of `ModelSpec`. Adding a model is one such
+file and one YAML in conf/model: the registry finds both by themselves.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
+
+import pipeline.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
+from pipeline.config import ModelConfig
+from pipeline.datasets.spec import DatasetInfo
+from pipeline.errors import UserError, suggestion
+
+
+class Builder(Protocol):
+    """Makes a network for images (N, in_channels, H, W) that returns logits (N, num_classes)."""
+
+    def __call__(self, *, in_channels: int, num_classes: int, stem: str | None) -> nn.Module: ...
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model: how to build its float form and its quantizable twin, and what it can take.
+
+    Attributes:
+        name: what `model.name` says.
+        float_model: builds the float network.
+        quantizable: builds the twin: equal `state_dict` keys, bit-equal float outputs, plus
+            `fuse_model(is_qat)`.
+        stems: allowed values of `model.stem`; empty when the stem is fixed.
+        min_image_size: smallest square image in pixels.
+        classifier: prefix of the parameters that depend on the number of classes.
+        torchvision_weights: name of torchvision's weights enum for this network, if there is one.
+    """
+
+    name: str
+    float_model: Builder
+    quantizable: Builder
+    stems: tuple[str, ...]
+    min_image_size: int
+    classifier: str
+    torchvision_weights: str | None = None
+
+
+@functools.cache
+def registry() -> dict[str, ModelSpec]:
+    """Every declared model by its name."""
+    modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+    return {spec.name: spec for module in modules for spec in getattr(module, "MODELS", ())}
+
+
+def check_model(config: ModelConfig, image_size: int) -> None:
+    """Refuse an unknown model, a stem it does not have, or images too small for it.
+
+    Raises:
+        UserError: naming the key, the value and what is allowed.
+    """
+    spec = find(config)
+    if config.stem is not None and config.stem not in spec.stems:
+        allowed = suggestion(config.stem, spec.stems) if spec.stems else "allowed: null, its stem is fixed"
+        raise UserError(f"model.stem={config.stem}: {allowed}")
+    if image_size < spec.min_image_size:
+        raise UserError(
+            f"dataset.image_size={image_size}: allowed: at least {spec.min_image_size} for model {spec.name}"
+        )
+
+
+def find(config: ModelConfig) -> ModelSpec:
+    """The declared model that `config` names.
+
+    Raises:
+        UserError: when there is none.
+    """
+    models = registry()
+    if config.name not in models:
+        raise UserError(f"model.name={config.name}: {suggestion(config.name, sorted(models))}")
+    return models[config.name]
+
+
+def build(config: ModelConfig, info: DatasetInfo) -> nn.Module:
+    """The float network, freshly initialized."""
+    return _call(find(config).float_model, config, info)
+
+
+def build_twin(config: ModelConfig, info: DatasetInfo) -> nn.Module:
+    """The quantizable twin, freshly initialized."""
+    return _call(find(config).quantizable, config, info)
+
+
+def _call(builder: Builder, config: ModelConfig, info: DatasetInfo) -> nn.Module:
+    return builder(in_channels=info.channels, num_classes=info.num_classes, stem=config.stem)

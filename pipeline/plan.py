@@ -1,0 +1,124 @@
+"""From a configuration to steps: the wiring of the stages, and the key of each one's result.
+
+A key hashes everything that the result depends on: the stage's name and version, the settings it
+reads, the content of the data and weights it reads, and the keys of the stages before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import datasets, environment, stages
+from pipeline.config import Config
+from pipeline.errors import UserError, suggestion
+from pipeline.models import weights
+from pipeline.quantization import Form
+from pipeline.stage import Stage
+
+_KEY_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage with the key of its result, what was hashed to it, and the artifacts that it consumes."""
+
+    stage: Stage
+    key: str
+    hashed: dict[str, Any]
+    consumes: dict[Form, str]
+
+    @property
+    def artifact(self) -> str:
+        return f"{self.stage.name}-{self.key}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps to walk, and those that an earlier run must have walked, by name of their artifact."""
+
+    steps: tuple[Step, ...]
+    earlier: tuple[Step, ...]
+
+
+def make_plan(config: Config) -> Plan:
+    """Check the wiring of `config.stages` and key each of them.
+
+    Raises:
+        UserError: for a stage that does not exist or that stands before one it needs.
+    """
+    declared = stages.registry()
+    for name in config.stages:
+        if name not in declared:
+            raise UserError(f"stages=[{','.join(config.stages)}]: no stage '{name}'; {suggestion(name, declared)}")
+    if len(set(config.stages)) < len(config.stages):
+        raise UserError(f"stages=[{','.join(config.stages)}]: allowed: each stage once")
+    producers = {stage.produces: stage for stage in declared.values() if stage.produces}
+    for position, name in enumerate(config.stages):
+        for form in declared[name].consumes:
+            producer = producers[form].name
+            if producer in config.stages[position:]:
+                raise UserError(
+                    f"stages=[{','.join(config.stages)}]: {name} needs {form}, which {producer} makes only "
+                    f"after it; allowed: {producer} before {name}"
+                )
+    steps: dict[str, Step] = {}
+    for name in config.stages:
+        _add_step(declared[name], producers, config, steps)
+    return Plan(
+        steps=tuple(steps[name] for name in config.stages),
+        earlier=tuple(step for name, step in steps.items() if name not in config.stages),
+    )
+
+
+def _add_step(stage: Stage, producers: dict[Form | None, Stage], config: Config, steps: dict[str, Step]) -> Step:
+    """Key a stage, those before it first; every step once."""
+    if stage.name not in steps:
+        parents = {form: _add_step(producers[form], producers, config, steps) for form in stage.consumes}
+        hashed = _hashed(stage, config) | {"parents": [parent.key for parent in parents.values()]}
+        text = json.dumps(hashed, sort_keys=True)
+        key = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:_KEY_LENGTH]
+        consumes = {form: parent.artifact for form, parent in parents.items()}
+        steps[stage.name] = Step(stage, key, hashed, consumes)
+    return steps[stage.name]
+
+
+def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
+    hashed: dict[str, Any] = {"stage": stage.name, "version": stage.version}
+    for section in stage.sections:
+        hashed[section] = _settings(section, getattr(config, section), stage.ignores)
+    if "model" in stage.sections:
+        hashed["weights"] = weights.fingerprint(config.model)
+    hashed["data"] = {part: datasets.fingerprint(config.dataset, part) for part in stage.parts}
+    if stage.measures_machine:
+        hashed["machine"] = environment.machine()
+    return hashed
+
+
+def _settings(section: str, value: Any, ignores: tuple[str, ...]) -> Any:
+    if not dataclasses.is_dataclass(value):
+        return value
+    return {
+        spec.name: getattr(value, spec.name)
+        for spec in dataclasses.fields(value)
+        if spec.metadata.get("in_key", True) and f"{section}.{spec.name}" not in ignores
+    }
+
+
+class _Undeclared:
+    """Stands for a section that a stage did not declare: reading it would make its key untrue."""
+
+    def __init__(self, stage: str, section: str) -> None:
+        self._what = f"stage {stage} reads config.{section}, which its declaration does not name"
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(self._what)
+
+
+def visible_config(stage: Stage, config: Config) -> Config:
+    """The configuration as a stage sees it: the sections that make its key, and no others."""
+    hidden = {spec.name for spec in dataclasses.fields(config)} - set(stage.sections)
+    return dataclasses.replace(config, **{name: _Undeclared(stage.name, name) for name in hidden})  # type: ignore[arg-type]

@@ -1,0 +1,175 @@
+"""Walks the stages of one run: check, plan, then each stage from the store or by making it."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline import datasets, environment, models, quantization, report, terminal
+from pipeline.artifacts import Artifact, Store
+from pipeline.config import Config
+from pipeline.errors import UserError, suggestion
+from pipeline.files import in_project, make_writable_folder
+from pipeline.plan import Plan, Step, make_plan, visible_config
+from pipeline.request import Request, describe
+from pipeline.stage import Context
+from pipeline.tracking import Tracker, open_run
+
+
+def run(request: Request) -> dict[str, float]:
+    """Run the stages of one configuration and give its final metrics.
+
+    Raises:
+        UserError: for whatever the user can mend; before the first stage runs wherever possible.
+    """
+    config = request.config
+    quantization.silence_known_warnings()
+    _check(config)
+    plan = make_plan(config)
+    forced = _forced(config)
+    outputs = make_writable_folder(in_project(config.outputs), "outputs")
+    store = Store(outputs / "artifacts")
+    done = _find_artifacts(plan, store, config, forced)
+    if any(step.stage.parts and step.artifact not in done for step in plan.steps):
+        datasets.find(config.dataset).prepare(config.dataset)
+    with _termination_as_interrupt(), open_run(config.tracking, outputs, describe(request, plan)) as tracker:
+        walk = _Walk(config, store, tracker, done)
+        for step in plan.steps:
+            walk.take(step, step.stage.name in forced)
+        _report(request, walk.metrics, tracker)
+    return walk.metrics
+
+
+def _check(config: Config) -> None:
+    """Ask the owner of each choice whether it can be had here."""
+    environment.resolve_device(config.device)
+    datasets.find(config.dataset)
+    models.check_model(config.model, config.dataset.image_size)
+    quantization.check_backend(config.backend)
+
+
+def _forced(config: Config) -> list[str]:
+    """The stages to run although their result is there: `force` is true, false, or the first of them."""
+    choice = config.force.lower()
+    if choice in ("true", "false"):
+        return config.stages if choice == "true" else []
+    if choice not in config.stages:
+        raise UserError(f"force={config.force}: {suggestion(config.force, ['true', 'false', *config.stages])}")
+    return config.stages[config.stages.index(choice) :]
+
+
+def _find_artifacts(plan: Plan, store: Store, config: Config, forced: list[str]) -> dict[str, Artifact]:
+    """What the store has of the plan; what stages outside the plan must have left is required."""
+    done = {}
+    for step in (*plan.earlier, *plan.steps):
+        if step.stage.name in forced:
+            continue
+        artifact = store.find(step.artifact)
+        if artifact is not None:
+            done[step.artifact] = artifact
+    needed = {name for step in plan.steps if step.artifact not in done for name in step.consumes.values()}
+    missing = [step for step in plan.earlier if step.artifact in needed and step.artifact not in done]
+    if missing:
+        first = missing[0].stage.name
+        raise UserError(
+            f"stages=[{','.join(config.stages)}]: there is no result of stage {first} for these settings in "
+            f"{store.root}; run stage {first} first, with the same settings: stages=[{first}]"
+        )
+    return done
+
+
+class _Walk:
+    """A walk over the steps: the artifacts so far, and the metrics of the whole run."""
+
+    def __init__(self, config: Config, store: Store, tracker: Tracker, done: dict[str, Artifact]) -> None:
+        self.config, self.store, self.tracker, self.done = config, store, tracker, done
+        self.metrics: dict[str, float] = {}
+        self.device = environment.resolve_device(config.device)
+        self.load_training = functools.cache(lambda: datasets.load_training(config.dataset, config.seed))
+        self.load_test = functools.cache(lambda: datasets.load_test(config.dataset))
+
+    def take(self, step: Step, forced: bool) -> None:
+        """Replay a step that is done already, or make it."""
+        artifact = self.done.get(step.artifact)
+        if artifact is None:
+            with self.store.making(step.artifact):
+                # Another process may have made it since the plan was drawn.
+                artifact = None if forced else self.store.find(step.artifact)
+                if artifact is None:
+                    artifact = self._make(step, forced)
+                else:
+                    self._replay(step, artifact)
+        else:
+            self._replay(step, artifact)
+        self.done[step.artifact] = artifact
+        for path in artifact.attachments:
+            self.tracker.file(path)
+
+    def _replay(self, step: Step, artifact: Artifact) -> None:
+        terminal.say(f"{step.stage.name:9} cached   {step.artifact}")
+        for metric in artifact.metrics:
+            self._on_metric(*metric)
+
+    def _make(self, step: Step, forced: bool) -> Artifact:
+        terminal.say(f"{step.stage.name:9} running  {step.artifact}")
+        started = time.perf_counter()
+        context = Context(
+            folder=self.store.partial_folder(step.artifact, afresh=forced),
+            device=self.device,
+            info=datasets.info(self.config.dataset),
+            load_training=self.load_training,
+            load_test=self.load_test,
+            on_metric=self._on_metric,
+        )
+        inputs = {form: self.done[name].model for form, name in step.consumes.items()}
+        step.stage.run(visible_config(step.stage, self.config), inputs, context)
+        seconds = time.perf_counter() - started
+        record = {
+            "hashed": step.hashed,
+            "seconds": seconds,
+            "device": str(self.device),
+            "machine": environment.machine(),
+            "commit": environment.git_commit(),
+        }
+        artifact = self.store.complete(step.artifact, context.history, context.attachments, record)
+        terminal.say(f"{step.stage.name:9} done     {step.artifact}  {seconds:.1f} s")
+        return artifact
+
+    def _on_metric(self, name: str, value: float, step: int | None) -> None:
+        if step is None:
+            self.metrics[name] = value
+        self.tracker.metric(name, value, step)
+
+
+def _report(request: Request, metrics: dict[str, float], tracker: Tracker) -> None:
+    """Show the results table where there is one: in the terminal and on the run's page."""
+    if "speedup" not in metrics:
+        return
+    conditions = report.conditions(request.config.evaluate, environment.cpu_name())
+    markdown = f"{report.results_table(metrics, 'github')}\n\n{conditions}\n"
+    tracker.describe(markdown)
+    tracker.text(markdown, "results.md")
+    terminal.say(f"\n{report.results_table(metrics, 'simple')}\n{conditions}\n")
+    terminal.say(report.next_lines(request.overrides))
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end the run as Ctrl-C does, so that the tracker can mark it KILLED."""
+
+    def interrupt(signal_number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's affair
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

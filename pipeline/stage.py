@@ -1,0 +1,96 @@
+"""The contract of a stage: what it declares, and what it is given.
+
+A stage is a function `run(config, inputs, context)`. It sees only the sections of the configuration
+that it declares (they make its key), finds the forms that it consumes in `inputs`, writes into
+`context.folder` and reports its numbers through `context`. It knows nothing of Hydra, MLflow, the
+artifact store or the other stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipeline.config import Config
+from pipeline.datasets.spec import DatasetInfo, Part, PartName
+from pipeline.files import write_and_rename
+from pipeline.quantization import Form
+
+MODEL_FILE = "model.pt"
+
+# name, value, step (None: a number of the whole run)
+Metric = tuple[str, float, int | None]
+
+
+@dataclass
+class Context:
+    """What a stage works with besides its configuration.
+
+    Attributes:
+        folder: the only place to write to; what is in it at the end becomes the artifact.
+        device: where to train.
+        info: channels and classes of the data set.
+        load_training: gives the training and the validation part.
+        load_test: gives the test part.
+        on_metric: is told every metric at once.
+        history: every metric so far.
+        attachments: files in `folder` to show beside the run.
+    """
+
+    folder: Path
+    device: torch.device
+    info: DatasetInfo
+    load_training: Callable[[], tuple[Part, Part]]
+    load_test: Callable[[], Part]
+    on_metric: Callable[[str, float, int | None], None] = lambda name, value, step: None
+    history: list[Metric] = field(default_factory=list)
+    attachments: list[Path] = field(default_factory=list)
+
+    def metric(self, name: str, value: float, step: int | None = None) -> None:
+        """Report a number; `step` is the epoch of a curve's point."""
+        self.history.append((name, value, step))
+        self.on_metric(name, value, step)
+
+    def save_model(self, model: nn.Module) -> None:
+        """Write the `state_dict` that this stage produces."""
+        with write_and_rename(self.folder / MODEL_FILE) as temporary:
+            torch.save(model.state_dict(), temporary)
+
+    def attach(self, name: str) -> Path:
+        """A path in the folder for a file that is shown beside the run."""
+        self.attachments.append(self.folder / name)
+        return self.folder / name
+
+
+Inputs = Mapping[Form, Path]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The declaration at the end of a stage's file.
+
+    Attributes:
+        name: as in `stages`, and the file's name.
+        run: the function.
+        sections: the settings of the configuration that it may read; they go into its key.
+        ignores: dotted settings of those sections that do not change its result.
+        consumes: the forms it needs, as checkpoints.
+        produces: the form it makes, or None for one that only measures.
+        parts: the parts of the data set that it reads.
+        version: raise it when the code gives another result for the same configuration.
+        measures_machine: its result depends on this machine's processor and libraries.
+    """
+
+    name: str
+    run: Callable[[Config, Inputs, Context], None]
+    sections: tuple[str, ...]
+    consumes: tuple[Form, ...] = ()
+    produces: Form | None = None
+    ignores: tuple[str, ...] = ()
+    parts: tuple[PartName, ...] = ()
+    version: int = 1
+    measures_machine: bool = False

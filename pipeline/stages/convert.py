@@ -1,0 +1,15 @@
+"""Convert the trained QAT model to int8, on the CPU, with the backend's engine set."""
+
+from __future__ import annotations
+
+from pipeline import forms, quantization
+from pipeline.config import Config
+from pipeline.stage import Context, Inputs, Stage
+
+
+def run(config: Config, inputs: Inputs, context: Context) -> None:
+    prepared = forms.load("qat", inputs["qat"], config, context.info)
+    context.save_model(quantization.convert(prepared, config.backend))
+
+
+STAGE = Stage(name="convert", run=run, sections=("model", "backend"), consumes=("qat",), produces="int8")

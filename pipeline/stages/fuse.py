@@ -1,0 +1,15 @@
+"""Fuse Conv+BN+ReLU in the mode that QAT needs: trainable, the BatchNorm kept beside its convolution."""
+
+from __future__ import annotations
+
+from pipeline import forms, quantization
+from pipeline.config import Config
+from pipeline.stage import Context, Inputs, Stage
+
+
+def run(config: Config, inputs: Inputs, context: Context) -> None:
+    twin = forms.load_float_into_twin(inputs["float"], config, context.info)
+    context.save_model(quantization.rebuild("fused", twin))
+
+
+STAGE = Stage(name="fuse", run=run, sections=("model",), consumes=("float",), produces="fused")

@@ -1,0 +1,33 @@
+"""Train the float model, or take `model.weights` as they are when `train.epochs=0`."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline import models, terminal, training
+from pipeline.config import Config
+from pipeline.models import weights
+from pipeline.stage import Context, Inputs, Stage
+
+
+def run(config: Config, inputs: Inputs, context: Context) -> None:
+    torch.manual_seed(config.seed)
+    model = models.build(config.model, context.info)
+    if config.model.weights is not None:
+        fresh = weights.load_into(model, config.model)
+        if fresh:
+            terminal.warn(f"model.weights: {', '.join(fresh)} do not fit the data set and start untrained")
+    if config.train.epochs > 0:
+        training.fit(model, config.train, config.dataset, config.seed, context, curve="train")
+    # An artifact has one memory layout, whatever training used.
+    context.save_model(model.cpu().to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
+
+
+STAGE = Stage(
+    name="train",
+    run=run,
+    sections=("model", "dataset", "train", "seed"),
+    produces="float",
+    ignores=("dataset.max_test_samples",),
+    parts=("train",),
+)

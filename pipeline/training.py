@@ -1,0 +1,202 @@
+"""Training: one loop, read from top to bottom, for float training and for QAT alike.
+
+Every epoch's randomness (order, augmentation, dropout) is seeded by seed, curve name and epoch alone,
+so a run that is killed and resumed goes on exactly as an undisturbed one would.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, OneCycleLR, StepLR
+
+from pipeline import terminal
+from pipeline.config import DatasetConfig, OptimizationConfig
+from pipeline.datasets.loader import count_batches, evaluation_batches, training_batches
+from pipeline.datasets.spec import Part
+from pipeline.errors import UserError
+from pipeline.files import write_and_rename
+from pipeline.stage import Context
+
+PROGRESS_FILE = "progress.pt"
+
+
+def fit(
+    model: nn.Module,
+    settings: OptimizationConfig,
+    dataset: DatasetConfig,
+    seed: int,
+    context: Context,
+    curve: str,
+    before_step: Callable[[nn.Module, float], None] = lambda model, epochs_done: None,
+) -> None:
+    """Train `model` in place, and leave it with the parameters of the epoch that `settings.keep` names.
+
+    Reports `<curve>/loss` and `<curve>/val_accuracy_pct` an epoch. After each epoch a checkpoint is
+    written into `context.folder`; where one is found, training goes on from it.
+
+    Args:
+        before_step: is called before every step with the model and the epochs done so far (2.5: in the
+            middle of the third); it must do the same for the same value, for a resumed run's sake.
+
+    Raises:
+        UserError: when the loss is no longer finite.
+    """
+    training, validation = context.load_training()
+    device = context.device
+    model.to(device)
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steps = count_batches(training, settings.batch_size, training=True)
+    optimizer = _optimizer(model, settings)
+    scheduler = _scheduler(optimizer, settings, steps)
+    first_epoch, best_accuracy, best = _resume(model, optimizer, scheduler, context)
+
+    for epoch in range(first_epoch, settings.epochs):
+        started = time.perf_counter()
+        generator = _seed_epoch(seed, curve, epoch)
+        losses, correct, seen = [], 0, 0
+        model.train()
+        description = f"{curve} epoch {epoch + 1}/{settings.epochs}"
+        with terminal.bar(description, steps, unit="batch") as bar:
+            batches = training_batches(training, dataset, settings.batch_size, device, generator)
+            for step, (images, labels) in enumerate(batches):
+                before_step(model, epoch + step / steps)
+                if settings.channels_last:
+                    images = images.contiguous(memory_format=torch.channels_last)
+                with _autocast(settings, device):
+                    logits = model(images)
+                    loss = functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                scheduler.step()
+                losses.append(_finite(loss, curve, epoch, step))
+                correct += int((logits.argmax(1) == labels).sum())
+                seen += len(labels)
+                bar.set_postfix(loss=f"{losses[-1]:.4f}", accuracy=f"{100 * correct / seen:.2f} %", refresh=False)
+                bar.update(1)
+        mean_loss = float(np.mean(losses))
+        accuracy = accuracy_pct(predict(model, validation, dataset, settings.batch_size, device, "validate"), validation)
+        context.metric(f"{curve}/loss", mean_loss, epoch)
+        context.metric(f"{curve}/val_accuracy_pct", accuracy, epoch)
+        terminal.epoch_line(
+            f"  {description}  loss {mean_loss:.4f}  val_accuracy {accuracy:.2f} %"
+            f"  {time.perf_counter() - started:.1f} s"
+        )
+        if settings.keep == "last" or accuracy >= best_accuracy:  # of equals the later, better converged
+            best_accuracy = accuracy
+            best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        _checkpoint(model, optimizer, scheduler, context, epoch + 1, best_accuracy, best)
+
+    if best:
+        model.load_state_dict(best)
+    (context.folder / PROGRESS_FILE).unlink(missing_ok=True)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, part: Part, dataset: DatasetConfig, batch_size: int, device: torch.device, description: str
+) -> Tensor:
+    """The predicted class of every image of `part`: int64 (N), on the CPU. Leaves the model in eval mode."""
+    model.eval()
+    predicted = []
+    with terminal.bar(description, count_batches(part, batch_size, training=False), unit="batch") as bar:
+        for images, _ in evaluation_batches(part, dataset, batch_size, device):
+            predicted.append(model(images).argmax(1).cpu())
+            bar.update(1)
+    return torch.cat(predicted)
+
+
+def accuracy_pct(predicted: Tensor, part: Part) -> float:
+    """The share of `predicted` (N) that equals the labels, in percent."""
+    return 100 * float((predicted == part.labels).double().mean())
+
+
+def _optimizer(model: nn.Module, settings: OptimizationConfig) -> Optimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "sgd":
+        return SGD(model.parameters(), rate, momentum=settings.momentum, weight_decay=decay)
+    return {"adam": Adam, "adamw": AdamW}[settings.optimizer](model.parameters(), rate, weight_decay=decay)
+
+
+def _scheduler(optimizer: Optimizer, settings: OptimizationConfig, steps: int) -> LRScheduler:
+    total = steps * settings.epochs
+    if settings.schedule == "one_cycle":
+        return OneCycleLR(optimizer, settings.learning_rate, total_steps=total + 1)  # one spare: step() follows the last
+    if settings.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=total)
+    if settings.schedule == "step":
+        return StepLR(optimizer, step_size=settings.step_epochs * steps, gamma=settings.step_gamma)
+    return ConstantLR(optimizer, factor=1.0)
+
+
+def _autocast(settings: OptimizationConfig, device: torch.device) -> torch.autocast:
+    automatic = settings.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=automatic or settings.precision == "bf16")
+
+
+def _seed_epoch(seed: int, curve: str, epoch: int) -> torch.Generator:
+    """Seed torch for one epoch (dropout draws from it), and give the generator of its data order."""
+    sequence = np.random.SeedSequence([seed, zlib.crc32(curve.encode()), epoch])
+    for_torch, for_data = (int(state) for state in sequence.generate_state(2, np.uint64))
+    torch.manual_seed(for_torch)
+    return torch.Generator().manual_seed(for_data)
+
+
+def _finite(loss: Tensor, curve: str, epoch: int, step: int) -> float:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise UserError(
+            f"{curve}: the loss is {value} in epoch {epoch + 1}, step {step + 1}: "
+            f"{curve}.learning_rate is likely too high"
+        )
+    return value
+
+
+def _checkpoint(
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    context: Context,
+    epochs_done: int,
+    best_accuracy: float,
+    best: dict[str, Tensor],
+) -> None:
+    state = {
+        "epochs_done": epochs_done,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "best_accuracy": best_accuracy,
+        "best": best,
+        "history": context.history,
+    }
+    with write_and_rename(context.folder / PROGRESS_FILE) as temporary:
+        torch.save(state, temporary)
+
+
+def _resume(
+    model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, context: Context
+) -> tuple[int, float, dict[str, Tensor]]:
+    path = context.folder / PROGRESS_FILE
+    if not path.exists():
+        return 0, -math.inf, {}
+    state: dict[str, Any] = torch.load(path, map_location=context.device, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict(state["scheduler"])
+    for name, value, epoch in state["history"]:
+        context.metric(name, value, epoch)
+    terminal.say(f"  resumed after epoch {state['epochs_done']}")
+    best = {name: value.cpu() for name, value in state["best"].items()}
+    return state["epochs_done"], state["best_accuracy"], best
