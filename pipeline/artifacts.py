@@ -84,9 +84,7 @@ class Store:
         partial.mkdir(parents=True, exist_ok=True)
         return partial
 
-    def complete(
-        self, name: str, metrics: list[Metric], attachments: list[Path], record: dict[str, Any]
-    ) -> Artifact:
+    def complete(self, name: str, metrics: list[Metric], attachments: list[Path], record: dict[str, Any]) -> Artifact:
         """Write the manifest of a partial folder and put it in its place, instead of an older one."""
         partial, folder = self.root / f"{name}.partial", self.root / name
         files = {path.name: sha256(path) for path in sorted(partial.iterdir()) if path.name != _MANIFEST}

@@ -105,6 +105,17 @@ def check_command_line(overrides: list[str], multirun: bool) -> list[Config]:
             raise UserError(one_line(error)) from error
 
 
+def compose_request(overrides: list[str]) -> Request:
+    """What `python -m pipeline OVERRIDES` would run, for scripts, benchmarks and tests.
+
+    Raises:
+        UserError: as the command would.
+    """
+    check_command_line(overrides, multirun=False)
+    with hydra.initialize_config_dir(str(CONFIG_FOLDER), version_base=_VERSION_BASE, job_name="pipeline"):
+        return to_request(hydra.compose(CONFIG_NAME, overrides), overrides)
+
+
 def to_request(composed: DictConfig, overrides: list[str]) -> Request:
     """What the runner needs of a composed configuration."""
     from pipeline.request import Request
@@ -145,7 +156,7 @@ def _first_line(error: BaseException) -> str:
 
 def _check_override(override: Override, multirun: bool, loader: ConfigLoader) -> None:
     """Refuse an unknown key or group option before Hydra does, with the nearest right name."""
-    key, text = override.key_or_group, override.input_line
+    key, text = override.key_or_group, str(override.input_line)
     if override.is_sweep_override() and not multirun:
         raise UserError(f"{text}: several values; allowed: one, or all of them in a sweep with -m")
     groups = [group for group in loader.list_groups("") if group != "hydra"]
@@ -186,7 +197,7 @@ def _refuse_strays(node: DictConfig, schema: type, prefix: str) -> None:
     fields = _field_types(schema)
     for name in node:
         if name not in fields:
-            raise UserError(f"no such setting '{prefix}{name}'; {suggestion(str(name), fields)}")
+            raise UserError(f"no such setting '{prefix}{name!s}'; {suggestion(str(name), fields)}")
         if dataclasses.is_dataclass(fields[str(name)]):
             _refuse_strays(node[name], fields[str(name)], f"{prefix}{name}.")
 

@@ -166,9 +166,7 @@ def check(config: Config) -> None:
     if channels not in (1, 3):
         raise UserError(f"dataset.mean={config.dataset.mean}: allowed: 1 value (grey) or 3 values (RGB)")
     if len(config.dataset.std) != channels:
-        raise UserError(
-            f"dataset.std={config.dataset.std}: allowed: as many values as dataset.mean has ({channels})"
-        )
+        raise UserError(f"dataset.std={config.dataset.std}: allowed: as many values as dataset.mean has ({channels})")
     if not config.stages:
         raise UserError("stages=[]: allowed: at least one stage")
     if config.train.epochs == 0 and config.model.weights is None and "train" in config.stages:

@@ -64,7 +64,7 @@ def measure_latency(
     rounds = warmup + repeats
     with threads(thread_count), terminal.bar("latency", rounds, unit="round") as bar:
         for index in range(rounds):
-            order = list(models) if index % 2 == 0 else list(reversed(models))
+            order = list(models) if index % 2 == 0 else list(reversed(list(models)))
             for name in order:
                 started = clock()
                 models[name](image)

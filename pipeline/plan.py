@@ -56,7 +56,7 @@ def make_plan(config: Config) -> Plan:
             raise UserError(f"stages=[{','.join(config.stages)}]: no stage '{name}'; {suggestion(name, declared)}")
     if len(set(config.stages)) < len(config.stages):
         raise UserError(f"stages=[{','.join(config.stages)}]: allowed: each stage once")
-    producers = {stage.produces: stage for stage in declared.values() if stage.produces}
+    producers: dict[Form, Stage] = {stage.produces: stage for stage in declared.values() if stage.produces}
     for position, name in enumerate(config.stages):
         for form in declared[name].consumes:
             producer = producers[form].name
@@ -74,7 +74,7 @@ def make_plan(config: Config) -> Plan:
     )
 
 
-def _add_step(stage: Stage, producers: dict[Form | None, Stage], config: Config, steps: dict[str, Step]) -> Step:
+def _add_step(stage: Stage, producers: dict[Form, Stage], config: Config, steps: dict[str, Step]) -> Step:
     """Key a stage, those before it first; every step once."""
     if stage.name not in steps:
         parents = {form: _add_step(producers[form], producers, config, steps) for form in stage.consumes}

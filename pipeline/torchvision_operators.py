@@ -23,8 +23,8 @@ _SCHEMAS = {
 def _compiled_operators_load() -> bool:
     """Whether torchvision's operator library loads here; loading it registers the operators."""
     spec = importlib.util.find_spec("torchvision")
-    assert spec is not None and spec.origin is not None, "torchvision is a dependency of this package"
-    for library in Path(spec.origin).parent.glob("_C*"):
+    assert spec is not None, "torchvision is a dependency of this package"
+    for library in Path(str(spec.origin)).parent.glob("_C*"):
         try:
             torch.ops.load_library(str(library))
         except OSError:

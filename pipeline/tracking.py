@@ -138,4 +138,5 @@ def _log_dataset(mlflow: Any, name: str, digest: str, origin: str) -> None:
     from mlflow.data.meta_dataset import MetaDataset
 
     source = CodeDatasetSource(tags={"origin": origin})
-    mlflow.log_input(MetaDataset(source, name=name, digest=digest), context="training")
+    dataset = MetaDataset(source, name=name, digest=digest)  # type: ignore[abstract]
+    mlflow.log_input(dataset, context="training")

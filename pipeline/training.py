@@ -86,7 +86,9 @@ def fit(
                 bar.set_postfix(loss=f"{losses[-1]:.4f}", accuracy=f"{100 * correct / seen:.2f} %", refresh=False)
                 bar.update(1)
         mean_loss = float(np.mean(losses))
-        accuracy = accuracy_pct(predict(model, validation, dataset, settings.batch_size, device, "validate"), validation)
+        accuracy = accuracy_pct(
+            predict(model, validation, dataset, settings.batch_size, device, "validate"), validation
+        )
         context.metric(f"{curve}/loss", mean_loss, epoch)
         context.metric(f"{curve}/val_accuracy_pct", accuracy, epoch)
         terminal.epoch_line(
@@ -132,7 +134,9 @@ def _optimizer(model: nn.Module, settings: OptimizationConfig) -> Optimizer:
 def _scheduler(optimizer: Optimizer, settings: OptimizationConfig, steps: int) -> LRScheduler:
     total = steps * settings.epochs
     if settings.schedule == "one_cycle":
-        return OneCycleLR(optimizer, settings.learning_rate, total_steps=total + 1)  # one spare: step() follows the last
+        return OneCycleLR(
+            optimizer, settings.learning_rate, total_steps=total + 1
+        )  # one spare: step() follows the last
     if settings.schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=total)
     if settings.schedule == "step":

@@ -43,9 +43,7 @@ def _class_names(config: DatasetConfig) -> tuple[str, ...]:
         raise UserError(f"dataset.root={folder}: no such folder; allowed: a folder with {_LAYOUT}")
     names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."))
     if len(names) < 2:
-        raise UserError(
-            f"dataset.root={folder}: {len(names)} class folders found; allowed: at least 2, as {_LAYOUT}"
-        )
+        raise UserError(f"dataset.root={folder}: {len(names)} class folders found; allowed: at least 2, as {_LAYOUT}")
     return names
 
 

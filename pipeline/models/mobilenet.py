@@ -28,17 +28,18 @@ def _float(name: str, *, in_channels: int, num_classes: int, stem: str | None) -
 
 def _quantizable(name: str, *, in_channels: int, num_classes: int, stem: str | None) -> nn.Module:
     build = getattr(torchvision.models.quantization, name)
-    return _adapt_first_convolution(
-        build(weights=None, quantize=False, num_classes=num_classes), in_channels, stem
-    )
+    return _adapt_first_convolution(build(weights=None, quantize=False, num_classes=num_classes), in_channels, stem)
 
 
 def _adapt_first_convolution(network: nn.Module, in_channels: int, stem: str | None) -> nn.Module:
-    first: nn.Conv2d = network.features[0][0]  # type: ignore[index, assignment]
+    stem_layer = network.get_submodule("features.0")
+    assert isinstance(stem_layer, nn.Sequential)
+    first = stem_layer[0]
+    assert isinstance(first, nn.Conv2d)
     stride = 1 if stem == "small" else 2
     convolution = nn.Conv2d(in_channels, first.out_channels, 3, stride, padding=1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out")
-    network.features[0][0] = convolution  # type: ignore[index, operator]
+    stem_layer[0] = convolution
     return network
 
 

@@ -68,9 +68,7 @@ class ResNet18(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def _layer(self, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(
-            self.block(in_channels, out_channels, stride), self.block(out_channels, out_channels, 1)
-        )
+        return nn.Sequential(self.block(in_channels, out_channels, stride), self.block(out_channels, out_channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))

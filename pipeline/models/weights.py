@@ -75,9 +75,7 @@ def _path(weights: str) -> Path | None:
     if path.is_file():
         return path
     if path.suffix in (".pt", ".pth", ".bin") or "/" in weights:
-        raise UserError(
-            f"model.weights={weights}: no such file; allowed: a state_dict file or a torchvision weight"
-        )
+        raise UserError(f"model.weights={weights}: no such file; allowed: a state_dict file or a torchvision weight")
     return None
 
 
@@ -99,9 +97,7 @@ def _torchvision_weight(spec: ModelSpec, name: str) -> str:
     members = _members(spec.torchvision_weights)
     member = name.removeprefix(f"{spec.torchvision_weights}.")
     if member not in members:
-        raise UserError(
-            f"model.weights={name}: no such file or torchvision weight; {suggestion(member, members)}"
-        )
+        raise UserError(f"model.weights={name}: no such file or torchvision weight; {suggestion(member, members)}")
     return f"{spec.torchvision_weights}.{member}"
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline import forms, plots
 from pipeline.config import Config
@@ -26,7 +27,8 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
         "fp32": forms.load("float", inputs["float"], config, context.info),
         "int8": forms.load("int8", inputs["int8"], config, context.info),
     }
-    accuracy, latency, size = {}, {}, {}
+    accuracy: dict[str, float] = {}
+    size: dict[str, float] = {}
     for name, model in models.items():
         device = context.device if name == "fp32" else cpu
         predicted = predict(
@@ -38,7 +40,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
         if name == "int8":
             names = context.info.class_names
             plots.confusion_matrix(test.labels, predicted, names, context.attach("confusion_matrix_int8.png"))
-    _report_latency(config, models, test, context, latency)
+    latency = _measure_latency(config, models, test, context)
     for name in models:
         context.metric(f"{name}/accuracy_pct", accuracy[name])
         context.metric(f"{name}/size_mb", size[name])
@@ -47,11 +49,9 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     context.metric("compression", size["fp32"] / size["int8"])
 
 
-def _report_latency(
-    config: Config, models: dict[str, nn.Module], test: Part, context: Context, medians: dict[str, float]
-) -> None:
-    image: Tensor
-    image, _ = next(evaluation_batches(test.select(slice(0, 1)), config.dataset, 1, torch.device("cpu")))
+def _measure_latency(config: Config, models: dict[str, nn.Module], test: Part, context: Context) -> dict[str, float]:
+    """Report the latency of each model, and give the medians in milliseconds."""
+    image, _ = next(evaluation_batches(test.select(np.array([0])), config.dataset, 1, torch.device("cpu")))
     measured = measure_latency(
         models,
         image,
@@ -60,13 +60,13 @@ def _report_latency(
         repeats=config.evaluate.repeats,
     )
     for name, latency in measured.items():
-        medians[name] = latency.median_ms
         context.metric(f"{name}/latency_ms", latency.median_ms)
         context.metric(f"{name}/latency_p90_ms", latency.percentile_ms(90))
         context.metric(f"{name}/latency_p99_ms", latency.percentile_ms(99))
     context.metric("latency_repeats", config.evaluate.repeats)
     samples = {name: latency.samples_ms for name, latency in measured.items()}
     context.attach("latency_samples_ms.json").write_text(json.dumps(samples))
+    return {name: latency.median_ms for name, latency in measured.items()}
 
 
 STAGE = Stage(

@@ -1,0 +1,57 @@
+"""The real configuration, shrunk: 200 digits, one epoch, a few latency repeats."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.composition import compose_request
+from pipeline.files import PROJECT_ROOT
+from pipeline.request import Request
+
+SMALL = [
+    "dataset.max_train_samples=200",
+    "dataset.max_test_samples=60",
+    "train.epochs=1",
+    "qat.epochs=1",
+    "evaluate.warmup=1",
+    "evaluate.repeats=3",
+]
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def small_request(outputs: Path) -> Callable[..., Request]:
+    """Compose the real default run with extra overrides, shrunk, into an empty outputs folder."""
+
+    def compose(*overrides: str) -> Request:
+        return compose_request([*SMALL, f"outputs={outputs}", *overrides])
+
+    return compose
+
+
+@pytest.fixture(scope="session")
+def finished_outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The outputs of one finished small run, tracked in MLflow. Read it; do not write to it."""
+    from pipeline.runner import run
+
+    outputs = tmp_path_factory.mktemp("finished") / "outputs"
+    run(compose_request([*SMALL, f"outputs={outputs}"]))
+    return outputs
+
+
+@pytest.fixture(scope="session")
+def mnist_mirror() -> Path:
+    """The folder with the official MNIST archives; the test is skipped where there is none."""
+    configured = os.environ.get("DATASET_MIRROR")
+    mirror = (PROJECT_ROOT / configured) if configured else None
+    if mirror is None or not (mirror / "train-images-idx3-ubyte.gz").is_file():
+        pytest.skip("no real MNIST: set DATASET_MIRROR to a folder with the four official archives")
+    return mirror
