@@ -22,6 +22,14 @@ SMALL = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def known_warnings() -> None:
+    """The program's own filter: any other warning still shows in pytest's summary."""
+    from pipeline.quantization import silence_known_warnings
+
+    silence_known_warnings()
+
+
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
     return tmp_path / "outputs"

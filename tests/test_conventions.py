@@ -1,0 +1,72 @@
+"""The rules of the house, kept by a test: which module may import what, and how long one may be."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from pipeline import models, stages
+from pipeline.composition import CONFIG_FOLDER
+from pipeline.files import PROJECT_ROOT
+
+MODULES = sorted((PROJECT_ROOT / "pipeline").rglob("*.py"))
+OWNERS = {"mlflow": "tracking.py", "hydra": "composition.py", "torch.ao": "quantization.py"}
+
+
+def imported(module: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize(("library", "owner"), OWNERS.items())
+def test_library_is_imported_by_its_owner_alone(library: str, owner: str) -> None:
+    users = {
+        module.name
+        for module in MODULES
+        if any(name == library or name.startswith(f"{library}.") for name in imported(module))
+    }
+    assert users == {owner}
+
+
+def test_modules_stay_under_250_lines() -> None:
+    assert {module.name: count for module in MODULES if (count := len(module.read_text().splitlines())) > 250} == {}
+
+
+def test_imports_have_no_cycle() -> None:
+    # A package's own module finds its members by name at run time; that a member imports its package is no cycle.
+    name_of = {module: ".".join(module.relative_to(PROJECT_ROOT).with_suffix("").parts) for module in MODULES}
+    names = {name.removesuffix(".__init__") for name in name_of.values()}
+    graph = {name.removesuffix(".__init__"): imported(module) & names for module, name in name_of.items()}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"import cycle: {' → '.join((*path, name))}"
+        if name not in done:
+            for used in graph[name]:
+                visit(used, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_stages_know_nothing_of_hydra_mlflow_the_store_or_each_other() -> None:
+    forbidden = ("hydra", "mlflow", "pipeline.artifacts", "pipeline.tracking", "pipeline.runner", "pipeline.stages")
+    for module in (PROJECT_ROOT / "pipeline" / "stages").glob("*.py"):
+        assert not [name for name in imported(module) if name.startswith(forbidden)], module.name
+
+
+def test_every_yaml_of_a_model_names_a_declared_one_and_the_other_way_round() -> None:
+    assert {path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml")} == set(models.registry())
+
+
+def test_every_stage_is_declared_in_the_file_of_its_name() -> None:
+    files = {path.stem for path in (PROJECT_ROOT / "pipeline" / "stages").glob("*.py")} - {"__init__"}
+    assert set(stages.registry()) == files

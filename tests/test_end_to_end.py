@@ -1,0 +1,71 @@
+"""The real thing, small: real MNIST from a mirror, the real command, and a sweep that shares its work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.files import PROJECT_ROOT
+from tests.conftest import SMALL
+from tests.test_tracking import NINE, runs
+
+
+def test_mnist_experiment_reaches_int8_accuracy_when_given_a_sample(
+    mnist_mirror: Path, outputs: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "pipeline", "+experiment=resnet18_mnist", f"outputs={outputs}"]
+    data = [f"dataset.mirror={mnist_mirror}", f"dataset.root={tmp_path / 'data'}"]
+    small = ["dataset.max_train_samples=3000", "dataset.max_test_samples=1000", "evaluate.repeats=20"]
+    done = subprocess.run([*command, *data, *small], cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (found,) = runs(outputs)
+    metrics = found.data.metrics
+    assert metrics.keys() >= NINE
+    assert metrics["int8/accuracy_pct"] >= 90
+    assert metrics["accuracy_drop_pct"] <= 2
+    assert metrics["compression"] == pytest.approx(3.96, abs=0.05)
+    assert "int8" in done.stdout
+    assert "make ui" in done.stdout
+
+
+def test_sweep_trains_the_float_model_once_and_logs_every_job(outputs: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "-m", *SMALL, f"outputs={outputs}"]
+    done = subprocess.run(
+        [*command, "backend=fbgemm,qnnpack", "evaluate.repeats=2,3"], cwd=PROJECT_ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [" ".join(line.split()[:2]) for line in done.stdout.splitlines()]
+    assert lines.count("train done") == lines.count("fuse done") == 1
+    assert lines.count("train cached") == 3
+    assert lines.count("qat done") == lines.count("convert done") == 2
+    assert lines.count("evaluate done") == 4
+    found = runs(outputs)
+    assert [run.info.status for run in found] == ["FINISHED"] * 4
+    assert all(run.data.metrics.keys() >= NINE for run in found)
+    assert {run.data.params["backend.name"] for run in found} == {"fbgemm", "qnnpack"}
+
+
+def test_help_shows_groups_and_examples_without_importing_torch() -> None:
+    probe = (
+        "import sys; sys.argv = ['pipeline', '--help']\n"
+        "from pipeline.composition import main\n"
+        "try:\n    main()\nfinally:\n"
+        "    assert not {'torch', 'torchvision', 'mlflow'} & set(sys.modules), 'a heavy import'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for words in ("backend: fbgemm, onednn, qnnpack, x86", "+experiment=resnet18_mnist_224", "make ui"):
+        assert words in done.stdout
+
+
+def test_cached_command_ends_in_seconds_and_says_cached_for_each_stage(finished_outputs: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", *SMALL, f"outputs={finished_outputs}", "tracking=off"]
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.count(" cached ") == 5
+    # 'Seconds' with a wide margin for a busy machine: training alone would take longer.
+    assert time.monotonic() - started < 60

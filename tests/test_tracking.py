@@ -1,0 +1,158 @@
+"""What MLflow shows of a run: a real SQLite store, read back through MLflow's own client."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import yaml
+
+from pipeline.files import PROJECT_ROOT
+from pipeline.request import Request
+from pipeline.runner import run
+from tests.conftest import SMALL
+
+NINE = {
+    *(f"{form}/{what}" for form in ("fp32", "int8") for what in ("accuracy_pct", "latency_ms", "size_mb")),
+    "speedup",
+    "compression",
+    "accuracy_drop_pct",
+}
+
+
+def client(outputs: Path) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
+
+
+def runs(outputs: Path) -> list[Any]:
+    store = client(outputs)
+    return list(store.search_runs([experiment.experiment_id for experiment in store.search_experiments()]))
+
+
+@pytest.fixture
+def finished_run(finished_outputs: Path) -> Any:
+    (found,) = runs(finished_outputs)
+    return found
+
+
+def test_run_has_the_nine_metrics_when_finished(finished_run: Any) -> None:
+    assert finished_run.info.status == "FINISHED"
+    assert finished_run.data.metrics.keys() >= NINE
+
+
+def test_run_has_curves_with_the_epoch_as_step_when_finished(finished_run: Any, finished_outputs: Path) -> None:
+    for name in ("train/loss", "train/val_accuracy_pct", "qat/loss", "qat/val_accuracy_pct"):
+        history = client(finished_outputs).get_metric_history(finished_run.info.run_id, name)
+        assert [point.step for point in history] == [0]
+
+
+def test_run_has_the_flattened_configuration_as_parameters(finished_run: Any) -> None:
+    parameters = finished_run.data.params
+    assert parameters["qat.epochs"] == "1"
+    assert parameters["model.name"] == "resnet18"
+    assert parameters["backend.engine"] == "fbgemm"
+    assert parameters["dataset.max_train_samples"] == "200"
+    assert parameters["seed"] == "0"
+
+
+def test_run_has_tags_that_say_where_it_was_made_and_with_which_qconfig(finished_run: Any) -> None:
+    tags = finished_run.data.tags
+    expected = {"git_commit", "torch_version", "cpu", "threads", "backend", "qconfig.activation", "qconfig.weight"}
+    assert tags.keys() >= expected
+    assert tags["qconfig.activation"].startswith("quint8 [0, 127]")
+    assert tags["artifact.train"].startswith("train-")
+
+
+def test_run_has_the_data_set_as_input(finished_run: Any) -> None:
+    (dataset,) = finished_run.inputs.dataset_inputs
+    assert dataset.dataset.name == "digits"
+    assert "sklearn" in dataset.dataset.source
+
+
+def test_run_has_yaml_table_and_confusion_matrix_as_artifacts(finished_run: Any, finished_outputs: Path) -> None:
+    folder = Path(finished_run.info.artifact_uri.removeprefix("file://"))
+    assert folder.is_relative_to(finished_outputs / "mlartifacts")
+    composed = yaml.safe_load((folder / "config.yaml").read_text())
+    assert composed["qat"]["epochs"] == 1
+    table = (folder / "results.md").read_text()
+    assert table == finished_run.data.tags["mlflow.note.content"]
+    assert f"{finished_run.data.metrics['int8/accuracy_pct']:.2f}" in table
+    assert (folder / "confusion_matrix_int8.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_replayed_run_logs_what_the_first_one_did_when_everything_is_cached(
+    finished_outputs: Path, finished_run: Any, small_request: Callable[..., Request], outputs: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(finished_outputs / "artifacts", outputs / "artifacts")
+    run(small_request())
+    (replayed,) = runs(outputs)
+    assert replayed.data.metrics == finished_run.data.metrics
+    assert replayed.data.tags["mlflow.note.content"] == finished_run.data.tags["mlflow.note.content"]
+
+
+def test_run_is_failed_with_the_error_as_tag_when_a_stage_raises(
+    small_request: Callable[..., Request], outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import training
+
+    def burst(*args: object) -> None:
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(training, "fit", burst)
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        run(small_request())
+    (failed,) = runs(outputs)
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags["error"] == "RuntimeError: the disk is full"
+    assert mlflow.active_run() is None
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_run_is_killed_when_interrupted(outputs: Path, sent: signal.Signals) -> None:
+    command = [sys.executable, "-m", "pipeline", *SMALL, "train.epochs=50", f"outputs={outputs}"]
+    process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "epoch 1/50" in line:
+            break
+    process.send_signal(sent)
+    rest = process.stderr.read()
+    assert process.wait(60) == 130
+    assert "Traceback" not in rest
+    assert rest.splitlines()[-1].startswith("error: interrupted")
+    (killed,) = runs(outputs)
+    assert killed.info.status == "KILLED"
+
+
+def test_nothing_is_tracked_when_tracking_is_off(
+    finished_outputs: Path, small_request: Callable[..., Request], outputs: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(finished_outputs / "artifacts", outputs / "artifacts")
+    run(small_request("tracking=off"))
+    assert sorted(path.name for path in outputs.iterdir()) == ["artifacts"]
+
+
+def test_store_lies_under_the_project_when_the_command_is_typed_elsewhere(tmp_path: Path, outputs: Path) -> None:
+    relative = "outputs/test-of-a-relative-path"
+    target = PROJECT_ROOT / relative
+    command = [sys.executable, "-m", "pipeline", *SMALL, "stages=[train]", f"outputs={relative}"]
+    environment = {"PYTHONPATH": str(PROJECT_ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    try:
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=environment)
+        (found,) = runs(target)
+        assert found.info.artifact_uri.startswith((target / "mlartifacts").as_uri())
+        assert list(tmp_path.rglob("*.db")) == []
+    finally:
+        import shutil
+
+        shutil.rmtree(target, ignore_errors=True)

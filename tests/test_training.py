@@ -1,0 +1,163 @@
+"""The training loop: seeds, resuming, schedules, the kept epoch."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline import training
+from pipeline.config import DatasetConfig, TrainConfig
+from pipeline.datasets.spec import DatasetInfo, Part
+from pipeline.errors import UserError
+from pipeline.stage import Context
+
+DATA = DatasetConfig(name="made", image_size=8, crop_padding=1)
+
+
+def part(count: int, seed: int) -> Part:
+    """Images whose class is written in their brightness, with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 4
+    noise = torch.randint(0, 60, (count, 1, 8, 8), generator=generator)
+    return Part((labels.view(-1, 1, 1, 1) * 60 + noise).clamp(0, 255).to(torch.uint8), labels)
+
+
+def context(folder: Path) -> Context:
+    return Context(
+        folder=folder,
+        device=torch.device("cpu"),
+        info=DatasetInfo(1, tuple("abcd")),
+        load_training=lambda: (part(64, 0), part(32, 1)),
+        load_test=lambda: part(0, 0),
+    )
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(144, 4)
+    )
+
+
+def settings(**changes: object) -> TrainConfig:
+    return TrainConfig(**{"epochs": 4, "batch_size": 16, "learning_rate": 0.01, **changes})  # type: ignore[arg-type]
+
+
+def fit(folder: Path, chosen: TrainConfig, seed: int = 0, before_step=lambda model, done: None):  # type: ignore[no-untyped-def]
+    folder.mkdir(exist_ok=True)
+    model, made = network(), context(folder)
+    training.fit(model, chosen, DATA, seed, made, "train", before_step)
+    return model, made
+
+
+def equal(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "step", "constant"])
+def test_training_equals_an_undisturbed_one_bit_for_bit_when_resumed(tmp_path: Path, schedule: str) -> None:
+    def kill_in_third_epoch(model: nn.Module, epochs_done: float) -> None:
+        if epochs_done > 2.3:
+            raise Killed
+
+    chosen = settings(schedule=schedule)
+    undisturbed, expected = fit(tmp_path / "undisturbed", chosen)
+    with pytest.raises(Killed):
+        fit(tmp_path / "killed", chosen, before_step=kill_in_third_epoch)
+    assert (tmp_path / "killed" / training.PROGRESS_FILE).exists()
+    resumed, history = fit(tmp_path / "killed", chosen)
+    assert equal(resumed, undisturbed)
+    assert history.history == expected.history
+    assert not (tmp_path / "killed" / training.PROGRESS_FILE).exists()
+
+
+def test_training_repeats_bit_for_bit_when_the_seed_is_the_same(tmp_path: Path) -> None:
+    first, _ = fit(tmp_path / "1", settings())
+    second, _ = fit(tmp_path / "2", settings())
+    other, _ = fit(tmp_path / "3", settings(), seed=1)
+    assert equal(first, second)
+    assert not equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1.0, 1.0, 1.0, 1.0]),
+        ("step", [1.0, 0.1, 0.01, 0.001]),
+        ("cosine", [(1 + math.cos(math.pi * done / 4)) / 2 for done in range(4)]),
+    ],
+)
+def test_learning_rate_follows_its_schedule_when_epochs_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str, expected: list[float]
+) -> None:
+    made: list[torch.optim.Optimizer] = []
+    build = training._optimizer
+    monkeypatch.setattr(training, "_optimizer", lambda *args: made.append(build(*args)) or made[0])
+    rates = []
+
+    def note(model: nn.Module, epochs_done: float) -> None:
+        if epochs_done == int(epochs_done):
+            rates.append(made[0].param_groups[0]["lr"] / 0.01)
+
+    fit(tmp_path / "run", settings(schedule=schedule), before_step=note)
+    assert rates == pytest.approx(expected)
+
+
+def test_best_epoch_is_kept_when_a_later_one_is_worse(tmp_path: Path) -> None:
+    def ruin_last_epoch(model: nn.Module, epochs_done: float) -> None:
+        if epochs_done >= 3:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(-1)
+
+    best, made = fit(tmp_path / "best", settings(keep="best"), before_step=ruin_last_epoch)
+    curve = [value for name, value, _ in made.history if name == "train/val_accuracy_pct"]
+    assert curve[3] < max(curve)
+    validation = part(32, 1)
+
+    def accuracy(model: nn.Module) -> float:
+        return training.accuracy_pct(
+            training.predict(model, validation, DATA, 16, torch.device("cpu"), "test"), validation
+        )
+
+    assert accuracy(best) == max(curve)
+    last, _ = fit(tmp_path / "last", settings(keep="last"), before_step=ruin_last_epoch)
+    assert accuracy(last) == curve[3]
+
+
+def test_training_stops_with_epoch_and_step_when_the_loss_is_not_finite(tmp_path: Path) -> None:
+    def poison(model: nn.Module, epochs_done: float) -> None:
+        if epochs_done >= 1.5:
+            with torch.no_grad():
+                next(model.parameters()).fill_(math.nan)
+
+    with pytest.raises(UserError, match=r"train: the loss is nan in epoch 2, step 3: train\.learning_rate"):
+        fit(tmp_path / "run", settings(), before_step=poison)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+def test_training_learns_when_each_optimizer_is_chosen(tmp_path: Path, optimizer: str) -> None:
+    _, made = fit(tmp_path / "run", settings(optimizer=optimizer, epochs=8))
+    losses = [value for name, value, _ in made.history if name == "train/loss"]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_predict_gives_every_image_its_class_in_order_when_the_last_batch_is_short() -> None:
+    class Brightness(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            level = ((images.mean(dim=(1, 2, 3)) * 0.5 + 0.5) * 255 - 30) / 60
+            return -(level[:, None] - torch.arange(4)).abs()
+
+    sample = part(30, 3)
+    predicted = training.predict(Brightness(), sample, DATA, 7, torch.device("cpu"), "test")
+    assert torch.equal(predicted, sample.labels)
+    assert training.accuracy_pct(predicted, sample) == 100
