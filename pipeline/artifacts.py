@@ -42,9 +42,10 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._said: set[str] = set()
 
     def find(self, name: str) -> Artifact | None:
-        """The artifact `<stage>-<key>`, or None when there is none or it is damaged (then it says so)."""
+        """The artifact `<stage>-<key>`, or None when there is none or it is damaged (then it says so, once)."""
         folder = self.root / name
         if not folder.exists():
             return None
@@ -56,7 +57,9 @@ class Store:
                     raise ValueError(f"{file} does not match its manifest")
             attachments = tuple(folder / file for file in manifest["attachments"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            terminal.warn(f"{folder} is damaged and will be made again: {error}")
+            if name not in self._said:
+                terminal.warn(f"{folder} is damaged and will be made again: {error}")
+            self._said.add(name)
             return None
         return Artifact(folder, metrics, attachments)
 

@@ -35,6 +35,17 @@ def write_and_rename(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def save_tensors(content: object, path: Path) -> None:
+    """`torch.save`, complete or absent, and with the same bytes wherever and by whomever it is written.
+
+    Given a path, torch names the archive inside after it; given a stream, always the same.
+    """
+    import torch  # not needed by those who only handle paths
+
+    with write_and_rename(path) as temporary, temporary.open("wb") as stream:
+        torch.save(content, stream)
+
+
 def make_writable_folder(path: Path, key: str) -> Path:
     """Create a folder and see that it can be written to.
 

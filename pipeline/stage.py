@@ -17,7 +17,7 @@ from torch import nn
 
 from pipeline.config import Config
 from pipeline.datasets.spec import DatasetInfo, Part, PartName
-from pipeline.files import write_and_rename
+from pipeline.files import save_tensors
 from pipeline.quantization import Form
 
 MODEL_FILE = "model.pt"
@@ -57,8 +57,7 @@ class Context:
 
     def save_model(self, model: nn.Module) -> None:
         """Write the `state_dict` that this stage produces."""
-        with write_and_rename(self.folder / MODEL_FILE) as temporary:
-            torch.save(model.state_dict(), temporary)
+        save_tensors(model.state_dict(), self.folder / MODEL_FILE)
 
     def attach(self, name: str) -> Path:
         """A path in the folder for a file that is shown beside the run."""

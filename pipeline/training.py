@@ -24,7 +24,7 @@ from pipeline.config import DatasetConfig, OptimizationConfig
 from pipeline.datasets.loader import count_batches, evaluation_batches, training_batches
 from pipeline.datasets.spec import Part
 from pipeline.errors import UserError
-from pipeline.files import write_and_rename
+from pipeline.files import save_tensors
 from pipeline.stage import Context
 
 PROGRESS_FILE = "progress.pt"
@@ -185,8 +185,7 @@ def _checkpoint(
         "best": best,
         "history": context.history,
     }
-    with write_and_rename(context.folder / PROGRESS_FILE) as temporary:
-        torch.save(state, temporary)
+    save_tensors(state, context.folder / PROGRESS_FILE)
 
 
 def _resume(

@@ -27,6 +27,8 @@ def test_mnist_experiment_reaches_int8_accuracy_when_given_a_sample(
     assert metrics.keys() >= NINE
     assert metrics["int8/accuracy_pct"] >= 90
     assert metrics["accuracy_drop_pct"] <= 2
+    # The fake-quantized model of the last epoch foretells what the converted one does.
+    assert metrics["int8/accuracy_pct"] == pytest.approx(metrics["qat/val_accuracy_pct"], abs=4)
     assert metrics["compression"] == pytest.approx(3.96, abs=0.05)
     assert "int8" in done.stdout
     assert "make ui" in done.stdout

@@ -178,14 +178,11 @@ def test_run_goes_on_from_the_last_epoch_when_its_process_was_killed(outputs: Pa
 def test_second_process_waits_and_takes_the_result_when_a_first_is_making_it(outputs: Path) -> None:
     command = [sys.executable, "-m", "pipeline", *SMALL, "stages=[train]", "tracking=off", f"outputs={outputs}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = []
-    for _ in range(2):
-        processes.append(
-            subprocess.Popen(
-                command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-            )
-        )
-        time.sleep(0.2)
+    pipe = subprocess.PIPE
+    processes = [
+        subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
+        for _ in range(2)
+    ]
     printed = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert sum("train     done" in text for text in printed) == 1

@@ -13,7 +13,7 @@ from pipeline.composition import compose_request
 from pipeline.config import Config
 from pipeline.datasets.spec import Part
 from pipeline.plan import visible_config
-from pipeline.quantization import Form
+from pipeline.quantization import Form, silence_known_warnings
 from pipeline.stage import MODEL_FILE, Context
 from tests.conftest import SMALL
 
@@ -61,6 +61,7 @@ def bench(tmp_path: Path) -> Bench:
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, dict[str, Context]]:
     """All five stages, run one after another, each with its context."""
+    silence_known_warnings()
     bench = Bench(tmp_path_factory.mktemp("walk"), compose_request([*SMALL, "train.epochs=2"]).config)
     return bench, {name: bench.run(name) for name in bench.config.stages}
 

@@ -103,7 +103,7 @@ def test_run_is_failed_with_the_error_as_tag_when_a_stage_raises(
 ) -> None:
     from pipeline import training
 
-    def burst(*args: object) -> None:
+    def burst(*args: object, **settings: object) -> None:
         raise RuntimeError("the disk is full")
 
     monkeypatch.setattr(training, "fit", burst)
