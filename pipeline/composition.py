@@ -10,21 +10,19 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import types
 import typing
-from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import get_args
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -32,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.config import Config, check
 from pipeline.errors import UserError, suggestion
 from pipeline.files import PROJECT_ROOT, in_project, make_writable_folder
+from pipeline.schema import allowed_words, check_path, flatten, refuse_strays
 
 if typing.TYPE_CHECKING:
     from pipeline.request import Request
@@ -39,7 +38,6 @@ if typing.TYPE_CHECKING:
 CONFIG_FOLDER = PROJECT_ROOT / "conf"
 CONFIG_NAME = "config"
 _VERSION_BASE = "1.3"
-_TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("in_project", lambda path: str(in_project(path)), replace=True)
@@ -48,11 +46,13 @@ OmegaConf.register_new_resolver("in_project", lambda path: str(in_project(path))
 def main() -> None:
     """The command `python -m pipeline`."""
     try:
-        arguments = get_args()
-        shows_only = arguments.help or arguments.hydra_help or arguments.cfg or arguments.info
-        if not (shows_only or arguments.shell_completion):
-            for config in check_command_line(arguments.overrides, arguments.multirun):
-                make_writable_folder(in_project(config.outputs), "outputs")
+        parser = get_args_parser()
+        parser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
+        arguments = parser.parse_args()
+        if not (arguments.help or arguments.hydra_help or arguments.shell_completion):
+            jobs = check_command_line(arguments.overrides, arguments.multirun)
+            if not (arguments.cfg or arguments.info):
+                _check_jobs(jobs, arguments.multirun)
         # Hydra then lets exceptions through instead of printing and exiting by itself.
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")
         _job()
@@ -62,6 +62,25 @@ def main() -> None:
         _fail(one_line(error), status=2)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from the last finished epoch", status=130)
+
+
+def _refuse_arguments(message: str) -> NoReturn:
+    """What argparse cannot read, in one line instead of its usage."""
+    unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+    flags = ["--multirun", "-m", "--cfg", "--help", "--hydra-help", "--info", "--resolve", "--package", "--config-name"]
+    hint = suggestion(unknown, flags) if unknown.startswith("-") else "allowed: flags before the first key=value"
+    raise UserError(f"{message}; {hint}")
+
+
+def _check_jobs(jobs: list[Config], multirun: bool) -> None:
+    """See that every job can write its results and, in a sweep, that all can be had before the first runs."""
+    for config in jobs:
+        make_writable_folder(in_project(config.outputs), "outputs")
+    if multirun:
+        from pipeline.runner import check_parts
+
+        for config in jobs:
+            check_parts(config)
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -123,7 +142,7 @@ def to_request(composed: DictConfig, overrides: list[str]) -> Request:
     config = to_config(composed)
     plain = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(plain, dict)
-    return Request(config, OmegaConf.to_yaml(composed, resolve=True), dict(_flatten(plain, "")), overrides)
+    return Request(config, OmegaConf.to_yaml(composed, resolve=True), dict(flatten(plain)), overrides)
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -132,7 +151,7 @@ def to_config(composed: DictConfig) -> Config:
     Raises:
         UserError: for a key that no dataclass has (`+qat.epoch=5` gets past Hydra), or a bad value.
     """
-    _refuse_strays(composed, Config, "")
+    refuse_strays(composed)
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     check(config)
@@ -140,14 +159,18 @@ def to_config(composed: DictConfig) -> Config:
 
 
 def one_line(error: Exception) -> str:
-    """What a Hydra or OmegaConf exception says, in one line, with the key and what is allowed there."""
+    """What a Hydra or OmegaConf exception says, in one line, with the override or key and what is allowed there."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read ({_first_line(error)}); allowed: key=value, quoted where needed"
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    override = text.removeprefix("Error merging override ") if text.startswith("Error merging override ") else None
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-            words = _allowed_words(str(cause.full_key))
-            return f"{cause.full_key}: {_first_line(cause)}" + (f"; allowed: {words}" if words else "")
+            words = allowed_words(str(cause.full_key))
+            return f"{override or cause.full_key}: {_first_line(cause)}" + (f"; allowed: {words}" if words else "")
         cause = cause.__cause__
-    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return text
 
 
 def _first_line(error: BaseException) -> str:
@@ -162,10 +185,10 @@ def _check_override(override: Override, multirun: bool, loader: ConfigLoader) ->
     groups = [group for group in loader.list_groups("") if group != "hydra"]
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return
-    if key not in groups:
-        _check_path(key, text, groups)
-        return
     if override.is_delete():
+        raise UserError(f"{text}: settings and groups cannot be removed; allowed: {key.split('=')[0]}=value")
+    if key not in groups:
+        check_path(key, text, groups)
         return
     defaults = [spec.name for spec in dataclasses.fields(Config)]
     if key not in defaults and not override.is_add():
@@ -176,51 +199,3 @@ def _check_override(override: Override, multirun: bool, loader: ConfigLoader) ->
     for value in values:
         if value.strip("\"'") not in options:
             raise UserError(f"{key}={value}: no such {key}; {suggestion(value, options)}")
-
-
-def _check_path(key: str, text: str, groups: Iterable[str]) -> None:
-    """Refuse a dotted key that leads nowhere in the dataclasses."""
-    section: Any = Config
-    parts = key.split(".")
-    for depth, part in enumerate(parts):
-        fields = _field_types(section)
-        if part not in fields:
-            prefix = "".join(f"{parent}." for parent in parts[:depth])
-            names = [prefix + name for name in fields] + ([] if prefix else [g for g in groups if g not in fields])
-            raise UserError(f"{text}: no such setting '{key}'; {suggestion(prefix + part, names)}")
-        section = fields[part]
-    if dataclasses.is_dataclass(section):
-        raise UserError(f"{text}: '{key}' is a group of settings; {suggestion('', _field_types(section))}")
-
-
-def _refuse_strays(node: DictConfig, schema: type, prefix: str) -> None:
-    fields = _field_types(schema)
-    for name in node:
-        if name not in fields:
-            raise UserError(f"no such setting '{prefix}{name!s}'; {suggestion(str(name), fields)}")
-        if dataclasses.is_dataclass(fields[str(name)]):
-            _refuse_strays(node[name], fields[str(name)], f"{prefix}{name}.")
-
-
-def _field_types(schema: Any) -> dict[str, Any]:
-    return typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
-
-
-def _allowed_words(key: str) -> str | None:
-    """What the type of a setting allows, in words."""
-    kind: Any = Config
-    for part in key.split("[")[0].split("."):
-        kind = _field_types(kind).get(part)
-    if isinstance(kind, types.UnionType):
-        return " or ".join(_TYPE_WORDS[choice] for choice in typing.get_args(kind))
-    if typing.get_origin(kind) is list:
-        return f"a list, each {_TYPE_WORDS[typing.get_args(kind)[0]]}"
-    return _TYPE_WORDS.get(kind)
-
-
-def _flatten(tree: dict[Any, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

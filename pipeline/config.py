@@ -167,8 +167,11 @@ def check(config: Config) -> None:
         raise UserError(f"dataset.mean={config.dataset.mean}: allowed: 1 value (grey) or 3 values (RGB)")
     if len(config.dataset.std) != channels:
         raise UserError(f"dataset.std={config.dataset.std}: allowed: as many values as dataset.mean has ({channels})")
-    if not config.stages:
-        raise UserError("stages=[]: allowed: at least one stage")
+    if not config.stages or not all(isinstance(name, str) for name in config.stages):
+        given = str(config.stages).replace("'", "")
+        raise UserError(f"stages={given}: allowed: at least one stage, by its name")
+    if not config.outputs:
+        raise UserError("outputs='': allowed: the name of a folder")
     if config.train.epochs == 0 and config.model.weights is None and "train" in config.stages:
         raise UserError("train.epochs=0: allowed: 1 or more, or model.weights set to start from trained weights")
 
@@ -204,6 +207,10 @@ def _within(number: float, bounds: dict[str, float | None]) -> bool:
     )
 
 
+def _plain(bound: float) -> str:
+    return str(int(bound)) if bound == int(bound) else f"{bound:g}"
+
+
 def _range_text(bounds: dict[str, float | None]) -> str:
     words = {"minimum": "at least", "above": "more than", "maximum": "at most", "below": "less than"}
-    return " and ".join(f"{words[name]} {bound:g}" for name, bound in bounds.items() if bound is not None)
+    return " and ".join(f"{words[name]} {_plain(bound)}" for name, bound in bounds.items() if bound is not None)

@@ -15,6 +15,7 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
 from pipeline.files import in_project, make_writable_folder
+from pipeline.models import weights
 from pipeline.plan import Plan, Step, make_plan, visible_config
 from pipeline.request import Request, describe
 from pipeline.stage import Context
@@ -29,8 +30,7 @@ def run(request: Request) -> dict[str, float]:
     """
     config = request.config
     quantization.silence_known_warnings()
-    _check(config)
-    plan = make_plan(config)
+    plan = check_parts(config)
     forced = _forced(config)
     outputs = make_writable_folder(in_project(config.outputs), "outputs")
     store = Store(outputs / "artifacts")
@@ -45,12 +45,20 @@ def run(request: Request) -> dict[str, float]:
     return walk.metrics
 
 
-def _check(config: Config) -> None:
-    """Ask the owner of each choice whether it can be had here."""
+def check_parts(config: Config) -> Plan:
+    """Ask the owner of each choice whether it can be had here, and plan the run.
+
+    Raises:
+        UserError: for the first choice that cannot be had.
+    """
     environment.resolve_device(config.device)
     datasets.find(config.dataset)
     models.check_model(config.model, config.dataset.image_size)
     quantization.check_backend(config.backend)
+    if config.model.weights is not None:
+        weights.load_into(models.build(config.model, datasets.info(config.dataset)), config.model)
+    _forced(config)
+    return make_plan(config)
 
 
 def _forced(config: Config) -> list[str]:

@@ -8,6 +8,7 @@ created under a lock, because processes that do so at the same time destroy it.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from pipeline.errors import UserError
 _DATABASE = "mlflow.db"
 _ARTIFACTS = "mlartifacts"
 _MAX_PARAM_LENGTH = 6000
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+# Lets the MLflow UI open the experiment as model training, with its charts, instead of as GenAI.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 
 @dataclass(frozen=True)
@@ -117,20 +121,33 @@ def _connect(mlflow: Any, config: TrackingConfig, outputs: Path) -> str:
     """Point mlflow at the store, and give the id of the experiment, created where it is missing."""
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     uri = config.uri or f"sqlite:///{outputs / _DATABASE}"
     own_store = config.uri is None
     outputs.mkdir(parents=True, exist_ok=True)
     try:
         mlflow.set_tracking_uri(uri)
-        with FileLock(outputs / ".mlflow.lock"):
+        with FileLock(outputs / ".mlflow.lock"), _few_retries():
             found = mlflow.get_experiment_by_name(config.experiment)
             if found is not None and found.lifecycle_stage == "active":
                 return found.experiment_id
             location = (outputs / _ARTIFACTS).as_uri() if own_store else None
-            return mlflow.create_experiment(config.experiment, artifact_location=location)
+            return mlflow.create_experiment(config.experiment, artifact_location=location, tags=_KIND)
     except mlflow.exceptions.MlflowException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"tracking.uri={uri}: experiment '{config.experiment}' cannot be opened: {reason}") from error
+
+
+@contextmanager
+def _few_retries() -> Iterator[None]:
+    """Let a server that is not there be noticed in seconds, before any work, instead of in minutes."""
+    before = os.environ.get(_RETRIES)
+    os.environ.setdefault(_RETRIES, "2")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_RETRIES]
 
 
 def _log_dataset(mlflow: Any, name: str, digest: str, origin: str) -> None:

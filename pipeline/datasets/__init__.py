@@ -17,7 +17,7 @@ from torch import Tensor
 import pipeline.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
 from pipeline.config import DatasetConfig
 from pipeline.datasets.spec import DatasetInfo, DatasetSpec, Part, PartName
-from pipeline.datasets.splitting import split_stratified
+from pipeline.datasets.splitting import split_stratified, take_stratified
 from pipeline.errors import UserError, suggestion
 
 # Rec. 601 luma, as PIL and torchvision compute grey from RGB.
@@ -57,7 +57,7 @@ def load_training(config: DatasetConfig, seed: int) -> tuple[Part, Part]:
     part = _with_channels(find(config).read(config, "train"), len(config.mean))
     if config.max_train_samples is not None and config.max_train_samples < len(part):
         key = f"dataset.max_train_samples={config.max_train_samples}"
-        part, _ = split_stratified(part, len(part) - config.max_train_samples, seed, key)
+        part = take_stratified(part, config.max_train_samples, seed, key)
     held_out = round(len(part) * config.validation_fraction)
     key = f"dataset.validation_fraction={config.validation_fraction}"
     return split_stratified(part, held_out, seed, key)

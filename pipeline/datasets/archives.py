@@ -6,6 +6,7 @@ is tried before torchvision's own mirrors.
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 import urllib.error
@@ -32,10 +33,15 @@ def fetch(config: DatasetConfig, folder: Path, archives: dict[str, str], mirrors
         UserError: when one cannot be had: which files go where, and what each mirror answered.
     """
     make_writable_folder(folder, "dataset.root")
-    with FileLock(folder / ".lock"):
+    with locked(folder):
         for name, md5 in archives.items():
             if not check_integrity(str(folder / name), md5):
                 _fetch_one(config, folder, name, archives, mirrors)
+
+
+def locked(folder: Path) -> FileLock:
+    """Keeps other processes from fetching or unpacking into `folder`."""
+    return FileLock(folder / ".lock")
 
 
 def _fetch_one(
@@ -52,7 +58,8 @@ def _fetch_one(
                 if not check_integrity(str(temporary), archives[name]):
                     raise OSError("truncated or altered (MD5 differs)")
             return
-        except (OSError, ValueError) as error:  # URLError and time-outs are OSErrors
+        # URLError and time-outs are OSErrors; a mistyped URL is a ValueError or an InvalidURL.
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             answers.append(f"{url}: {reason}")
     raise UserError(

@@ -20,12 +20,15 @@ def _prepare(config: DatasetConfig) -> None:
         return
     mirror = CIFAR10.url.rsplit("/", 1)[0]
     archives.fetch(config, root, {CIFAR10.filename: CIFAR10.tgz_md5}, [mirror])
-    extract_archive(str(root / CIFAR10.filename), str(root))
+    with archives.locked(root):
+        if not _is_unpacked(config):
+            extract_archive(str(root / CIFAR10.filename), str(root))
 
 
 def _is_unpacked(config: DatasetConfig) -> bool:
     folder = in_project(config.root) / CIFAR10.base_folder
-    files = [*CIFAR10.train_list, *CIFAR10.test_list]
+    meta = (CIFAR10.meta["filename"], CIFAR10.meta["md5"])
+    files = [*CIFAR10.train_list, *CIFAR10.test_list, meta]
     return all(check_integrity(str(folder / name), md5) for name, md5 in files)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from pipeline import terminal
 from pipeline.config import DatasetConfig
@@ -26,8 +26,14 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", 
 _LAYOUT = "train/<class>/* and test/<class>/*, or <class>/* alone"
 
 
+# What conf/dataset/image_folder.yaml says: there is no folder to assume.
+_NO_ROOT = ""
+
+
 def _is_split(config: DatasetConfig) -> bool:
     """Whether the folder brings its own train and test parts."""
+    if config.root == _NO_ROOT:
+        raise UserError(f"dataset.root must be set: allowed: a folder with {_LAYOUT}")
     root = in_project(config.root)
     return (root / "train").is_dir() and (root / "test").is_dir()
 
@@ -85,8 +91,9 @@ def _read(config: DatasetConfig, part: PartName) -> Part:
         path = files[index][0]
         try:
             with Image.open(path) as image:
-                fitted = ImageOps.fit(image.convert(mode), (size, size), Image.Resampling.BILINEAR)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+                fitted = ImageOps.fit(_to_8_bits(image).convert(mode), (size, size), Image.Resampling.BILINEAR)
+        # Pillow's readers raise almost anything on damaged bytes: ValueError, SyntaxError, struct.error, …
+        except Exception as error:
             raise UserError(f"dataset.root: {path} cannot be read as an image: {error}") from error
         pixels[index] = np.asarray(fitted).reshape(size, size, -1)
 
@@ -103,12 +110,22 @@ def _read(config: DatasetConfig, part: PartName) -> Part:
     return training if part == "train" else test
 
 
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits, which Pillow's own conversion would clip to white."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    return image
+
+
 def _fingerprint(config: DatasetConfig, part: PartName) -> str:
     """A hash of every file's place in the folder, size and time of change: cheap, and moves with a copy."""
     folder = _folder(config, part)
     lines = []
     for path, _ in _files(config, part):
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise UserError(f"dataset.root: {path} cannot be read: {error.strerror}") from error
         lines.append(f"{path.relative_to(folder)} {status.st_size} {int(status.st_mtime)}")
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 

@@ -34,11 +34,11 @@ def _spec(name: str, dataset: type[torchvision.datasets.MNIST]) -> DatasetSpec:
     def read(config: DatasetConfig, part: PartName) -> Part:
         try:
             whole = dataset(str(in_project(config.root)), train=part == "train", download=False)
-        except (AssertionError, RuntimeError, ValueError) as error:
+        except (AssertionError, RuntimeError, ValueError, LookupError, OSError) as error:
             folder = in_project(config.root) / dataset.__name__ / "raw"
             raise UserError(
-                f"dataset={config.name}: an unpacked file in {folder} is damaged ({error}): remove the folder "
-                "and run the command again"
+                f"dataset={config.name}: an unpacked file in {folder} is damaged ({type(error).__name__}: {error}): "
+                "remove the folder and run the command again"
             ) from error
         return Part(whole.data.unsqueeze(1), whole.targets.long())
 

@@ -22,3 +22,25 @@ def split_stratified(part: Part, second: int, seed: int, key: str) -> tuple[Part
     except ValueError as error:
         raise UserError(f"{key}: too few of {len(part)} images for a stratified split: {error}") from error
     return part.select(np.sort(chosen)), part.select(np.sort(held_out))
+
+
+def take_stratified(part: Part, count: int, seed: int, key: str) -> Part:
+    """Take `count` images, of each class its share (rounded), in the order of the images.
+
+    Unlike a split in two, what is left out need not hold every class.
+
+    Raises:
+        UserError: naming `key`, when there are fewer images than classes.
+    """
+    classes = len(np.unique(part.labels.numpy()))
+    if count < classes:
+        raise UserError(f"{key}: too few for a stratified choice of {classes} classes; allowed: at least {classes}")
+    random = np.random.default_rng(seed)
+    shuffled = random.permutation(len(part))
+    labels = part.labels.numpy()[shuffled]
+    # Position of each image within its class, as a share: the smallest shares are taken first.
+    sizes = np.bincount(labels)
+    rank = np.empty(len(part))
+    for label in np.unique(labels):
+        rank[labels == label] = (np.arange(sizes[label]) + 0.5) / sizes[label]
+    return part.select(np.sort(shuffled[np.argsort(rank, kind="stable")[:count]]))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
+import sys
 import urllib.error
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError, suggestion
-from pipeline.files import sha256
+from pipeline.files import in_project, sha256
 from pipeline.models import ModelSpec, find
 
 
@@ -71,7 +72,7 @@ def load_into(model: nn.Module, config: ModelConfig) -> list[str]:
 
 def _path(weights: str) -> Path | None:
     """The file that `weights` names, or None when it names a torchvision weight."""
-    path = Path(weights).expanduser()
+    path = in_project(weights)
     if path.is_file():
         return path
     if path.suffix in (".pt", ".pth", ".bin") or "/" in weights:
@@ -80,13 +81,20 @@ def _path(weights: str) -> Path | None:
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
+    allowed = "allowed: a file with one mapping of tensors by their names, as torch.save writes a state_dict"
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"model.weights={path}: cannot be read as a state_dict: {reason}") from error
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise UserError(f"model.weights={path}: not a state_dict; allowed: a file with one mapping of tensors")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of a strange file is said below
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    # Arbitrary bytes make the unpickler raise almost anything, and none of it is advice to follow here.
+    except Exception as error:
+        raise UserError(
+            f"model.weights={path}: cannot be read as a state_dict ({type(error).__name__}: it is damaged, or holds "
+            f"objects, which are never unpickled); {allowed}"
+        ) from error
+    named = isinstance(loaded, Mapping) and all(isinstance(name, str) for name in loaded)
+    if not named or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise UserError(f"model.weights={path}: not a state_dict; {allowed}")
     return loaded
 
 
@@ -112,8 +120,8 @@ def _download(spec: ModelSpec, name: str) -> Mapping[str, Tensor]:
 
     weight = torchvision.models.get_weight(_torchvision_weight(spec, name))
     try:
-        return weight.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        return weight.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:  # RuntimeError: another hash than stated
         raise UserError(
             f"model.weights={name}: could not be downloaded ({error}); "
             f"fetch {weight.url} elsewhere and give its path as model.weights"

@@ -1,0 +1,73 @@
+"""What the typed configuration allows: its keys, their types in words, and what is not of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.errors import UserError, suggestion
+
+_TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def check_path(key: str, text: str, groups: Iterable[str]) -> None:
+    """Refuse a dotted key that leads nowhere in the dataclasses."""
+    section: Any = Config
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        fields = _field_types(section)
+        if part not in fields:
+            prefix = "".join(f"{parent}." for parent in parts[:depth])
+            names = [prefix + name for name in fields] + ([] if prefix else [g for g in groups if g not in fields])
+            # Below a setting there is nothing more: the setting itself is what can be written.
+            names = names or [".".join(parts[:depth])]
+            raise UserError(f"{text}: no such setting '{key}'; {suggestion(prefix + part, names)}")
+        section = fields[part]
+    if dataclasses.is_dataclass(section):
+        raise UserError(f"{text}: '{key}' is a group of settings; {suggestion('', _field_types(section))}")
+
+
+def refuse_strays(node: Mapping[Any, Any], schema: type = Config, prefix: str = "") -> None:
+    """Refuse a key of a composed configuration that the dataclasses do not have."""
+    fields = _field_types(schema)
+    for name in node:
+        if name not in fields:
+            raise UserError(f"no such setting '{prefix}{name!s}'; {suggestion(str(name), fields)}")
+        if dataclasses.is_dataclass(fields[str(name)]):
+            refuse_strays(node[name], fields[str(name)], f"{prefix}{name}.")
+
+
+def _field_types(schema: Any) -> dict[str, Any]:
+    return typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
+
+
+def allowed_words(key: str) -> str | None:
+    """What a setting allows, in words: its choices, or its type."""
+    kind: Any = Config
+    choices: tuple[str, ...] = ()
+    for part in key.split("[")[0].split("."):
+        spec = next((spec for spec in dataclasses.fields(kind) if spec.name == part), None)
+        if spec is None:
+            return None
+        choices = spec.metadata.get("choices", ())
+        kind = _field_types(kind)[part]
+    if choices:
+        return ", ".join(choices)
+    if isinstance(kind, types.UnionType):
+        return " or ".join(_TYPE_WORDS[choice] for choice in typing.get_args(kind))
+    if typing.get_origin(kind) is list:
+        return f"a list, each {_TYPE_WORDS[typing.get_args(kind)[0]]}"
+    return _TYPE_WORDS.get(kind)
+
+
+def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Every setting by its dotted key."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
