@@ -44,6 +44,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     for name in models:
         context.metric(f"{name}/accuracy_pct", accuracy[name])
         context.metric(f"{name}/size_mb", size[name])
+    context.metric("test_images", len(test))
     context.metric("accuracy_drop_pct", accuracy["fp32"] - accuracy["int8"])
     context.metric("speedup", latency["fp32"] / latency["int8"])
     context.metric("compression", size["fp32"] / size["int8"])
