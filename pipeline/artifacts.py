@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from pipeline import terminal
 from pipeline.files import sha256, write_and_rename
-from pipeline.stage import MODEL_FILE, Metric
+from pipeline.stage import MODEL_FILE, PROGRESS_FILE, Metric
 
 _MANIFEST = "manifest.json"
 
@@ -35,6 +35,15 @@ class Artifact:
     @property
     def model(self) -> Path:
         return self.folder / MODEL_FILE
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The manifest at `path`, or nothing where it cannot be read: then it is no candidate."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 class Store:
@@ -86,6 +95,30 @@ class Store:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
         return partial
+
+    def start_from_shorter(self, name: str, hashed: dict[str, Any], extends: tuple[str, str]) -> str | None:
+        """Put into the partial folder the checkpoint of an artifact that differs by fewer `extends` alone.
+
+        The longest is taken, unless the folder has a checkpoint of its own. Gives the artifact's name.
+        """
+        section, setting = extends
+        partial = self.root / f"{name}.partial"
+        if (partial / PROGRESS_FILE).exists():
+            return None
+        wanted, shorter = hashed[section][setting], []
+        for folder in self.root.glob(f"{hashed['stage']}-*"):
+            manifest = _read_json(folder / _MANIFEST)
+            other = manifest.get("hashed", {})
+            if PROGRESS_FILE not in manifest.get("files", {}) or other.get(section, {}).get(setting, wanted) >= wanted:
+                continue
+            if other | {section: other[section] | {setting: wanted}} == hashed:
+                shorter.append((other[section][setting], folder))
+        for _, folder in sorted(shorter, reverse=True):
+            if self.find(folder.name) is not None:  # its files are as its manifest says
+                with write_and_rename(partial / PROGRESS_FILE) as temporary:
+                    shutil.copyfile(folder / PROGRESS_FILE, temporary)
+                return folder.name
+        return None
 
     def complete(self, name: str, metrics: list[Metric], attachments: list[Path], record: dict[str, Any]) -> Artifact:
         """Write the manifest of a partial folder and put it in its place, instead of an older one."""

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import sys
 import typing
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
@@ -52,10 +53,12 @@ def main() -> None:
         if not (arguments.help or arguments.hydra_help or arguments.shell_completion):
             jobs = check_command_line(arguments.overrides, arguments.multirun)
             if not (arguments.cfg or arguments.info):
-                _check_jobs(jobs, arguments.multirun)
-        # Hydra then lets exceptions through instead of printing and exiting by itself.
-        os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-        _job()
+                for _, config in jobs:
+                    make_writable_folder(in_project(config.outputs), "outputs")
+                if arguments.multirun:
+                    _run_sweep(arguments.overrides, jobs)
+                    return
+        _run_hydra()
     except UserError as error:
         _fail(str(error), status=2)
     except (HydraException, OmegaConfBaseException) as error:
@@ -72,15 +75,24 @@ def _refuse_arguments(message: str) -> NoReturn:
     raise UserError(f"{message}; {hint}")
 
 
-def _check_jobs(jobs: list[Config], multirun: bool) -> None:
-    """See that every job can write its results and, in a sweep, that all can be had before the first runs."""
-    for config in jobs:
-        make_writable_folder(in_project(config.outputs), "outputs")
-    if multirun:
-        from pipeline.runner import check_parts
+def _run_hydra() -> None:
+    # Hydra then lets exceptions through instead of printing and exiting by itself.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    _job()
 
-        for config in jobs:
-            check_parts(config)
+
+def _run_sweep(overrides: list[str], jobs: list[tuple[list[str], Config]]) -> None:
+    """Run a sweep: every job checked first, finished ones recognised, failures told at the end."""
+    from pipeline.jobs import sweep_session
+    from pipeline.runner import check_parts
+
+    for _, config in jobs:
+        check_parts(config)
+    config = jobs[0][1] if jobs else compose_request([text for text in overrides if "hydra" not in text]).config
+    with sweep_session(overrides, [job for job, _ in jobs], config) as sweep:
+        # The jobs, in whatever process, find the sweep by its folder.
+        sys.argv.append(f"hydra.sweep.dir='{sweep.folder}'")
+        _run_hydra()
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -90,18 +102,23 @@ def _fail(message: str, status: int) -> NoReturn:
 
 @hydra.main(config_path=str(CONFIG_FOLDER), config_name=CONFIG_NAME, version_base=_VERSION_BASE)
 def _job(composed: DictConfig) -> dict[str, float]:
-    from pipeline.runner import run  # torch and mlflow are imported only for a run
+    # torch and mlflow are imported only for a run.
+    from pipeline.jobs import run_job
+    from pipeline.runner import run
 
+    hydra_config = HydraConfig.get()
+    request = to_request(composed, list(hydra_config.overrides.task))
+    if hydra_config.mode is RunMode.MULTIRUN:
+        # What a job raises ends that job: Hydra goes on with the others, and raises at the end.
+        return run_job(request, Path(hydra_config.sweep.dir), hydra_config.launcher.get("n_jobs", 1))
     try:
-        return run(to_request(composed, list(HydraConfig.get().overrides.task)))
+        return run(request).metrics
     except UserError as error:
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            raise  # Hydra goes on with the other jobs, and raises at the end
         _fail(str(error), status=2)
 
 
-def check_command_line(overrides: list[str], multirun: bool) -> list[Config]:
-    """The checked configuration of every job that `overrides` ask for.
+def check_command_line(overrides: list[str], multirun: bool) -> list[tuple[list[str], Config]]:
+    """The overrides and the checked configuration of every job that `overrides` ask for.
 
     Sweeps of other sweepers than Hydra's own are checked only as far as their overrides can be read;
     their jobs are checked when they start.
@@ -115,11 +132,11 @@ def check_command_line(overrides: list[str], multirun: bool) -> list[Config]:
             for override in parsed:
                 _check_override(override, multirun, GlobalHydra.instance().config_loader())
             if not multirun:
-                return [to_config(hydra.compose(CONFIG_NAME, overrides))]
+                return [(overrides, to_config(hydra.compose(CONFIG_NAME, overrides)))]
             if any(override.key_or_group == "hydra/sweeper" for override in parsed):
                 return []
             jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-            return [to_config(hydra.compose(CONFIG_NAME, job)) for job in jobs]
+            return [(job, to_config(hydra.compose(CONFIG_NAME, job))) for job in jobs]
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(one_line(error)) from error
 

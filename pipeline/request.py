@@ -12,17 +12,23 @@ import torch
 from pipeline import datasets, environment, quantization
 from pipeline.config import Config
 from pipeline.plan import Plan
-from pipeline.tracking import RunRecord
+from pipeline.tracking import JOB_TAG, RunRecord
 
 
 @dataclass(frozen=True)
 class Request:
-    """The configuration, its YAML and flattened form, and the overrides that were typed."""
+    """The configuration, its YAML and flattened form, and the overrides that were typed.
+
+    For a job of a sweep also its name among the jobs, the sweep's run and the job's own mark.
+    """
 
     config: Config
     yaml: str
     parameters: dict[str, Any]
     overrides: list[str]
+    name: str | None = None
+    parent_run_id: str | None = None
+    job: str | None = None
 
 
 def describe(request: Request, plan: Plan) -> RunRecord:
@@ -41,8 +47,15 @@ def describe(request: Request, plan: Plan) -> RunRecord:
         "qconfig.weight": qconfig["weight"],
         **{f"artifact.{step.stage.name}": step.artifact for step in (*plan.earlier, *plan.steps)},
     }
-    name = " ".join(request.overrides) or f"{config.model.name} {config.dataset.name} {config.backend.name}"
+    if request.job is not None:
+        tags[JOB_TAG] = request.job
+    name = (
+        request.name
+        or " ".join(request.overrides)
+        or f"{config.model.name} {config.dataset.name} {config.backend.name}"
+    )
     data = {part: datasets.fingerprint(config.dataset, part) for part in ("train", "test")}  # type: ignore[arg-type]
     digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:8]
     origin = datasets.find(config.dataset).origin(config.dataset)
-    return RunRecord(name, request.parameters, tags, request.yaml, (config.dataset.name, digest, origin))
+    dataset = (config.dataset.name, digest, origin)
+    return RunRecord(name, request.parameters, tags, request.yaml, dataset, request.parent_run_id)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline import datasets, environment, models, quantization, report, terminal
@@ -15,6 +16,7 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
 from pipeline.files import in_project, make_writable_folder
+from pipeline.machine import Machine
 from pipeline.models import weights
 from pipeline.plan import Plan, Step, make_plan, visible_config
 from pipeline.request import Request, describe
@@ -22,8 +24,16 @@ from pipeline.stage import Context
 from pipeline.tracking import Tracker, open_run
 
 
-def run(request: Request) -> dict[str, float]:
-    """Run the stages of one configuration and give its final metrics.
+@dataclass(frozen=True)
+class Outcome:
+    """The metrics of a whole run, and its id in the tracking store (None: not tracked)."""
+
+    metrics: dict[str, float]
+    run_id: str | None
+
+
+def run(request: Request) -> Outcome:
+    """Run the stages of one configuration.
 
     Raises:
         UserError: for whatever the user can mend; before the first stage runs wherever possible.
@@ -42,7 +52,12 @@ def run(request: Request) -> dict[str, float]:
         for step in plan.steps:
             walk.take(step, step.stage.name in forced)
         _report(request, walk.metrics, tracker)
-    return walk.metrics
+    return Outcome(walk.metrics, tracker.run_id)
+
+
+def artifacts_of(config: Config) -> list[str]:
+    """The names of the artifacts that a run of this configuration ends in."""
+    return [step.artifact for step in make_plan(config).steps]
 
 
 def check_parts(config: Config) -> Plan:
@@ -97,6 +112,7 @@ class _Walk:
     def __init__(self, config: Config, store: Store, tracker: Tracker, done: dict[str, Artifact]) -> None:
         self.config, self.store, self.tracker, self.done = config, store, tracker, done
         self.metrics: dict[str, float] = {}
+        self.machine = Machine(store.root / ".locks" / "machine.db")
         self.device = environment.resolve_device(config.device)
         self.load_training = functools.cache(lambda: datasets.load_training(config.dataset, config.seed))
         self.load_test = functools.cache(lambda: datasets.load_test(config.dataset))
@@ -126,12 +142,18 @@ class _Walk:
     def _make(self, step: Step, forced: bool) -> Artifact:
         terminal.say(f"{step.stage.name:9} running  {step.artifact}")
         started = time.perf_counter()
+        folder = self.store.partial_folder(step.artifact, afresh=forced)
+        if step.stage.extends is not None and not forced and step.stage.is_open_ended(self.config):
+            shorter = self.store.start_from_shorter(step.artifact, step.hashed, step.stage.extends)
+            if shorter is not None:
+                terminal.say(f"  goes on from {shorter}")
         context = Context(
-            folder=self.store.partial_folder(step.artifact, afresh=forced),
+            folder=folder,
             device=self.device,
             info=datasets.info(self.config.dataset),
             load_training=self.load_training,
             load_test=self.load_test,
+            machine=self.machine,
             on_metric=self._on_metric,
         )
         inputs = {form: self.done[name].model for form, name in step.consumes.items()}
@@ -163,7 +185,8 @@ def _report(request: Request, metrics: dict[str, float], tracker: Tracker) -> No
     tracker.describe(markdown)
     tracker.text(markdown, "results.md")
     terminal.say(f"\n{report.results_table(metrics, 'simple')}\n{conditions}\n")
-    terminal.say(report.next_lines(request.overrides))
+    if request.job is None:
+        terminal.say(report.next_lines(request.overrides))
 
 
 @contextmanager

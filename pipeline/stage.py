@@ -18,9 +18,12 @@ from torch import nn
 from pipeline.config import Config
 from pipeline.datasets.spec import DatasetInfo, Part, PartName
 from pipeline.files import save_tensors
+from pipeline.machine import Machine
 from pipeline.quantization import Form
 
 MODEL_FILE = "model.pt"
+# The checkpoint of a training that is under way, or may go on.
+PROGRESS_FILE = "progress.pt"
 
 # name, value, step (None: a number of the whole run)
 Metric = tuple[str, float, int | None]
@@ -36,6 +39,7 @@ class Context:
         info: channels and classes of the data set.
         load_training: gives the training and the validation part.
         load_test: gives the test part.
+        machine: its `computing` and `measuring` keep training and latency measurements apart.
         on_metric: is told every metric at once.
         history: every metric so far.
         attachments: files in `folder` to show beside the run.
@@ -46,6 +50,7 @@ class Context:
     info: DatasetInfo
     load_training: Callable[[], tuple[Part, Part]]
     load_test: Callable[[], Part]
+    machine: Machine = field(default_factory=Machine)
     on_metric: Callable[[str, float, int | None], None] = lambda name, value, step: None
     history: list[Metric] = field(default_factory=list)
     attachments: list[Path] = field(default_factory=list)
@@ -82,6 +87,8 @@ class Stage:
         parts: the parts of the data set that it reads.
         version: raise it when the code gives another result for the same configuration.
         measures_machine: its result depends on this machine's processor and libraries.
+        extends: the setting, as section and name, of which a larger value only goes on where a smaller
+            one ended, when `is_open_ended` says so of the configuration.
     """
 
     name: str
@@ -93,3 +100,5 @@ class Stage:
     parts: tuple[PartName, ...] = ()
     version: int = 1
     measures_machine: bool = False
+    extends: tuple[str, str] | None = None
+    is_open_ended: Callable[[Config], bool] = lambda config: False

@@ -23,6 +23,8 @@ from pipeline.errors import UserError
 _DATABASE = "mlflow.db"
 _ARTIFACTS = "mlartifacts"
 _MAX_PARAM_LENGTH = 6000
+JOB_TAG = "sweep.job"
+_SWEEP_TAG = "sweep.id"
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 # Lets the MLflow UI open the experiment as model training, with its charts, instead of as GenAI.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -38,6 +40,7 @@ class RunRecord:
         tags: commit, versions, machine, backend and the like.
         config_yaml: the composed configuration.
         dataset: name, digest and origin of the data.
+        parent_run_id: the run of the sweep that this one belongs to.
     """
 
     name: str
@@ -45,10 +48,17 @@ class RunRecord:
     tags: Mapping[str, str]
     config_yaml: str
     dataset: tuple[str, str, str]
+    parent_run_id: str | None = None
 
 
 class Tracker(Protocol):
-    """Takes what a run has to say."""
+    """Takes what a run has to say.
+
+    Attributes:
+        run_id: the run's id in the store, or None where nothing is tracked.
+    """
+
+    run_id: str | None
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
         """A number; `step` is the epoch of a curve's point."""
@@ -64,6 +74,8 @@ class Tracker(Protocol):
 
 
 class _Silent:
+    run_id: str | None = None
+
     def metric(self, name: str, value: float, step: int | None = None) -> None: ...
     def file(self, path: Path) -> None: ...
     def text(self, content: str, name: str) -> None: ...
@@ -71,8 +83,9 @@ class _Silent:
 
 
 class _Mlflow:
-    def __init__(self, mlflow: Any) -> None:
+    def __init__(self, mlflow: Any, run_id: str) -> None:
         self._mlflow = mlflow
+        self.run_id: str | None = run_id
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
         self._mlflow.log_metric(name, value, step=step)
@@ -100,12 +113,17 @@ def open_run(config: TrackingConfig, outputs: Path, record: RunRecord) -> Iterat
     import mlflow
 
     experiment = _connect(mlflow, config, outputs)
-    mlflow.start_run(experiment_id=experiment, run_name=config.run_name or record.name, tags=dict(record.tags))
+    started = mlflow.start_run(
+        experiment_id=experiment,
+        run_name=config.run_name or record.name,
+        tags=dict(record.tags),
+        parent_run_id=record.parent_run_id,
+    )
     try:
         mlflow.log_params({key: str(value)[:_MAX_PARAM_LENGTH] for key, value in record.parameters.items()})
         _log_dataset(mlflow, *record.dataset)
         mlflow.log_text(record.config_yaml, "config.yaml")
-        yield _Mlflow(mlflow)
+        yield _Mlflow(mlflow, started.info.run_id)
     except KeyboardInterrupt:
         mlflow.end_run("KILLED")
         raise
@@ -157,3 +175,50 @@ def _log_dataset(mlflow: Any, name: str, digest: str, origin: str) -> None:
     source = CodeDatasetSource(tags={"origin": origin})
     dataset = MetaDataset(source, name=name, digest=digest)  # type: ignore[abstract]
     mlflow.log_input(dataset, context="training")
+
+
+def open_parent(config: TrackingConfig, outputs: Path, sweep_id: str, name: str) -> str:
+    """The parent run of a sweep, made or, for a sweep that goes on, taken up again; gives its id."""
+    import mlflow
+
+    experiment = _connect(mlflow, config, outputs)
+    client = mlflow.MlflowClient()
+    found = client.search_runs([experiment], f"tags.`{_SWEEP_TAG}` = '{sweep_id}'", max_results=1)
+    if found:
+        client.update_run(found[0].info.run_id, status="RUNNING")
+        return str(found[0].info.run_id)
+    return str(client.create_run(experiment, run_name=name, tags={_SWEEP_TAG: sweep_id}).info.run_id)
+
+
+def close_parent(config: TrackingConfig, outputs: Path, run_id: str, status: str) -> None:
+    """End a parent run as FINISHED, FAILED or KILLED."""
+    import mlflow
+
+    _connect(mlflow, config, outputs)
+    mlflow.MlflowClient().set_terminated(run_id, status)
+
+
+def mark_killed(config: TrackingConfig, outputs: Path, parent_run_id: str, alive: set[str]) -> int:
+    """Mark the children that say RUNNING, except those of the jobs in `alive`, as KILLED; how many."""
+    import mlflow
+
+    experiment = _connect(mlflow, config, outputs)
+    client = mlflow.MlflowClient()
+    where = f"tags.mlflow.parentRunId = '{parent_run_id}' and attributes.status = 'RUNNING'"
+    dead = [run for run in client.search_runs([experiment], where) if run.data.tags.get(JOB_TAG) not in alive]
+    for run in dead:
+        client.set_terminated(run.info.run_id, "KILLED")
+    return len(dead)
+
+
+def is_finished(config: TrackingConfig, outputs: Path, run_id: str | None) -> bool:
+    """Whether the store has this run, and it ended well."""
+    import mlflow
+
+    _connect(mlflow, config, outputs)
+    if run_id is None:
+        return False
+    try:
+        return str(mlflow.MlflowClient().get_run(run_id).info.status) == "FINISHED"
+    except mlflow.exceptions.MlflowException:  # no such run: the store was removed since
+        return False

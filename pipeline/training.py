@@ -25,9 +25,8 @@ from pipeline.datasets.loader import count_batches, evaluation_batches, training
 from pipeline.datasets.spec import Part
 from pipeline.errors import UserError
 from pipeline.files import save_tensors
-from pipeline.stage import Context
-
-PROGRESS_FILE = "progress.pt"
+from pipeline.machine import Machine
+from pipeline.stage import PROGRESS_FILE, Context
 
 
 def fit(
@@ -70,16 +69,17 @@ def fit(
         with terminal.bar(description, steps, unit="batch") as bar:
             batches = training_batches(training, dataset, settings.batch_size, device, generator)
             for step, (images, labels) in enumerate(batches):
-                before_step(model, epoch + step / steps)
-                if settings.channels_last:
-                    images = images.contiguous(memory_format=torch.channels_last)
-                with _autocast(settings, device):
-                    logits = model(images)
-                    loss = functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                scheduler.step()
+                with context.machine.computing():
+                    before_step(model, epoch + step / steps)
+                    if settings.channels_last:
+                        images = images.contiguous(memory_format=torch.channels_last)
+                    with _autocast(settings, device):
+                        logits = model(images)
+                        loss = functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+                    optimizer.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                    scheduler.step()
                 losses.append(_finite(loss, curve, epoch, step))
                 correct += int((logits.argmax(1) == labels).sum())
                 seen += len(labels)
@@ -87,7 +87,7 @@ def fit(
                 bar.update(1)
         mean_loss = float(np.mean(losses))
         accuracy = accuracy_pct(
-            predict(model, validation, dataset, settings.batch_size, device, "validate"), validation
+            predict(model, validation, dataset, settings.batch_size, device, "validate", context.machine), validation
         )
         context.metric(f"{curve}/loss", mean_loss, epoch)
         context.metric(f"{curve}/val_accuracy_pct", accuracy, epoch)
@@ -102,19 +102,35 @@ def fit(
 
     if best:
         model.load_state_dict(best)
-    (context.folder / PROGRESS_FILE).unlink(missing_ok=True)
+    if not is_open_ended(settings):
+        (context.folder / PROGRESS_FILE).unlink(missing_ok=True)
+
+
+def is_open_ended(settings: OptimizationConfig) -> bool:
+    """Whether a longer training begins exactly as this one: its schedule does not depend on the total.
+
+    Such a training leaves its checkpoint, and a longer one goes on from it.
+    """
+    return settings.schedule in ("constant", "step")
 
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, part: Part, dataset: DatasetConfig, batch_size: int, device: torch.device, description: str
+    model: nn.Module,
+    part: Part,
+    dataset: DatasetConfig,
+    batch_size: int,
+    device: torch.device,
+    description: str,
+    machine: Machine,
 ) -> Tensor:
     """The predicted class of every image of `part`: int64 (N), on the CPU. Leaves the model in eval mode."""
     model.eval()
     predicted = []
     with terminal.bar(description, count_batches(part, batch_size, training=False), unit="batch") as bar:
         for images, _ in evaluation_batches(part, dataset, batch_size, device):
-            predicted.append(model(images).argmax(1).cpu())
+            with machine.computing():
+                predicted.append(model(images).argmax(1).cpu())
             bar.update(1)
     return torch.cat(predicted)
 

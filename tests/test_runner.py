@@ -74,9 +74,9 @@ def test_key_changes_only_where_the_result_depends_on_the_setting(override: str,
 def test_everything_is_cached_and_the_metrics_are_the_same_when_run_again(
     copied: Path, small_request: Callable[..., Request], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = run(small_request("tracking=off"))
+    first = run(small_request("tracking=off")).metrics
     assert states(capsys) == dict.fromkeys(STAGES, "cached")
-    second = run(small_request("tracking=off"))
+    second = run(small_request("tracking=off")).metrics
     assert states(capsys) == dict.fromkeys(STAGES, "cached")
     assert first == second
     assert first["int8/size_mb"] == pytest.approx(11.3, abs=0.1)
@@ -101,7 +101,7 @@ def test_stages_run_alone_on_what_an_earlier_run_left_when_chosen(
 ) -> None:
     for left in (copied / "artifacts").glob("convert-*"):
         shutil.rmtree(left)
-    metrics = run(small_request("tracking=off", "stages=[convert,evaluate]"))
+    metrics = run(small_request("tracking=off", "stages=[convert,evaluate]")).metrics
     assert states(capsys) == {"convert": "done", "evaluate": "cached"}
     assert "speedup" in metrics
 

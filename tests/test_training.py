@@ -13,7 +13,8 @@ from pipeline import training
 from pipeline.config import DatasetConfig, TrainConfig
 from pipeline.datasets.spec import DatasetInfo, Part
 from pipeline.errors import UserError
-from pipeline.stage import Context
+from pipeline.machine import Machine
+from pipeline.stage import PROGRESS_FILE, Context
 
 DATA = DatasetConfig(name="made", image_size=8, crop_padding=1)
 
@@ -73,11 +74,11 @@ def test_training_equals_an_undisturbed_one_bit_for_bit_when_resumed(tmp_path: P
     undisturbed, expected = fit(tmp_path / "undisturbed", chosen)
     with pytest.raises(Killed):
         fit(tmp_path / "killed", chosen, before_step=kill_in_third_epoch)
-    assert (tmp_path / "killed" / training.PROGRESS_FILE).exists()
+    assert (tmp_path / "killed" / PROGRESS_FILE).exists()
     resumed, history = fit(tmp_path / "killed", chosen)
     assert equal(resumed, undisturbed)
     assert history.history == expected.history
-    assert not (tmp_path / "killed" / training.PROGRESS_FILE).exists()
+    assert not (tmp_path / "killed" / PROGRESS_FILE).exists()
 
 
 def test_training_repeats_bit_for_bit_when_the_seed_is_the_same(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_best_epoch_is_kept_when_a_later_one_is_worse(tmp_path: Path) -> None:
 
     def accuracy(model: nn.Module) -> float:
         return training.accuracy_pct(
-            training.predict(model, validation, DATA, 16, torch.device("cpu"), "test"), validation
+            training.predict(model, validation, DATA, 16, torch.device("cpu"), "test", Machine()), validation
         )
 
     assert accuracy(best) == max(curve)
@@ -158,6 +159,6 @@ def test_predict_gives_every_image_its_class_in_order_when_the_last_batch_is_sho
             return -(level[:, None] - torch.arange(4)).abs()
 
     sample = part(30, 3)
-    predicted = training.predict(Brightness(), sample, DATA, 7, torch.device("cpu"), "test")
+    predicted = training.predict(Brightness(), sample, DATA, 7, torch.device("cpu"), "test", Machine())
     assert torch.equal(predicted, sample.labels)
     assert training.accuracy_pct(predicted, sample) == 100

@@ -32,7 +32,13 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     for name, model in models.items():
         device = context.device if name == "fp32" else cpu
         predicted = predict(
-            model.to(device), test, config.dataset, config.evaluate.batch_size, device, f"evaluate {name}"
+            model.to(device),
+            test,
+            config.dataset,
+            config.evaluate.batch_size,
+            device,
+            f"evaluate {name}",
+            context.machine,
         )
         model.to(cpu)
         accuracy[name] = accuracy_pct(predicted, test)
@@ -53,13 +59,14 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
 def _measure_latency(config: Config, models: dict[str, nn.Module], test: Part, context: Context) -> dict[str, float]:
     """Report the latency of each model, and give the medians in milliseconds."""
     image, _ = next(evaluation_batches(test.select(np.array([0])), config.dataset, 1, torch.device("cpu")))
-    measured = measure_latency(
-        models,
-        image,
-        thread_count=config.evaluate.threads,
-        warmup=config.evaluate.warmup,
-        repeats=config.evaluate.repeats,
-    )
+    with context.machine.measuring():
+        measured = measure_latency(
+            models,
+            image,
+            thread_count=config.evaluate.threads,
+            warmup=config.evaluate.warmup,
+            repeats=config.evaluate.repeats,
+        )
     for name, latency in measured.items():
         context.metric(f"{name}/latency_ms", latency.median_ms)
         context.metric(f"{name}/latency_p90_ms", latency.percentile_ms(90))

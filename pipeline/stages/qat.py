@@ -40,4 +40,6 @@ STAGE = Stage(
     produces="qat",
     ignores=("dataset.max_test_samples",),
     parts=("train",),
+    extends=("qat", "epochs"),
+    is_open_ended=lambda config: training.is_open_ended(config.qat),
 )

@@ -30,4 +30,6 @@ STAGE = Stage(
     produces="float",
     ignores=("dataset.max_test_samples",),
     parts=("train",),
+    extends=("train", "epochs"),
+    is_open_ended=lambda config: training.is_open_ended(config.train),
 )

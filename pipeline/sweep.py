@@ -1,0 +1,207 @@
+"""A sweep: its folder, the states of its jobs, and going on after it was killed.
+
+A sweep's id is derived from what was asked, so the same command finds the same folder,
+`outputs/sweeps/<id>/`, again: `sweep.json` tells what was asked, `jobs/<job>.json` the state of each
+job. Jobs that are finished are recognised and not repeated; the rest runs.
+
+`python -m pipeline.sweep status` prints them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from tabulate import tabulate
+
+from pipeline.errors import UserError, suggestion
+from pipeline.files import in_project, write_and_rename
+
+FINISHED, FAILED, RUNNING, KILLED, WAITING = "finished", "failed", "running", "killed", "waiting"
+_ID_LENGTH = 8
+
+
+@dataclass
+class JobRecord:
+    """What is known of one job of a sweep.
+
+    Attributes:
+        name: what differs between the jobs, as it was typed: `backend=qnnpack qat.epochs=2`.
+        overrides: all that was typed for this job.
+        state: waiting, running, finished, failed or killed.
+        reason: why it failed, in one line.
+        run_id: its run in MLflow, where there is one.
+        artifacts: what it ended in; a job whose artifacts would be others is not finished.
+        metrics: the numbers of the whole run.
+    """
+
+    name: str
+    overrides: list[str]
+    state: str = WAITING
+    reason: str = ""
+    run_id: str | None = None
+    artifacts: list[str] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Job:
+    """One job's record in its file, and the lock that its process holds while it runs."""
+
+    def __init__(self, folder: Path, name: str, overrides: list[str]) -> None:
+        self.slug = _hash(sorted(_asked(overrides)))
+        self._file = folder / "jobs" / f"{self.slug}.json"
+        self.lock = FileLock(folder / "jobs" / f".{self.slug}.lock")
+        self._blank = JobRecord(name, overrides)
+
+    def read(self) -> JobRecord:
+        """The record; a job that says it runs while nobody holds its lock was killed."""
+        try:
+            content = json.loads(self._file.read_text())
+            record = JobRecord(**content)
+        except FileNotFoundError:
+            return dataclasses.replace(self._blank)
+        except (ValueError, TypeError):  # cut off or edited by hand: the artifacts tell what is done
+            return dataclasses.replace(self._blank)
+        if record.state == RUNNING and not self.lock.is_locked and not self.is_alive():
+            record.state = KILLED
+        return record
+
+    def write(self, record: JobRecord) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with write_and_rename(self._file) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(record), indent=1))
+
+    def is_alive(self) -> bool:
+        """Whether a process is running this job."""
+        try:
+            with FileLock(self.lock.lock_file).acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+
+
+@dataclass
+class Sweep:
+    """What was asked: the overrides as typed, and the jobs that they expand to.
+
+    Attributes:
+        folder: `outputs/sweeps/<id>`.
+        overrides: as typed, `backend=fbgemm,qnnpack` among them.
+        jobs: the overrides of each job.
+        parent_run_id: the parent run in MLflow, where there is one.
+    """
+
+    folder: Path
+    overrides: list[str]
+    jobs: list[list[str]]
+    parent_run_id: str | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> Sweep:
+        """The sweep in `folder`, as its own process wrote it."""
+        content = json.loads((folder / "sweep.json").read_text())
+        return cls(folder, content["overrides"], content["jobs"], content["parent_run_id"])
+
+    def save(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"overrides": self.overrides, "jobs": self.jobs, "parent_run_id": self.parent_run_id}
+        with write_and_rename(self.folder / "sweep.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=1))
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    def job(self, overrides: list[str]) -> Job:
+        """The job with these overrides, named by what differs between the jobs."""
+        return Job(self.folder, self.name_of(overrides), overrides)
+
+    def name_of(self, overrides: list[str]) -> str:
+        differs = [override for override in _asked(overrides) if override not in self.overrides]
+        return " ".join(differs) or "single job"
+
+    def records(self) -> list[JobRecord]:
+        """The record of every job, in the order in which they were asked for."""
+        return [job.read() for job in self.all_jobs()]
+
+    def all_jobs(self) -> list[Job]:
+        """Every job; of a search, which finds its jobs as it goes, those that it has begun."""
+        jobs = self.jobs or [
+            json.loads(path.read_text())["overrides"] for path in sorted((self.folder / "jobs").glob("*.json"))
+        ]
+        return [self.job(overrides) for overrides in jobs]
+
+    def failures(self) -> list[JobRecord]:
+        return [record for record in self.records() if record.state == FAILED]
+
+
+def sweep_id(overrides: list[str]) -> str:
+    """The id of what was asked: not of how it is launched, nor of what is forced."""
+    return _hash(sorted(_asked(overrides)))
+
+
+def _asked(overrides: list[str]) -> list[str]:
+    return [text for text in overrides if not text.startswith(("hydra", "+hydra", "force="))]
+
+
+def _hash(texts: list[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode(errors="surrogateescape")).hexdigest()[:_ID_LENGTH]
+
+
+def failure_lines(sweep: Sweep) -> str:
+    """The failed jobs, each with its reason and the command to retry it alone."""
+    failed = sweep.failures()
+    lines = [f"{len(failed)} of {len(sweep.all_jobs())} jobs failed:"]
+    for record in failed:
+        lines.append(f"  {record.name}: {record.reason}")
+        lines.append(f"    retry: python -m pipeline {' '.join(record.overrides)}")
+    return "\n".join(lines)
+
+
+def status_table(sweep: Sweep) -> str:
+    """Every job with its state, accuracy and latency."""
+
+    def row(record: JobRecord) -> list[str]:
+        def number(metric: str) -> str:
+            return f"{record.metrics[metric]:.2f}" if metric in record.metrics else ""
+
+        return [record.name, record.state, number("int8/accuracy_pct"), number("int8/latency_ms"), record.reason]
+
+    headers = ["job", "state", "int8 accuracy %", "int8 latency ms", "reason"]
+    title = f"sweep {sweep.id}: python -m pipeline -m {' '.join(sweep.overrides)}"
+    return f"{title}\n{tabulate([row(record) for record in sweep.records()], headers, disable_numparse=True)}"
+
+
+def _status(arguments: list[str]) -> None:
+    """`status [--outputs FOLDER] [ID …]`."""
+    import argparse
+
+    parser = argparse.ArgumentParser("python -m pipeline.sweep", description="The states of sweeps and their jobs.")
+    parser.add_argument("action", choices=["status"])
+    parser.add_argument("ids", nargs="*", metavar="ID", help="a sweep's id (default: every sweep, the newest last)")
+    parser.add_argument("--outputs", default="outputs", help="the folder of the runs (default: outputs)")
+    options = parser.parse_args(arguments)
+    root = in_project(options.outputs) / "sweeps"
+    known = sorted(root.glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
+    folders = {path.parent.name: path.parent for path in known}
+    if not folders:
+        raise UserError(f"--outputs={options.outputs}: no sweep in {root}; python -m pipeline -m … makes one")
+    for identity in options.ids:
+        if identity not in folders:
+            raise UserError(f"no sweep '{identity}' in {root}; {suggestion(identity, folders)}")
+    for identity in options.ids or folders:
+        print(status_table(Sweep.load(folders[identity])), end="\n\n")
+
+
+if __name__ == "__main__":
+    try:
+        _status(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

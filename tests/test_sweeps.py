@@ -1,0 +1,179 @@
+"""Sweeps: killed and resumed, with failing jobs, in several processes; real processes, a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.files import PROJECT_ROOT, sha256
+from pipeline.sweep import sweep_id
+from tests.conftest import SMALL
+from tests.test_tracking import runs
+
+TWO_JOBS = [*SMALL, "qat.schedule=constant", "qat.epochs=1,2"]
+# What a clock measures differs from run to run.
+TIMED = ("latency", "speedup")
+
+
+def command(outputs: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline", "-m", f"outputs={outputs}", *overrides]
+
+
+def sweep(outputs: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(outputs, *overrides), cwd=PROJECT_ROOT, capture_output=True, text=True)
+
+
+def children(outputs: Path) -> list[Any]:
+    return [run for run in runs(outputs) if "mlflow.parentRunId" in run.data.tags]
+
+
+def parents(outputs: Path) -> list[Any]:
+    return [run for run in runs(outputs) if "mlflow.parentRunId" not in run.data.tags]
+
+
+def tensors(outputs: Path) -> dict[str, str]:
+    """Every model and checkpoint of the store by its hash."""
+    files = sorted((outputs / "artifacts").glob("*/*.pt"))
+    return {str(path.relative_to(outputs)): sha256(path) for path in files}
+
+
+def finished(outputs: Path) -> dict[str, tuple[dict[str, str], dict[str, float]]]:
+    """The finished jobs by name: parameters and metrics, without what differs by folder or clock."""
+    return {
+        run.info.run_name: (
+            {key: value for key, value in run.data.params.items() if key != "outputs"},
+            {key: value for key, value in run.data.metrics.items() if not any(word in key for word in TIMED)},
+        )
+        for run in children(outputs)
+        if run.info.status == "FINISHED"
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outputs = tmp_path_factory.mktemp("undisturbed") / "outputs"
+    done = sweep(outputs, *TWO_JOBS)
+    assert done.returncode == 0, done.stderr
+    return outputs
+
+
+def test_longer_training_goes_on_from_the_shorter_when_the_schedule_is_open_ended(undisturbed: Path) -> None:
+    epochs = [
+        len([1 for name, _, _ in json.loads(path.read_text())["metrics"] if name == "qat/loss"])
+        for path in (undisturbed / "artifacts").glob("qat-*/manifest.json")
+    ]
+    assert sorted(epochs) == [1, 2]
+    alone = undisturbed.parent / "alone"
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *SMALL, "qat.schedule=constant", "qat.epochs=2", f"outputs={alone}"],
+        cwd=PROJECT_ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert "goes on from" not in done.stdout
+    assert tensors(alone).items() <= tensors(undisturbed).items()
+
+
+def test_children_are_named_by_what_differs_under_one_parent_when_swept(undisturbed: Path) -> None:
+    (parent,) = parents(undisturbed)
+    assert parent.info.status == "FINISHED"
+    assert {run.info.run_name for run in children(undisturbed)} == {"qat.epochs=1", "qat.epochs=2"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children(undisturbed)} == {parent.info.run_id}
+
+
+def test_finished_jobs_are_recognised_when_the_same_sweep_is_asked_for_again(undisturbed: Path) -> None:
+    before = len(runs(undisturbed))
+    again = sweep(undisturbed, *TWO_JOBS)
+    assert again.returncode == 0
+    assert again.stdout.count("finished already") == 2
+    assert len(runs(undisturbed)) == before
+
+
+def test_sweep_equals_an_undisturbed_one_when_killed_at_20_random_moments(undisturbed: Path, tmp_path: Path) -> None:
+    moments = random.Random(2026)
+    kills, rounds = 0, 0
+    while kills < 20:
+        outputs = tmp_path / f"round-{rounds}" / "outputs"
+        rounds += 1
+        while kills < 20:
+            process = subprocess.Popen(
+                command(outputs, *TWO_JOBS), cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            try:
+                # Start-up takes some seconds; each moment falls into the work after it, or near it.
+                process.wait(moments.uniform(3, 11))
+                break  # this sweep came to its end before the signal: another one, from nothing
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+        done = sweep(outputs, *TWO_JOBS)
+        assert done.returncode == 0, done.stderr
+        assert tensors(outputs) == tensors(undisturbed)
+        assert finished(outputs) == finished(undisturbed)
+        assert {run.info.status for run in runs(outputs)} <= {"FINISHED", "KILLED"}
+        assert len(parents(outputs)) == 1
+        assert list((outputs / "artifacts").glob("*.partial")) == []
+
+
+def test_failed_job_is_told_with_its_reason_and_the_others_go_on_when_one_fails(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    # A rate that bursts: the loss is no longer finite.
+    done = sweep(outputs, *SMALL, "train.optimizer=sgd", "train.schedule=constant", "train.learning_rate=100,0.01")
+    assert done.returncode == 1
+    assert "1 of 2 jobs failed" in done.stderr
+    assert "train.learning_rate=100: train: the loss is" in done.stderr
+    assert "retry: python -m pipeline" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(run.info.status for run in children(outputs)) == ["FAILED", "FINISHED"]
+    (failed,) = (run for run in children(outputs) if run.info.status == "FAILED")
+    assert "the loss is" in failed.data.tags["error"]
+    (parent,) = parents(outputs)
+    assert parent.info.status == "FAILED"
+
+
+def test_every_job_is_logged_when_8_processes_meet_a_fresh_store(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    tiny = ["train.epochs=1", "stages=[train]", "dataset.max_train_samples=100"]
+    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=8"]
+    done = sweep(outputs, *tiny, *parallel, "seed=0,1,2,3,4,5,6,7")
+    assert done.returncode == 0, done.stderr
+    assert [run.info.status for run in children(outputs)] == ["FINISHED"] * 8
+    assert {run.data.params["seed"] for run in children(outputs)} == {str(seed) for seed in range(8)}
+
+
+def test_status_prints_every_job_with_its_state(undisturbed: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.sweep", "status", "--outputs", str(undisturbed)],
+        cwd=PROJECT_ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.count("finished") == 2
+    assert "qat.epochs=2" in done.stdout
+
+
+def test_job_is_killed_in_its_record_when_its_process_is_gone(tmp_path: Path) -> None:
+    from pipeline.sweep import RUNNING, JobRecord, Sweep
+
+    one = Sweep(tmp_path / "sweep", ["seed=1,2"], [["seed=1"], ["seed=2"]])
+    one.save()
+    job = one.job(["seed=1"])
+    with job.lock:
+        job.write(JobRecord("seed=1", ["seed=1"], RUNNING))
+        assert [record.state for record in Sweep.load(one.folder).records()] == ["running", "waiting"]
+    assert [record.state for record in Sweep.load(one.folder).records()] == ["killed", "waiting"]
+
+
+def test_sweep_id_is_the_same_when_only_the_launcher_or_force_differs() -> None:
+    asked = ["backend=fbgemm,qnnpack", "qat.epochs=1,2"]
+    assert sweep_id(asked) == sweep_id([*reversed(asked), "hydra/launcher=joblib", "force=true"])
+    assert sweep_id(asked) != sweep_id(["backend=fbgemm,qnnpack", "qat.epochs=1,3"])
