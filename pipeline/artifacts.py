@@ -26,11 +26,17 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Artifact:
-    """A stage's complete result: its folder, the metrics it reported and the files it shows."""
+    """A stage's complete result: its folder, the metrics it reported and the files it shows.
+
+    `model_hash` is its checkpoint's, `inputs` those of the artifacts that it was made from: a key says
+    what was asked for, the hashes which of two results of the same key was used.
+    """
 
     folder: Path
     metrics: tuple[Metric, ...]
     attachments: tuple[Path, ...]
+    model_hash: str | None
+    inputs: dict[str, str | None]
 
     @property
     def model(self) -> Path:
@@ -65,12 +71,13 @@ class Store:
                 if sha256(folder / file) != digest:
                     raise ValueError(f"{file} does not match its manifest")
             attachments = tuple(folder / file for file in manifest["attachments"])
+            model_hash, inputs = manifest["files"].get(MODEL_FILE), dict(manifest["inputs"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             if name not in self._said:
                 terminal.warn(f"{folder} is damaged and will be made again: {error}")
             self._said.add(name)
             return None
-        return Artifact(folder, metrics, attachments)
+        return Artifact(folder, metrics, attachments, model_hash, inputs)
 
     @contextmanager
     def making(self, name: str) -> Iterator[None]:
@@ -94,6 +101,8 @@ class Store:
         if afresh:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
+        for cut_off in partial.glob("*.tmp"):  # a write that was killed; the lock says that nobody is at it
+            cut_off.unlink()
         return partial
 
     def start_from_shorter(self, name: str, hashed: dict[str, Any], extends: tuple[str, str]) -> str | None:
@@ -120,9 +129,21 @@ class Store:
                 return folder.name
         return None
 
-    def complete(self, name: str, metrics: list[Metric], attachments: list[Path], record: dict[str, Any]) -> Artifact:
-        """Write the manifest of a partial folder and put it in its place, instead of an older one."""
+    def complete(
+        self,
+        name: str,
+        metrics: list[Metric],
+        attachments: list[Path],
+        record: dict[str, Any],
+        keep_progress: bool,
+    ) -> Artifact:
+        """Write the manifest of a partial folder and put it in its place, instead of an older one.
+
+        The training checkpoint is kept where a longer training may go on from it (`keep_progress`).
+        """
         partial, folder = self.root / f"{name}.partial", self.root / name
+        if not keep_progress:
+            (partial / PROGRESS_FILE).unlink(missing_ok=True)
         files = {path.name: sha256(path) for path in sorted(partial.iterdir()) if path.name != _MANIFEST}
         manifest = {
             **record,
@@ -135,4 +156,5 @@ class Store:
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
-        return Artifact(folder, tuple(metrics), tuple(folder / path.name for path in attachments))
+        shown = tuple(folder / path.name for path in attachments)
+        return Artifact(folder, tuple(metrics), shown, files.get(MODEL_FILE), dict(record["inputs"]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 import typing
 from pathlib import Path
@@ -64,7 +65,8 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _fail(one_line(error), status=2)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last finished epoch", status=130)
+        forced = any(text.startswith("force=") for text in sys.argv)
+        _fail("interrupted" if forced else "interrupted; the same command goes on from the last finished epoch", 130)
 
 
 def _refuse_arguments(message: str) -> NoReturn:
@@ -159,7 +161,9 @@ def to_request(composed: DictConfig, overrides: list[str]) -> Request:
     config = to_config(composed)
     plain = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(plain, dict)
-    return Request(config, OmegaConf.to_yaml(composed, resolve=True), dict(flatten(plain)), overrides)
+    if config.tracking.uri is not None:  # a server's user and password are not for the record
+        plain["tracking"]["uri"] = re.sub(r"//[^@/]*@", "//", config.tracking.uri)
+    return Request(config, OmegaConf.to_yaml(plain), dict(flatten(plain)), overrides)
 
 
 def to_config(composed: DictConfig) -> Config:

@@ -88,7 +88,7 @@ class OptimizationConfig:
     """How a model is trained; the base of `train` and `qat`. Learning-rate schedules step a batch."""
 
     epochs: int = setting(3, minimum=0, maximum=10_000)
-    batch_size: int = setting(128, minimum=1, maximum=65_536)
+    batch_size: int = setting(128, minimum=2, maximum=65_536)
     optimizer: str = setting("adamw", choices=("adamw", "adam", "sgd"))
     learning_rate: float = setting(1e-3, above=0, maximum=100)
     weight_decay: float = setting(0.01, minimum=0, maximum=10)
@@ -112,6 +112,8 @@ class QatConfig(OptimizationConfig):
     """Quantization-aware training. The freeze epochs count from 0 and may be fractions; null: never."""
 
     epochs: int = setting(1, minimum=1, maximum=10_000)
+    # Fake-quantize modules compute in fp32 alone.
+    precision: str = setting("fp32", choices=("fp32",))
     freeze_bn_epoch: float | None = setting(None, minimum=0)
     freeze_observer_epoch: float | None = setting(None, minimum=0)
 
@@ -138,7 +140,7 @@ class TrackingConfig:
 
 @dataclass
 class Config:
-    """One run: six small choices, a seed, a device and the stages to walk."""
+    """One run: a choice from each group, a seed, a device and the stages to walk."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)

@@ -94,6 +94,7 @@ def run_job(request: Request, folder: Path, processes: int) -> dict[str, float]:
         except BaseException as error:
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             job.write(dataclasses.replace(record, state=FAILED, reason=" ".join(text.split())))
+            terminal.warn(f"{record.name} failed: {' '.join(text.split())}")
             raise
         done = dataclasses.replace(
             record,

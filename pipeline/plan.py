@@ -99,6 +99,8 @@ def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
 
 
 def _settings(section: str, value: Any, ignores: tuple[str, ...]) -> Any:
+    if section == "device":
+        return environment.resolve_device(value).type  # its arithmetic; auto and cpu are the same where there is no GPU
     if not dataclasses.is_dataclass(value):
         return value
     return {

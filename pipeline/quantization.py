@@ -12,7 +12,8 @@ twin, and the checkpoint is loaded into it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -25,7 +26,8 @@ from torch.ao.quantization import DeQuantStub, FakeQuantizeBase, QuantStub
 from pipeline.config import BackendConfig
 from pipeline.errors import UserError, suggestion
 
-__all__ = ["DeQuantStub", "FloatFunctional", "Form", "QuantStub", "rebuild"]
+# Re-exported for the quantizable twins, which must not import torch.ao themselves.
+__all__ = ["DeQuantStub", "FloatFunctional", "QuantStub"]
 
 Form = Literal["float", "fused", "qat", "int8"]
 
@@ -33,7 +35,7 @@ Form = Literal["float", "fused", "qat", "int8"]
 _KNOWN_WARNINGS = (
     (DeprecationWarning, r"(?s).*torch\.ao\.quantization is deprecated"),
     (UserWarning, r"(?s).*reduce_range will be deprecated"),
-    (UserWarning, r"(?s).*(quint8|qint8).*"),
+    (UserWarning, r"torch\.quantize_per_tensor, torch\.quantize_per_channel and other quantized tensor creation"),
     (UserWarning, r"TypedStorage is deprecated"),  # torch.load's own, for quantized tensors
 )
 _QCONFIGS = ("fbgemm", "qnnpack", "x86", "onednn")
@@ -139,6 +141,19 @@ def rebuild(form: Form, twin: nn.Module, backend: BackendConfig | None = None) -
 def count_fake_quantize(model: nn.Module) -> int:
     """How many fake-quantize modules the model has; 0 means that it is not trained quantization-aware."""
     return sum(isinstance(module, FakeQuantizeBase) for module in model.modules())
+
+
+@contextmanager
+def observers_off(model: nn.Module) -> Iterator[None]:
+    """Keep the ranges as they are within the block: evaluation mode alone does not stop the observers."""
+    fake_quantizes = [module for module in model.modules() if isinstance(module, FakeQuantizeBase)]
+    before = [module.observer_enabled.clone() for module in fake_quantizes]
+    model.apply(ao.disable_observer)
+    try:
+        yield
+    finally:
+        for module, enabled in zip(fake_quantizes, before, strict=True):
+            module.observer_enabled.copy_(enabled)
 
 
 def freeze_observers(model: nn.Module) -> None:

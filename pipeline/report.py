@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 
 from tabulate import tabulate
@@ -26,11 +27,11 @@ def results_table(metrics: Mapping[str, float], style: str) -> str:
     ]
     change = [
         "change",
-        f"{-metrics['accuracy_drop_pct']:+.2f}",
-        f"{metrics['speedup']:.2f}x faster",
+        f"{-metrics['accuracy_drop_pct'] + 0.0:+.2f}",
+        _times(metrics["speedup"], "faster", "slower"),
         "",
         "",
-        f"{metrics['compression']:.2f}x smaller",
+        _times(metrics["compression"], "smaller", "larger"),
     ]
     headers = ["", *(column for column, _, _ in _COLUMNS)]
     return tabulate([*rows, change], headers, tablefmt=style, disable_numparse=True, stralign="right")
@@ -42,8 +43,14 @@ def conditions(evaluate: EvaluateConfig, cpu: str) -> str:
     return f"latency: batch 1, {threads}, median of {evaluate.repeats} interleaved repeats, {cpu}"
 
 
-def next_lines(overrides: list[str]) -> str:
-    """The two lines that a user is likely to type next."""
-    kept = [override for override in overrides if override.split("=")[0] not in ("backend", "qat.epochs", "force")]
+def next_lines(overrides: list[str], default_store: bool) -> str:
+    """The lines that a user is likely to type next."""
+    dropped = ("backend", "qat.epochs", "force", "stages", "tracking.run_name")
+    kept = [shlex.quote(text) for text in overrides if text.lstrip("+").split("=")[0] not in dropped]
     sweep = " ".join(["python -m pipeline -m", *kept, "backend=fbgemm,qnnpack qat.epochs=1,2,3"])
-    return f"next:  make ui    # compare the runs at http://127.0.0.1:5000\n       {sweep}"
+    ui = "make ui    # compare the runs at http://127.0.0.1:5000\n       " if default_store else ""
+    return f"next:  {ui}{sweep}"
+
+
+def _times(ratio: float, better: str, worse: str) -> str:
+    return f"{ratio:.2f}x {better}" if ratio >= 1 else f"{1 / ratio:.2f}x {worse}"

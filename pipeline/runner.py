@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from pipeline import datasets, environment, models, quantization, report, terminal
 from pipeline.artifacts import Artifact, Store
 from pipeline.config import Config
@@ -66,10 +68,12 @@ def check_parts(config: Config) -> Plan:
     Raises:
         UserError: for the first choice that cannot be had.
     """
-    environment.resolve_device(config.device)
+    device = environment.resolve_device(config.device)
     datasets.find(config.dataset)
     models.check_model(config.model, config.dataset.image_size)
     quantization.check_backend(config.backend)
+    if config.train.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("train.precision=bf16: this GPU does not have it; allowed: auto, fp32")
     if config.model.weights is not None:
         weights.load_into(models.build(config.model, datasets.info(config.dataset)), config.model)
     _forced(config)
@@ -96,14 +100,22 @@ def _find_artifacts(plan: Plan, store: Store, config: Config, forced: list[str])
         if artifact is not None:
             done[step.artifact] = artifact
     needed = {name for step in plan.steps if step.artifact not in done for name in step.consumes.values()}
-    missing = [step for step in plan.earlier if step.artifact in needed and step.artifact not in done]
+    missing: list[str] = []
+    for step in reversed(plan.earlier):  # what a missing one is made from is needed too
+        if step.artifact in needed and step.artifact not in done:
+            missing.insert(0, step.stage.name)
+            needed |= set(step.consumes.values())
     if missing:
-        first = missing[0].stage.name
         raise UserError(
-            f"stages=[{','.join(config.stages)}]: there is no result of stage {first} for these settings in "
-            f"{store.root}; run stage {first} first, with the same settings: stages=[{first}]"
+            f"stages=[{','.join(config.stages)}]: there is no result of stage {' and '.join(missing)} for these "
+            f"settings in {store.root}; run stage {missing[0]} first, with the same settings: "
+            f"stages=[{','.join(missing)}]"
         )
     return done
+
+
+def _undeclared_part() -> Any:
+    raise AssertionError("this stage reads a part of the data that its declaration does not name")
 
 
 class _Walk:
@@ -117,14 +129,25 @@ class _Walk:
         self.load_training = functools.cache(lambda: datasets.load_training(config.dataset, config.seed))
         self.load_test = functools.cache(lambda: datasets.load_test(config.dataset))
 
+    def _hashes(self, step: Step) -> dict[str, str | None]:
+        """Which results a step is made from, by their content."""
+        return {name: self.done[name].model_hash for name in step.consumes.values() if name in self.done}
+
+    def _is_current(self, step: Step, artifact: Artifact) -> bool:
+        """Whether an artifact was made from the very results that are there now."""
+        current = all(artifact.inputs.get(name) == digest for name, digest in self._hashes(step).items())
+        if not current:
+            terminal.warn(f"{step.artifact} was made from another result than is there now, and will be made again")
+        return current
+
     def take(self, step: Step, forced: bool) -> None:
         """Replay a step that is done already, or make it."""
         artifact = self.done.get(step.artifact)
-        if artifact is None:
+        if artifact is None or not self._is_current(step, artifact):
             with self.store.making(step.artifact):
                 # Another process may have made it since the plan was drawn.
                 artifact = None if forced else self.store.find(step.artifact)
-                if artifact is None:
+                if artifact is None or not self._is_current(step, artifact):
                     artifact = self._make(step, forced)
                 else:
                     self._replay(step, artifact)
@@ -140,10 +163,10 @@ class _Walk:
             self._on_metric(*metric)
 
     def _make(self, step: Step, forced: bool) -> Artifact:
-        terminal.say(f"{step.stage.name:9} running  {step.artifact}")
         started = time.perf_counter()
         folder = self.store.partial_folder(step.artifact, afresh=forced)
-        if step.stage.extends is not None and not forced and step.stage.is_open_ended(self.config):
+        open_ended = step.stage.extends is not None and step.stage.is_open_ended(self.config)
+        if step.stage.extends is not None and open_ended and not forced:
             shorter = self.store.start_from_shorter(step.artifact, step.hashed, step.stage.extends)
             if shorter is not None:
                 terminal.say(f"  goes on from {shorter}")
@@ -151,8 +174,8 @@ class _Walk:
             folder=folder,
             device=self.device,
             info=datasets.info(self.config.dataset),
-            load_training=self.load_training,
-            load_test=self.load_test,
+            load_training=self.load_training if "train" in step.stage.parts else _undeclared_part,
+            load_test=self.load_test if "test" in step.stage.parts else _undeclared_part,
             machine=self.machine,
             on_metric=self._on_metric,
         )
@@ -161,12 +184,13 @@ class _Walk:
         seconds = time.perf_counter() - started
         record = {
             "hashed": step.hashed,
+            "inputs": self._hashes(step),
             "seconds": seconds,
             "device": str(self.device),
             "machine": environment.machine(),
             "commit": environment.git_commit(),
         }
-        artifact = self.store.complete(step.artifact, context.history, context.attachments, record)
+        artifact = self.store.complete(step.artifact, context.history, context.attachments, record, open_ended)
         terminal.say(f"{step.stage.name:9} done     {step.artifact}  {seconds:.1f} s")
         return artifact
 
@@ -186,12 +210,14 @@ def _report(request: Request, metrics: dict[str, float], tracker: Tracker) -> No
     tracker.text(markdown, "results.md")
     terminal.say(f"\n{report.results_table(metrics, 'simple')}\n{conditions}\n")
     if request.job is None:
-        terminal.say(report.next_lines(request.overrides))
+        own_store = request.config.tracking.enabled and request.config.tracking.uri is None
+        default_store = own_store and in_project(request.config.outputs) == in_project("outputs")
+        terminal.say(report.next_lines(request.overrides, default_store))
 
 
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end the run as Ctrl-C does, so that the tracker can mark it KILLED."""
+    """Let SIGTERM and a closed terminal end the run as Ctrl-C does, so that the tracker can mark it KILLED."""
 
     def interrupt(signal_number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -199,8 +225,13 @@ def _termination_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's affair
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    signals = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    # What nohup has told to be ignored stays ignored.
+    before = {one: signal.getsignal(one) for one in signals if signal.getsignal(one) is not signal.SIG_IGN}
+    for one in before:
+        signal.signal(one, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)

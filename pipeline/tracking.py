@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
+from pipeline.files import in_project
 
 _DATABASE = "mlflow.db"
 _ARTIFACTS = "mlartifacts"
@@ -141,7 +142,9 @@ def _connect(mlflow: Any, config: TrackingConfig, outputs: Path) -> str:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     uri = config.uri or f"sqlite:///{outputs / _DATABASE}"
-    own_store = config.uri is None
+    if uri.startswith("sqlite:///"):
+        uri = f"sqlite:///{in_project(uri.removeprefix('sqlite:///'))}"
+    own_store = uri.startswith("sqlite:///")
     outputs.mkdir(parents=True, exist_ok=True)
     try:
         mlflow.set_tracking_uri(uri)

@@ -26,6 +26,7 @@ from pipeline.datasets.spec import Part
 from pipeline.errors import UserError
 from pipeline.files import save_tensors
 from pipeline.machine import Machine
+from pipeline.quantization import observers_off
 from pipeline.stage import PROGRESS_FILE, Context
 
 
@@ -63,7 +64,8 @@ def fit(
     for epoch in range(first_epoch, settings.epochs):
         started = time.perf_counter()
         generator = _seed_epoch(seed, curve, epoch)
-        losses, correct, seen = [], 0, 0
+        losses: list[Tensor] = []
+        correct, seen = torch.zeros((), dtype=torch.long, device=device), 0
         model.train()
         description = f"{curve} epoch {epoch + 1}/{settings.epochs}"
         with terminal.bar(description, steps, unit="batch") as bar:
@@ -80,12 +82,15 @@ def fit(
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                     scheduler.step()
-                losses.append(_finite(loss, curve, epoch, step))
-                correct += int((logits.argmax(1) == labels).sum())
+                losses.append(loss.detach())
+                correct += (logits.argmax(1) == labels).sum()
                 seen += len(labels)
-                bar.set_postfix(loss=f"{losses[-1]:.4f}", accuracy=f"{100 * correct / seen:.2f} %", refresh=False)
+                if step % _REPORT_EVERY == 0 or step + 1 == steps:  # each look waits for the device
+                    _check_finite(losses, curve, epoch)
+                    accuracy = 100 * int(correct) / seen
+                    bar.set_postfix(loss=f"{losses[-1].item():.4f}", accuracy=f"{accuracy:.2f} %", refresh=False)
                 bar.update(1)
-        mean_loss = float(np.mean(losses))
+        mean_loss = float(torch.stack(losses).double().mean())
         accuracy = accuracy_pct(
             predict(model, validation, dataset, settings.batch_size, device, "validate", context.machine), validation
         )
@@ -102,8 +107,6 @@ def fit(
 
     if best:
         model.load_state_dict(best)
-    if not is_open_ended(settings):
-        (context.folder / PROGRESS_FILE).unlink(missing_ok=True)
 
 
 def is_open_ended(settings: OptimizationConfig) -> bool:
@@ -124,13 +127,21 @@ def predict(
     description: str,
     machine: Machine,
 ) -> Tensor:
-    """The predicted class of every image of `part`: int64 (N), on the CPU. Leaves the model in eval mode."""
+    """The predicted class of every image of `part`: int64 (N), on the CPU.
+
+    Leaves the model in evaluation mode and its quantization ranges as they were.
+    """
     model.eval()
-    predicted = []
-    with terminal.bar(description, count_batches(part, batch_size, training=False), unit="batch") as bar:
-        for images, _ in evaluation_batches(part, dataset, batch_size, device):
+    predicted, correct, seen = [], 0, 0
+    batches = count_batches(part, batch_size, training=False)
+    with observers_off(model), terminal.bar(description, batches, unit="batch") as bar:
+        for images, labels in evaluation_batches(part, dataset, batch_size, device):
             with machine.computing():
-                predicted.append(model(images).argmax(1).cpu())
+                chosen = model(images).argmax(1)
+            predicted.append(chosen.cpu())
+            correct += int((chosen == labels).sum())
+            seen += len(labels)
+            bar.set_postfix(accuracy=f"{100 * correct / seen:.2f} %", refresh=False)
             bar.update(1)
     return torch.cat(predicted)
 
@@ -138,6 +149,10 @@ def predict(
 def accuracy_pct(predicted: Tensor, part: Part) -> float:
     """The share of `predicted` (N) that equals the labels, in percent."""
     return 100 * float((predicted == part.labels).double().mean())
+
+
+# Steps between two looks at loss and accuracy.
+_REPORT_EVERY = 10
 
 
 def _optimizer(model: nn.Module, settings: OptimizationConfig) -> Optimizer:
@@ -150,9 +165,8 @@ def _optimizer(model: nn.Module, settings: OptimizationConfig) -> Optimizer:
 def _scheduler(optimizer: Optimizer, settings: OptimizationConfig, steps: int) -> LRScheduler:
     total = steps * settings.epochs
     if settings.schedule == "one_cycle":
-        return OneCycleLR(
-            optimizer, settings.learning_rate, total_steps=total + 1
-        )  # one spare: step() follows the last
+        # One spare step: step() is called after the last batch too.
+        return OneCycleLR(optimizer, settings.learning_rate, total_steps=total + 1, cycle_momentum=False)
     if settings.schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=total)
     if settings.schedule == "step":
@@ -173,14 +187,16 @@ def _seed_epoch(seed: int, curve: str, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(for_data)
 
 
-def _finite(loss: Tensor, curve: str, epoch: int, step: int) -> float:
-    value = loss.item()
-    if not math.isfinite(value):
+def _check_finite(losses: list[Tensor], curve: str, epoch: int) -> None:
+    recent = torch.stack(losses[-_REPORT_EVERY - 1 :])
+    wrong = (~recent.isfinite()).nonzero()
+    if len(wrong):
+        first = int(wrong[0])
+        step = len(losses) - len(recent) + first + 1
         raise UserError(
-            f"{curve}: the loss is {value} in epoch {epoch + 1}, step {step + 1}: "
+            f"{curve}: the loss is {recent[first].item()} in epoch {epoch + 1}, step {step}: "
             f"{curve}.learning_rate is likely too high"
         )
-    return value
 
 
 def _checkpoint(
@@ -210,12 +226,17 @@ def _resume(
     path = context.folder / PROGRESS_FILE
     if not path.exists():
         return 0, -math.inf, {}
-    state: dict[str, Any] = torch.load(path, map_location=context.device, weights_only=True)
+    try:
+        # On the CPU: load_state_dict moves what belongs on the device, and leaves there what does not.
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes make the unpickler raise almost anything
+        terminal.warn(f"{path} is damaged ({type(error).__name__}): training starts again")
+        path.unlink()
+        return 0, -math.inf, {}
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
     for name, value, epoch in state["history"]:
         context.metric(name, value, epoch)
     terminal.say(f"  resumed after epoch {state['epochs_done']}")
-    best = {name: value.cpu() for name, value in state["best"].items()}
-    return state["epochs_done"], state["best_accuracy"], best
+    return state["epochs_done"], state["best_accuracy"], state["best"]

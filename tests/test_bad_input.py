@@ -108,7 +108,7 @@ BEFORE_THE_FIRST_STAGE = [
     (["stages=[train,evaluate,convert]"], ["evaluate needs int8", "allowed: convert before evaluate"]),
     (["force=qta"], ["force=qta", "allowed: true, false, train", "did you mean 'qat'"]),
     (["stages=[fuse]", "force=qat"], ["force=qat", "allowed: true, false, fuse"]),
-    (["stages=[convert,evaluate]"], ["stages=[convert,evaluate]", "run stage train first", "stages=[train]"]),
+    (["stages=[convert,evaluate]"], ["train and fuse and qat", "run stage train first", "stages=[train,fuse,qat]"]),
     (["stages=[fuse]"], ["stages=[fuse]", "run stage train first", "stages=[train]"]),
     (["backend.qconfig=fbgem"], ["backend.qconfig=fbgem", "allowed: fbgemm, qnnpack", "did you mean 'fbgemm'"]),
     (["model.weights=nowhere/resnet.pt"], ["model.weights=nowhere/resnet.pt", "no such file", "allowed"]),

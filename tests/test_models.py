@@ -109,3 +109,14 @@ def test_weights_are_summed_over_channels_and_keep_a_fresh_classifier_when_the_d
     assert isinstance(trained.conv1, torch.nn.Module)
     torch.testing.assert_close(grey.conv1(picture), trained.conv1(picture.expand(-1, 3, -1, -1)))
     assert torch.equal(grey.state_dict()["layer4.1.conv2.weight"], trained.state_dict()["layer4.1.conv2.weight"])
+
+
+def test_weights_load_when_they_do_not_count_batches(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    config = config_of("resnet18", "imagenet")
+    state = models.build(config.model, RGB).state_dict()
+    older = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    torch.save(older, tmp_path / "older.pt")
+    config.model.weights = str(tmp_path / "older.pt")
+    network = models.build(config.model, RGB)
+    assert weights.load_into(network, config.model) == []
+    assert torch.equal(network.state_dict()["fc.weight"], state["fc.weight"])

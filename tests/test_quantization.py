@@ -105,3 +105,17 @@ def _bytes(model: nn.Module) -> int:
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     return buffer.getbuffer().nbytes
+
+
+def test_validation_leaves_ranges_as_they_are_when_observers_still_learn() -> None:
+    from pipeline.config import DatasetConfig
+    from pipeline.datasets.spec import Part
+    from pipeline.machine import Machine
+    from pipeline.training import predict
+
+    model = trained_qat(config_of("fbgemm"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    bright = Part(torch.full((4, 1, 32, 32), 255, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
+    predict(model, bright, DatasetConfig(name="made", std=[0.01]), 2, torch.device("cpu"), "test", Machine())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(value == 1 for name, value in model.state_dict().items() if name.endswith("observer_enabled"))

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.composition import compose_request
 from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT, sha256
+from pipeline.files import PROJECT_ROOT, save_tensors, sha256
 from pipeline.plan import make_plan
 from pipeline.request import Request
 from pipeline.runner import run
@@ -82,7 +83,7 @@ def test_everything_is_cached_and_the_metrics_are_the_same_when_run_again(
     assert first["int8/size_mb"] == pytest.approx(11.3, abs=0.1)
 
 
-def test_only_what_depends_on_it_runs_when_the_backend_changes(
+def test_only_the_evaluation_runs_when_its_repeats_change(
     copied: Path, small_request: Callable[..., Request], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(small_request("tracking=off", "evaluate.repeats=2"))
@@ -151,8 +152,39 @@ def test_whole_run_repeats_bit_for_bit(
     finished_outputs: Path, small_request: Callable[..., Request], outputs: Path
 ) -> None:
     run(small_request("tracking=off"))
-    for model in sorted(finished_outputs.glob("artifacts/*/model.pt")):
+    made = sorted(finished_outputs.glob("artifacts/*/model.pt"))
+    assert len(made) == 4
+    for model in made:
         assert sha256(outputs / model.relative_to(finished_outputs)) == sha256(model)
+
+
+def test_what_follows_is_made_again_when_an_earlier_result_was_replaced(
+    copied: Path, small_request: Callable[..., Request], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Another float model under the same key, as a GPU or another number of threads would leave it.
+    (folder,) = (copied / "artifacts").glob("train-*")
+    state = torch.load(folder / "model.pt", weights_only=True)
+    state["fc.bias"] += 1
+    save_tensors(state, folder / "model.pt")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["model.pt"] = sha256(folder / "model.pt")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    run(small_request("tracking=off"))
+    assert states(capsys) == dict.fromkeys(STAGES, "done") | {"train": "cached"}
+
+
+def test_cut_off_writes_do_not_enter_the_artifact_when_a_run_goes_on(
+    small_request: Callable[..., Request], outputs: Path
+) -> None:
+    request = small_request("tracking=off", "stages=[train]")
+    (step,) = make_plan(request.config).steps
+    partial = outputs / "artifacts" / f"{step.artifact}.partial"
+    partial.mkdir(parents=True)
+    (partial / "progress.pt.999.tmp").write_bytes(b"cut off")
+    (partial / "progress.pt").write_bytes(b"no checkpoint")
+    run(request)
+    files = {path.name for path in (outputs / "artifacts" / step.artifact).iterdir()}
+    assert files == {"model.pt", "manifest.json"}
 
 
 def test_run_goes_on_from_the_last_epoch_when_its_process_was_killed(outputs: Path, tmp_path: Path) -> None:

@@ -78,7 +78,14 @@ def test_training_equals_an_undisturbed_one_bit_for_bit_when_resumed(tmp_path: P
     resumed, history = fit(tmp_path / "killed", chosen)
     assert equal(resumed, undisturbed)
     assert history.history == expected.history
-    assert not (tmp_path / "killed" / PROGRESS_FILE).exists()
+
+
+def test_nothing_is_trained_again_when_killed_after_the_last_epoch(tmp_path: Path) -> None:
+    trained, _ = fit(tmp_path / "run", settings())
+    # The checkpoint stays until the artifact is complete.
+    again, history = fit(tmp_path / "run", settings(), before_step=lambda model, done: pytest.fail("trained again"))
+    assert equal(again, trained)
+    assert len(history.history) == 2 * settings().epochs
 
 
 def test_training_repeats_bit_for_bit_when_the_seed_is_the_same(tmp_path: Path) -> None:

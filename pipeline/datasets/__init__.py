@@ -54,17 +54,21 @@ def load_training(config: DatasetConfig, seed: int) -> tuple[Part, Part]:
     Raises:
         UserError: when a class has too few images to appear in both.
     """
+    find(config).prepare(config)
     part = _with_channels(find(config).read(config, "train"), len(config.mean))
     if config.max_train_samples is not None and config.max_train_samples < len(part):
         key = f"dataset.max_train_samples={config.max_train_samples}"
         part = take_stratified(part, config.max_train_samples, seed, key)
     held_out = round(len(part) * config.validation_fraction)
     key = f"dataset.validation_fraction={config.validation_fraction}"
+    if config.max_train_samples is not None:
+        key += f" of dataset.max_train_samples={config.max_train_samples}"
     return split_stratified(part, held_out, seed, key)
 
 
 def load_test(config: DatasetConfig) -> Part:
     """The test part, or `max_test_samples` of it, the same for every seed."""
+    find(config).prepare(config)
     part = _with_channels(find(config).read(config, "test"), len(config.mean))
     if config.max_test_samples is not None and config.max_test_samples < len(part):
         chosen = np.random.default_rng(0).permutation(len(part))[: config.max_test_samples]

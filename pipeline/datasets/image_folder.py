@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from pipeline import terminal
 from pipeline.config import DatasetConfig
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
-from pipeline.datasets.splitting import split_stratified
+from pipeline.datasets.splitting import split_indices
 from pipeline.errors import UserError
 from pipeline.files import in_project
 
@@ -66,48 +66,60 @@ def _files(config: DatasetConfig, part: PartName) -> list[tuple[Path, int]]:
         for path in sorted((folder / name).glob("*"))
         if path.suffix.lower() in _SUFFIXES
     ]
+    empty = sorted(set(range(len(names))) - {label for _, label in files})
+    if files and part == "train" and empty:
+        raise UserError(f"dataset.root={folder}: class '{names[empty[0]]}' has no images; allowed: some in each class")
     if not files:
         raise UserError(f"dataset.root={folder}: no images; allowed: {_LAYOUT}, files {' '.join(_SUFFIXES)}")
     return files
 
 
 def _prepare(config: DatasetConfig) -> None:
-    for part in ("train", "test") if _is_split(config) else ("train",):
-        count = len(_files(config, part))  # type: ignore[arg-type]
-        needed_gb = count * len(config.mean) * config.image_size**2 / 1e9
-        if needed_gb > config.max_memory_gb:
-            raise UserError(
-                f"dataset.max_memory_gb={config.max_memory_gb:g}: {count} images of {config.image_size} px need "
-                f"{needed_gb:.2f} GB; allowed: more memory, or a smaller dataset.image_size"
-            )
+    parts: tuple[PartName, ...] = ("train", "test") if _is_split(config) else ("train",)
+    count = sum(len(_files(config, part)) for part in parts)
+    needed_gb = count * len(config.mean) * config.image_size**2 / 1e9
+    if needed_gb > config.max_memory_gb:
+        raise UserError(
+            f"dataset.max_memory_gb={config.max_memory_gb:g}: {count} images of {config.image_size} px need "
+            f"{needed_gb:.2f} GB; allowed: more memory, or a smaller dataset.image_size"
+        )
 
 
 def _read(config: DatasetConfig, part: PartName) -> Part:
     files = _files(config, part)
-    mode, size = ("L" if len(config.mean) == 1 else "RGB"), config.image_size
-    pixels = np.empty((len(files), size, size, len(config.mean)), dtype=np.uint8)
+    if not _is_split(config):
+        labels = np.array([label for _, label in files])
+        key = f"dataset.test_fraction={config.test_fraction}"
+        training, test = split_indices(labels, round(len(files) * config.test_fraction), seed=0, key=key)
+        files = [files[index] for index in (training if part == "train" else test)]
+    return _decode(files, config, f"decode {part}")
+
+
+def _decode(files: list[tuple[Path, int]], config: DatasetConfig, description: str) -> Part:
+    """Decode every file, in parallel, into one tensor of its final size."""
+    channels, size = len(config.mean), config.image_size
+    pixels = np.empty((len(files), channels, size, size), dtype=np.uint8)
 
     def decode(index: int) -> None:
         path = files[index][0]
         try:
             with Image.open(path) as image:
-                fitted = ImageOps.fit(_to_8_bits(image).convert(mode), (size, size), Image.Resampling.BILINEAR)
+                upright = _to_8_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+                fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
         # Pillow's readers raise almost anything on damaged bytes: ValueError, SyntaxError, struct.error, …
         except Exception as error:
             raise UserError(f"dataset.root: {path} cannot be read as an image: {error}") from error
-        pixels[index] = np.asarray(fitted).reshape(size, size, -1)
+        pixels[index] = np.asarray(fitted).reshape(size, size, channels).transpose(2, 0, 1)
 
     workers = config.workers or min(32, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool, terminal.bar(f"decode {part}", len(files)) as progress:
-        for _ in pool.map(decode, range(len(files))):
-            progress.update(1)
-    labels = torch.tensor([label for _, label in files])
-    whole = Part(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)
-    if _is_split(config):
-        return whole
-    key = f"dataset.test_fraction={config.test_fraction}"
-    training, test = split_stratified(whole, round(len(whole) * config.test_fraction), seed=0, key=key)
-    return training if part == "train" else test
+    with ThreadPoolExecutor(workers) as pool, terminal.bar(description, len(files)) as progress:
+        try:
+            for _ in pool.map(decode, range(len(files))):
+                progress.update(1)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return Part(torch.from_numpy(pixels), torch.tensor([label for _, label in files]))
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -118,15 +130,15 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _fingerprint(config: DatasetConfig, part: PartName) -> str:
-    """A hash of every file's place in the folder, size and time of change: cheap, and moves with a copy."""
+    """A hash of the classes and of every file's place, size and time; a copy that keeps times has the same."""
     folder = _folder(config, part)
-    lines = []
+    lines = list(_class_names(config))
     for path, _ in _files(config, part):
         try:
             status = path.stat()
         except OSError as error:
             raise UserError(f"dataset.root: {path} cannot be read: {error.strerror}") from error
-        lines.append(f"{path.relative_to(folder)} {status.st_size} {int(status.st_mtime)}")
+        lines.append(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}")
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
+import struct
+import zlib
+from pathlib import Path
 
 import torchvision.datasets
 
@@ -14,22 +18,26 @@ from pipeline.errors import UserError
 from pipeline.files import in_project, write_and_rename
 
 
+def _unpack(archive: Path, target: Path) -> None:
+    """Unpack a .gz, unless its content is there already: its last 8 bytes are CRC-32 and length (RFC 1952)."""
+    with archive.open("rb") as stream:
+        stream.seek(-8, os.SEEK_END)
+        expected = struct.unpack("<II", stream.read(8))
+    if target.is_file() and target.stat().st_size == expected[1] and zlib.crc32(target.read_bytes()) == expected[0]:
+        return
+    with write_and_rename(target) as temporary, gzip.open(archive) as source, temporary.open("wb") as unpacked:
+        shutil.copyfileobj(source, unpacked)
+
+
 def _spec(name: str, dataset: type[torchvision.datasets.MNIST]) -> DatasetSpec:
     resources = dict(dataset.resources)
 
     def prepare(config: DatasetConfig) -> None:
         folder = in_project(config.root) / dataset.__name__ / "raw"
-        unpacked = {archive: folder / archive.removesuffix(".gz") for archive in resources}
-        if all(path.is_file() for path in unpacked.values()):
-            return
         archives.fetch(config, folder, resources, dataset.mirrors)
-        for archive, path in unpacked.items():
-            with (
-                write_and_rename(path) as temporary,
-                gzip.open(folder / archive) as source,
-                temporary.open("wb") as target,
-            ):
-                shutil.copyfileobj(source, target)
+        with archives.locked(folder):
+            for archive in resources:
+                _unpack(folder / archive, folder / archive.removesuffix(".gz"))
 
     def read(config: DatasetConfig, part: PartName) -> Part:
         try:

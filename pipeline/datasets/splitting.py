@@ -9,19 +9,25 @@ from pipeline.datasets.spec import Part
 from pipeline.errors import UserError
 
 
-def split_stratified(part: Part, second: int, seed: int, key: str) -> tuple[Part, Part]:
-    """Split off `second` images; both sides keep the classes' shares and the order of the images.
+def split_indices(labels: np.ndarray, second: int, seed: int, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Split off `second` positions of `labels` (N); both sides keep the classes' shares, and are sorted.
 
     Raises:
         UserError: naming `key`, when a side would not hold every class.
     """
     try:
         chosen, held_out = train_test_split(
-            np.arange(len(part)), test_size=second, random_state=seed, stratify=part.labels.numpy()
+            np.arange(len(labels)), test_size=second, random_state=seed, stratify=labels
         )
     except ValueError as error:
-        raise UserError(f"{key}: too few of {len(part)} images for a stratified split: {error}") from error
-    return part.select(np.sort(chosen)), part.select(np.sort(held_out))
+        raise UserError(f"{key}: too few of {len(labels)} images for a stratified split: {error}") from error
+    return np.sort(chosen), np.sort(held_out)
+
+
+def split_stratified(part: Part, second: int, seed: int, key: str) -> tuple[Part, Part]:
+    """Split off `second` images, as `split_indices` does."""
+    chosen, held_out = split_indices(part.labels.numpy(), second, seed, key)
+    return part.select(chosen), part.select(held_out)
 
 
 def take_stratified(part: Part, count: int, seed: int, key: str) -> Part:

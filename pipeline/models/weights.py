@@ -46,7 +46,9 @@ def load_into(model: nn.Module, config: ModelConfig) -> list[str]:
     path = _path(config.weights)
     loaded = _read(path) if path else _download(spec, config.weights)
     wanted = model.state_dict()
-    strays = sorted(loaded.keys() ^ wanted.keys())
+    # Files of older versions of torch do not count batches; nothing here reads that count.
+    optional = {name for name in wanted if name.endswith(".num_batches_tracked")}
+    strays = sorted((loaded.keys() ^ wanted.keys()) - optional)
     if strays:
         raise UserError(
             f"model.weights={config.weights}: not a state_dict of {spec.name}: "
@@ -54,7 +56,7 @@ def load_into(model: nn.Module, config: ModelConfig) -> list[str]:
         )
     fresh = []
     for name, parameter in wanted.items():
-        value = loaded[name]
+        value = loaded.get(name, parameter)
         if value.ndim == 4 and parameter.ndim == 4 and value.shape[1] == 3 and parameter.shape[1] == 1:
             value = value.sum(dim=1, keepdim=True)
         if value.shape == parameter.shape:
