@@ -189,8 +189,8 @@ class Search(Sweeper):
     def _search(self, memory: Any, space: SearchSpace, front_file: Path) -> list[JobReturn]:
         total, before = self.settings.n_trials, study.finished(memory)
         terminal.say(f"search {memory.study_name}: {before} of {total} trials finished, in {self.settings.storage}")
-        for number in study.requeue_interrupted(memory):
-            terminal.say(f"trial {number} was interrupted: marked FAIL, and its settings run again")
+        for line in study.requeue_interrupted(memory):
+            terminal.say(line)
         returns: list[JobReturn] = []
         failures: list[str] = []
         while (left := total - before - len(returns)) > 0:

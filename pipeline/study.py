@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, suggestion
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _ASKED = "asked"
 _OVERRIDES = "overrides"
 _ERROR = "error"
+_ATTEMPT = "attempt"
+_ATTEMPTS = 5
 
 
 def import_optuna() -> Any:
@@ -92,27 +94,36 @@ def finished(study: optuna.Study) -> int:
     return sum(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False))
 
 
-def requeue_interrupted(study: optuna.Study) -> list[int]:
-    """Mark what a killed process left RUNNING as FAIL, queue its settings to be run again, and give their numbers.
+def requeue_interrupted(study: optuna.Study) -> Iterator[str]:
+    """Mark what a killed process left RUNNING as FAIL, queue its settings to be run again, and tell each.
 
-    The settings are the same, so the new trial goes on from the last finished epoch of the old one.
+    The settings are the same, so the new trial goes on from the last finished epoch of the old one. What is
+    interrupted again and again is given up: it may be what kills the process.
     """
     from optuna.trial import TrialState
 
-    interrupted = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in interrupted:
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-        if trial.params:
-            study.enqueue_trial(trial.params)
-    return [trial.number for trial in interrupted]
+        attempt = trial.user_attrs.get(_ATTEMPT, 1)
+        again = bool(trial.params) and attempt < _ATTEMPTS
+        if again:
+            study.enqueue_trial(trial.params, user_attrs={_ATTEMPT: attempt + 1})
+        then = "its settings run again" if again else f"given up after {attempt} of {_ATTEMPTS} attempts"
+        yield f"trial {trial.number} was interrupted: marked FAIL, {then}"
 
 
 def suggest(study: optuna.Study, space: SearchSpace, seed: int) -> tuple[optuna.Trial, list[str]]:
     """The next trial and the overrides of its job."""
     from numpy.random import SeedSequence
     from optuna.samplers import TPESampler
+    from optuna.trial import TrialState
 
-    before = [trial for trial in study.get_trials(deepcopy=False) if not _was_interrupted(trial)]
+    # Second attempts do not count: what is suggested next is what it would have been without the kill.
+    before = [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state is not TrialState.WAITING and _ATTEMPT not in trial.user_attrs
+    ]
     mixed = int(SeedSequence([seed, len(before)]).generate_state(1)[0])
     # constant_liar: trials of one batch keep away from each other.
     study.sampler = TPESampler(seed=mixed, constant_liar=True)
@@ -120,11 +131,6 @@ def suggest(study: optuna.Study, space: SearchSpace, seed: int) -> tuple[optuna.
     job = space.job(trial.params)
     trial.set_user_attr(_OVERRIDES, job)
     return trial, job
-
-
-def _was_interrupted(trial: optuna.trial.FrozenTrial) -> bool:
-    """Whether it never came to an end, or is only queued."""
-    return trial.state.name == "WAITING" or (trial.state.name == "FAIL" and _ERROR not in trial.user_attrs)
 
 
 def tell(study: optuna.Study, trial: optuna.Trial, metrics: Mapping[str, float]) -> dict[str, float]:

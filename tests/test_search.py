@@ -215,7 +215,7 @@ def test_search_goes_on_as_if_undisturbed_when_killed(
     jobs += search(n_trials=13).jobs
     assert jobs == undisturbed
     assert sorted(states(outputs)) == ["COMPLETE"] * 13 + ["FAIL"] * 3
-    assert "trial 12 was interrupted: marked FAIL, and its settings run again" in capsys.readouterr().out
+    assert "trial 12 was interrupted: marked FAIL, its settings run again" in capsys.readouterr().out
 
 
 def test_batch_is_queued_again_when_killed_in_its_midst(search: Searcher, outputs: Path, tmp_path: Path) -> None:
@@ -225,6 +225,21 @@ def test_batch_is_queued_again_when_killed_in_its_midst(search: Searcher, output
     assert [len(batch) for batch in undisturbed] == [2, 2]
     assert search(n_jobs=2).batches == undisturbed[1:]
     assert states(outputs).count("COMPLETE") == 4
+
+
+def test_trial_is_given_up_when_it_is_interrupted_time_and_again(
+    search: Searcher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempts = []
+    for _ in range(5):
+        with pytest.raises(Killed):
+            search(killed_at(1))
+        attempts += search.launcher.jobs  # type: ignore[attr-defined]
+    assert attempts == [attempts[0]] * 5
+    finished = search().jobs
+    assert "trial 4 was interrupted: marked FAIL, given up after 5 of 5 attempts" in capsys.readouterr().out
+    assert len(finished) == 4
+    assert attempts[0] not in finished
 
 
 def test_nothing_is_launched_when_the_total_is_reached(search: Searcher) -> None:
