@@ -1,4 +1,4 @@
-"""From the command line to a checked `Config`. The only module that imports hydra.
+"""From the command line to a checked `Config`. Imports hydra, as `search.py` alone does besides.
 
 Hydra composes; here its schema is registered, strays are refused with the nearest right name, and
 every mistake ends as one line and exit status 2. All jobs of a sweep are composed and checked before
@@ -29,6 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline import search
 from pipeline.config import Config, check
 from pipeline.errors import UserError, suggestion
 from pipeline.files import PROJECT_ROOT, in_project, make_writable_folder
@@ -91,7 +92,7 @@ def _run_sweep(overrides: list[str], jobs: list[tuple[list[str], Config]]) -> No
     for _, config in jobs:
         check_parts(config)
     config = jobs[0][1] if jobs else compose_request([text for text in overrides if "hydra" not in text]).config
-    with sweep_session(overrides, [job for job, _ in jobs], config) as sweep:
+    with sweep_session(overrides, [job for job, _ in jobs if job], config) as sweep:
         # The jobs, in whatever process, find the sweep by its folder.
         sys.argv.append(f"hydra.sweep.dir='{sweep.folder}'")
         _run_hydra()
@@ -122,25 +123,40 @@ def _job(composed: DictConfig) -> dict[str, float]:
 def check_command_line(overrides: list[str], multirun: bool) -> list[tuple[list[str], Config]]:
     """The overrides and the checked configuration of every job that `overrides` ask for.
 
-    Sweeps of other sweepers than Hydra's own are checked only as far as their overrides can be read;
-    their jobs are checked when they start.
+    Of a search, these are jobs that hold every bound and every choice. Sweeps of sweepers that are not known
+    here are checked only as far as their overrides can be read; their jobs are checked when they start.
 
     Raises:
         UserError: for the first mistake.
     """
     with hydra.initialize_config_dir(str(CONFIG_FOLDER), version_base=_VERSION_BASE, job_name="pipeline"):
         try:
-            parsed = OverridesParser.create().parse_overrides(overrides)
+            loader = GlobalHydra.instance().config_loader()
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
             for override in parsed:
-                _check_override(override, multirun, GlobalHydra.instance().config_loader())
+                _check_override(override, multirun, loader)
             if not multirun:
                 return [(overrides, to_config(hydra.compose(CONFIG_NAME, overrides)))]
-            if any(override.key_or_group == "hydra/sweeper" for override in parsed):
+            sweepers = [override.value() for override in parsed if override.key_or_group == "hydra/sweeper"]
+            if sweepers == ["optuna"]:
+                return [([], config) for config in _check_search(parsed)]  # its jobs are found as it goes
+            if sweepers:
                 return []
             jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
             return [(job, to_config(hydra.compose(CONFIG_NAME, job))) for job in jobs]
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(one_line(error)) from error
+
+
+def _check_search(overrides: list[Override]) -> list[Config]:
+    search.check_names(overrides)
+    jobs = search.read_search_space(override for override in overrides if not override.is_hydra_override()).corners()
+    checked = [to_config(hydra.compose(CONFIG_NAME, job)) for job in jobs]
+    for config in checked:
+        search.check_reports(config)
+    of_hydra = [str(override.input_line) for override in overrides if override.is_hydra_override()]
+    search.read_settings(hydra.compose(CONFIG_NAME, [*of_hydra, *jobs[0]], return_hydra_config=True).hydra.sweeper)
+    return checked
 
 
 def compose_request(overrides: list[str]) -> Request:

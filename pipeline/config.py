@@ -162,8 +162,7 @@ def check(config: Config) -> None:
     Raises:
         UserError: for the first setting that is wrong.
     """
-    for key, value, spec in _settings(config, ""):
-        _check_setting(key, value, spec)
+    check_settings(config)
     channels = len(config.dataset.mean)
     if channels not in (1, 3):
         raise UserError(f"dataset.mean={config.dataset.mean}: allowed: 1 value (grey) or 3 values (RGB)")
@@ -176,6 +175,16 @@ def check(config: Config) -> None:
         raise UserError("outputs='': allowed: the name of a folder")
     if config.train.epochs == 0 and config.model.weights is None and "train" in config.stages:
         raise UserError("train.epochs=0: allowed: 1 or more, or model.weights set to start from trained weights")
+
+
+def check_settings(section: Any, prefix: str = "") -> None:
+    """Refuse a setting that is out of its range or none of its choices.
+
+    Raises:
+        UserError: for the first one, by `prefix` and its name.
+    """
+    for key, value, spec in _settings(section, prefix):
+        _check_setting(key, value, spec)
 
 
 def _settings(section: Any, prefix: str) -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:

@@ -51,6 +51,9 @@ def sweep_session(overrides: list[str], jobs: list[list[str]], config: Config) -
     try:
         yield sweep
         status = "FINISHED"
+    except SystemExit:  # a search that has told its failures itself
+        status = "FAILED"
+        raise
     except Exception:
         status = "FAILED"
         if not sweep.failures():

@@ -17,6 +17,13 @@ _COLUMNS = (
     ("p99 ms", "latency_p99_ms", 2),
     ("size MB", "size_mb", 2),
 )
+# The final metrics that compare runs, by name; `evaluate` reports them.
+METRICS = (
+    *(f"{form}/{metric}" for form in ("fp32", "int8") for _, metric, _ in _COLUMNS),
+    "accuracy_drop_pct",
+    "speedup",
+    "compression",
+)
 
 
 def results_table(metrics: Mapping[str, float], style: str) -> str:

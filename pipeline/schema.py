@@ -47,14 +47,7 @@ def _field_types(schema: Any) -> dict[str, Any]:
 
 def allowed_words(key: str) -> str | None:
     """What a setting allows, in words: its choices, or its type."""
-    kind: Any = Config
-    choices: tuple[str, ...] = ()
-    for part in key.split("[")[0].split("."):
-        spec = next((spec for spec in dataclasses.fields(kind) if spec.name == part), None)
-        if spec is None:
-            return None
-        choices = spec.metadata.get("choices", ())
-        kind = _field_types(kind)[part]
+    kind, choices = _declared(key)
     if choices:
         return ", ".join(choices)
     if isinstance(kind, types.UnionType):
@@ -62,6 +55,35 @@ def allowed_words(key: str) -> str | None:
     if typing.get_origin(kind) is list:
         return f"a list, each {_TYPE_WORDS[typing.get_args(kind)[0]]}"
     return _TYPE_WORDS.get(kind)
+
+
+def is_whole_number(key: str) -> bool:
+    """Whether a setting, given by its dotted key, is a whole number (or null)."""
+    return int in _alternatives(key)
+
+
+def is_number(key: str) -> bool:
+    """Whether a setting, given by its dotted key, is a number (or null)."""
+    return bool({int, float} & _alternatives(key))
+
+
+def _alternatives(key: str) -> set[Any]:
+    kind, _ = _declared(key)
+    return set(typing.get_args(kind)) if isinstance(kind, types.UnionType) else {kind}
+
+
+def _declared(key: str) -> tuple[Any, tuple[str, ...]]:
+    """Type and choices of a setting as the dataclasses declare them; no type for what they do not have."""
+    kind: Any = Config
+    choices: tuple[str, ...] = ()
+    for part in key.split("[")[0].split("."):
+        fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+        spec = next((spec for spec in fields if spec.name == part), None)
+        if spec is None:
+            return None, ()
+        choices = spec.metadata.get("choices", ())
+        kind = _field_types(kind)[part]
+    return kind, choices
 
 
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
