@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from tests.conftest import SMALL
 from tests.test_tracking import runs
 
 TWO_JOBS = [*SMALL, "qat.schedule=constant", "qat.epochs=1,2"]
+# `make test-kills` asks for 20.
+KILLS = int(os.environ.get("PIPELINE_TEST_KILLS", "5"))
 # What a clock measures differs from run to run.
 TIMED = ("latency", "speedup")
 
@@ -96,13 +99,13 @@ def test_finished_jobs_are_recognised_when_the_same_sweep_is_asked_for_again(und
     assert len(runs(undisturbed)) == before
 
 
-def test_sweep_equals_an_undisturbed_one_when_killed_at_20_random_moments(undisturbed: Path, tmp_path: Path) -> None:
+def test_sweep_equals_an_undisturbed_one_when_killed_at_random_moments(undisturbed: Path, tmp_path: Path) -> None:
     moments = random.Random(2026)
     kills, rounds = 0, 0
-    while kills < 20:
+    while kills < KILLS:
         outputs = tmp_path / f"round-{rounds}" / "outputs"
         rounds += 1
-        while kills < 20:
+        while kills < KILLS:
             process = subprocess.Popen(
                 command(outputs, *TWO_JOBS), cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
