@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format type ui clean
+.PHONY: help install run test test-kills lint format type ui clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ run: $(STAMP) ## Run the default pipeline: resnet18 on bundled digits, no downlo
 
 test: $(STAMP) ## Run every test
 	$(BIN)/python -m pytest
+
+test-kills: $(STAMP) ## Kill a sweep at 20 random moments and compare it with an undisturbed one
+	PIPELINE_TEST_KILLS=20 $(BIN)/python -m pytest tests/test_sweeps.py -k killed_at_random
 
 lint: $(STAMP) ## Check style and names
 	$(BIN)/ruff check .

@@ -123,7 +123,9 @@ class Sweep:
         return Job(self.folder, self.name_of(overrides), overrides)
 
     def name_of(self, overrides: list[str]) -> str:
-        differs = [override for override in _asked(overrides) if override not in self.overrides]
+        # A search has no list of jobs: what it chose is what was not typed as it stands.
+        common = set.intersection(*map(set, self.jobs)) if len(self.jobs) > 1 else set(self.overrides)
+        differs = [override for override in _asked(overrides) if override not in common]
         return " ".join(differs) or "single job"
 
     def records(self) -> list[JobRecord]:

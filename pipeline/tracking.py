@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
-from pipeline.files import in_project
+from pipeline.files import in_project, write_and_rename
 
 _DATABASE = "mlflow.db"
 _ARTIFACTS = "mlartifacts"
@@ -149,6 +149,8 @@ def _connect(mlflow: Any, config: TrackingConfig, outputs: Path) -> str:
     try:
         mlflow.set_tracking_uri(uri)
         with FileLock(outputs / ".mlflow.lock"), _few_retries():
+            if own_store:
+                _create_store(mlflow, Path(uri.removeprefix("sqlite:///")))
             found = mlflow.get_experiment_by_name(config.experiment)
             if found is not None and found.lifecycle_stage == "active":
                 return found.experiment_id
@@ -157,6 +159,14 @@ def _connect(mlflow: Any, config: TrackingConfig, outputs: Path) -> str:
     except mlflow.exceptions.MlflowException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"tracking.uri={uri}: experiment '{config.experiment}' cannot be opened: {reason}") from error
+
+
+def _create_store(mlflow: Any, database: Path) -> None:
+    """Create a SQLite store, complete or absent: one that is killed between its migrations cannot be opened again."""
+    if not database.exists():
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with write_and_rename(database) as temporary:
+            mlflow.MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
 
 
 @contextmanager
