@@ -1,4 +1,4 @@
-"""Where results go: MLflow, or nowhere. The only module that imports mlflow.
+"""Where results go: MLflow, or nowhere. The only package that imports mlflow; `reading.py` reads runs back.
 
 The run takes its status from how the block ends: FINISHED, FAILED with the error as a tag, or KILLED
 for an interruption. The default store is SQLite under `outputs`; its schema and its experiment are
@@ -117,17 +117,27 @@ def open_run(config: TrackingConfig, outputs: Path, record: RunRecord) -> Iterat
         mlflow.end_run("FINISHED")
 
 
-def _connect(mlflow: Any, config: TrackingConfig, outputs: Path) -> str:
-    """Point mlflow at the store, and give the id of the experiment, created where it is missing."""
+def store_uri(config: TrackingConfig, outputs: Path) -> str:
+    """The store that is asked for, or the SQLite database under `outputs`."""
+    return config.uri or f"sqlite:///{outputs / _DATABASE}"
+
+
+def quiet() -> None:
+    """Silence what MLflow and its libraries say of their own doings."""
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    uri = config.uri or f"sqlite:///{outputs / _DATABASE}"
+
+
+def _connect(mlflow: Any, config: TrackingConfig, outputs: Path) -> str:
+    """Point mlflow at the store, and give the id of the experiment, created where it is missing."""
+    quiet()
+    uri = store_uri(config, outputs)
     own_store = config.uri is None
     outputs.mkdir(parents=True, exist_ok=True)
     try:
         mlflow.set_tracking_uri(uri)
-        with FileLock(outputs / ".mlflow.lock"), _few_retries():
+        with FileLock(outputs / ".mlflow.lock"), few_retries():
             found = mlflow.get_experiment_by_name(config.experiment)
             if found is not None and found.lifecycle_stage == "active":
                 return found.experiment_id
@@ -139,7 +149,7 @@ def _connect(mlflow: Any, config: TrackingConfig, outputs: Path) -> str:
 
 
 @contextmanager
-def _few_retries() -> Iterator[None]:
+def few_retries() -> Iterator[None]:
     """Let a server that is not there be noticed in seconds, before any work, instead of in minutes."""
     before = os.environ.get(_RETRIES)
     os.environ.setdefault(_RETRIES, "2")
