@@ -22,6 +22,8 @@ from pipeline.files import sha256, write_and_rename
 from pipeline.stage import MODEL_FILE, PROGRESS_FILE, Metric
 
 _MANIFEST = "manifest.json"
+# The damaged folders that this process has told of, until they are made again.
+_said: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,6 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._said: set[str] = set()
 
     def find(self, name: str) -> Artifact | None:
         """The artifact `<stage>-<key>`, or None when there is none or it is damaged (then it says so, once)."""
@@ -73,9 +74,9 @@ class Store:
             attachments = tuple(folder / file for file in manifest["attachments"])
             model_hash, inputs = manifest["files"].get(MODEL_FILE), dict(manifest["inputs"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            if name not in self._said:
+            if folder not in _said:
                 terminal.warn(f"{folder} is damaged and will be made again: {error}")
-            self._said.add(name)
+            _said.add(folder)
             return None
         return Artifact(folder, metrics, attachments, model_hash, inputs)
 
@@ -156,5 +157,6 @@ class Store:
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
+        _said.discard(folder)
         shown = tuple(folder / path.name for path in attachments)
         return Artifact(folder, tuple(metrics), shown, files.get(MODEL_FILE), dict(record["inputs"]))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline import terminal, tracking
+from pipeline import terminal
+from pipeline.artifacts import Store
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import in_project
@@ -29,6 +30,8 @@ from pipeline.sweep import (
     status_table,
     sweep_id,
 )
+from pipeline.tracked_run import TrackedRun
+from pipeline.tracking import parents
 
 
 @contextmanager
@@ -43,7 +46,7 @@ def sweep_session(overrides: list[str], jobs: list[list[str]], config: Config) -
     tracked = config.tracking.enabled
     if tracked:
         name = " ".join(overrides)
-        sweep.parent_run_id = tracking.open_parent(config.tracking, outputs, sweep.id, name)
+        sweep.parent_run_id = parents.open_parent(config.tracking, outputs, sweep.id, name)
     sweep.save()
     _settle_killed(sweep, config)
     terminal.say(f"sweep {sweep.id}: {len(jobs) or 'a search of'} jobs in {sweep.folder}")
@@ -59,12 +62,47 @@ def sweep_session(overrides: list[str], jobs: list[list[str]], config: Config) -
         if not sweep.failures():
             raise
     finally:
+        if status != "KILLED":
+            _compare_jobs(sweep, config)
         if tracked and sweep.parent_run_id is not None:
-            tracking.close_parent(config.tracking, outputs, sweep.parent_run_id, status)
+            parents.close_parent(config.tracking, outputs, sweep.parent_run_id, status)
     terminal.say(status_table(sweep))
     if sweep.failures():
         print(f"error: {failure_lines(sweep)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _compare_jobs(sweep: Sweep, config: Config) -> None:
+    """Put the finished jobs side by side: in the terminal, as files in the sweep's folder, in the parent run."""
+    # pandas, plotly and matplotlib are imported only when there is something to compare.
+    from pipeline.comparison import write_comparison
+    from pipeline.comparison.table import compare
+    from pipeline.comparison.text import MAX_DESCRIPTION_CHARACTERS, text_table
+    from pipeline.tracking.reading import log_to_run, read_runs
+
+    outputs = in_project(config.outputs)
+    if sweep.parent_run_id is not None:
+        runs = read_runs(config.tracking, outputs, sweep.parent_run_id)
+    else:
+        runs = [_as_run(record) for record in sweep.records()]
+    try:
+        comparison = compare(runs)
+    except UserError:  # no job finished with all metrics, as the status table is about to tell
+        return
+    files = write_comparison(runs, sweep.folder, title=" ".join(sweep.overrides))
+    terminal.say(f"{text_table(comparison)}\ncomparison: {sweep.folder / 'comparison.html'}\n")
+    if sweep.parent_run_id is not None:
+        best = comparison.frame.iloc[0]
+        markdown = text_table(comparison, "github", MAX_DESCRIPTION_CHARACTERS)
+        tags = {"sweep.best": str(best["run"]), "sweep.best_run_id": str(best["run_id"])}
+        text = f"To ship: **{best['run']}** (run {best['run_id']}).\n\n{markdown}"
+        log_to_run(config.tracking, outputs, sweep.parent_run_id, files, text, tags)
+
+
+def _as_run(record: JobRecord) -> TrackedRun:
+    """A job as the comparison reads it, where nothing is tracked: what was typed is all of its settings."""
+    typed = dict(text.lstrip("+").split("=", 1) for text in record.overrides)
+    return TrackedRun(record.run_id or record.name, record.name, record.state.upper(), typed, record.metrics, {})
 
 
 def run_job(request: Request, folder: Path, processes: int) -> dict[str, float]:
@@ -112,13 +150,24 @@ def run_job(request: Request, folder: Path, processes: int) -> dict[str, float]:
 
 
 def _is_finished(record: JobRecord, artifacts: list[str], config: Config) -> bool:
-    """Whether the job needs no run: same artifacts, still there, and a finished run in MLflow."""
-    if record.state != FINISHED or record.artifacts != artifacts or config.force.lower() != "false":
+    """Whether the job needs no run: same artifacts, whole, and a finished run in MLflow; says what is amiss."""
+    if record.state != FINISHED or config.force.lower() != "false":
         return False
-    root = in_project(config.outputs)
-    if not all((root / "artifacts" / name).is_dir() for name in artifacts):
+    if record.artifacts != artifacts:
+        terminal.say(f"{record.name}: was finished with other stages, data or code, and runs again")
         return False
-    return not config.tracking.enabled or tracking.is_finished(config.tracking, root, record.run_id)
+    outputs = in_project(config.outputs)
+    store = Store(outputs / "artifacts")
+    for name in artifacts:
+        if not (store.root / name).is_dir():
+            terminal.warn(f"{record.name}: {store.root / name} is not there any more, and will be made again")
+            return False
+        if store.find(name) is None:  # and it has said why
+            return False
+    if config.tracking.enabled and not parents.is_finished(config.tracking, outputs, record.run_id):
+        terminal.warn(f"{record.name}: its run is not in MLflow any more, and will be logged again")
+        return False
+    return True
 
 
 def _divide_threads(processes: int) -> None:
@@ -133,6 +182,6 @@ def _settle_killed(sweep: Sweep, config: Config) -> None:
     if not config.tracking.enabled or sweep.parent_run_id is None:
         return
     alive = {job.slug for job in sweep.all_jobs() if job.is_alive()}
-    count = tracking.mark_killed(config.tracking, in_project(config.outputs), sweep.parent_run_id, alive)
+    count = parents.mark_killed(config.tracking, in_project(config.outputs), sweep.parent_run_id, alive)
     if count:
         terminal.say(f"{count} run{'s' if count > 1 else ''} of a killed process marked KILLED")

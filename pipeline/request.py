@@ -12,7 +12,8 @@ import torch
 from pipeline import datasets, environment, quantization
 from pipeline.config import Config
 from pipeline.plan import Plan
-from pipeline.tracking import JOB_TAG, RunRecord
+from pipeline.tracking import RunRecord
+from pipeline.tracking.parents import JOB_TAG
 
 
 @dataclass(frozen=True)

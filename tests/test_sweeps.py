@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +100,97 @@ def test_finished_jobs_are_recognised_when_the_same_sweep_is_asked_for_again(und
     assert again.returncode == 0
     assert again.stdout.count("finished already") == 2
     assert len(runs(undisturbed)) == before
+
+
+def test_comparison_is_in_the_sweeps_folder_and_its_parent_when_it_ends(undisturbed: Path) -> None:
+    (folder,) = (undisturbed / "sweeps").glob("[0-9a-f]*")
+    (parent,) = parents(undisturbed)
+    files = {"comparison.html", "comparison.csv", "accuracy_latency.png", "accuracy_epochs.png"}
+    assert files <= {path.name for path in folder.iterdir()}
+    logged = Path(parent.info.artifact_uri.removeprefix("file://"))
+    assert {path.name for path in logged.iterdir()} == files
+    with (folder / "comparison.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["qat.epochs"] for row in rows} == {"1", "2"}
+    assert parent.data.tags["sweep.best"] == rows[0]["run"]
+    assert parent.data.tags["sweep.best_run_id"] == rows[0]["run_id"]
+    description = parent.data.tags["mlflow.note.content"]
+    assert description.startswith(f"To ship: **{rows[0]['run']}**")
+    assert description.count("\n| ") == 3  # headings and two jobs
+
+
+def test_jobs_alone_are_compared_when_the_command_is_given_the_sweeps_id(undisturbed: Path) -> None:
+    (folder,) = (undisturbed / "sweeps").glob("[0-9a-f]*")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.compare", folder.name, "--outputs", str(undisturbed)],
+        cwd=PROJECT_ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 runs compared" in done.stdout
+    assert (undisturbed / "comparison" / "comparison.csv").read_text() == (folder / "comparison.csv").read_text()
+
+
+def truncate_model(outputs: Path) -> None:
+    (folder,) = (outputs / "artifacts").glob("fuse-*")
+    (folder / "model.pt").write_bytes((folder / "model.pt").read_bytes()[:1000])
+
+
+def change_manifest(outputs: Path) -> None:
+    (folder,) = (outputs / "artifacts").glob("train-*")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["model.pt"] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def remove_artifact(outputs: Path) -> None:
+    shutil.rmtree(next((outputs / "artifacts").glob("fuse-*")))
+
+
+def delete_database(outputs: Path) -> None:
+    (outputs / "mlflow.db").unlink()
+
+
+FLOAT_ALONE = [*SMALL, "train.epochs=1", "stages=[train,fuse]"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outputs = tmp_path_factory.mktemp("damaged") / "outputs"
+    done = sweep(outputs, *FLOAT_ALONE)
+    assert done.returncode == 0, done.stderr
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (truncate_model, "model.pt does not match its manifest"),
+        (change_manifest, "model.pt does not match its manifest"),
+        (remove_artifact, "is not there any more, and will be made again"),
+        (delete_database, "its run is not in MLflow any more, and will be logged again"),
+    ],
+)
+def test_damage_is_told_and_made_good_when_the_sweep_is_asked_for_again(
+    damage: Callable[[Path], None], line: str, swept: Path
+) -> None:
+    models, logged = tensors(swept), finished(swept)
+    damage(swept)
+    again = sweep(swept, *FLOAT_ALONE)
+    assert again.returncode == 0, again.stderr
+    assert len([said for said in again.stderr.splitlines() if line in said]) == 1
+    assert "Traceback" not in again.stderr
+    assert tensors(swept) == models
+    assert finished(swept) == logged
+
+
+def test_finished_jobs_are_compared_when_nothing_is_tracked(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    done = sweep(outputs, *SMALL, "tracking=off", "backend=fbgemm,qnnpack")
+    assert done.returncode == 0, done.stderr
+    assert "2 runs compared" in done.stdout
+    assert len(list((outputs / "sweeps").glob("*/comparison.html"))) == 1
 
 
 def test_sweep_equals_an_undisturbed_one_when_killed_at_random_moments(undisturbed: Path, tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""`python -m pipeline.compare`: put finished runs side by side, in the terminal and as files."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from pipeline.errors import UserError, suggestion
+from pipeline.files import PROJECT_ROOT, in_project, make_writable_folder
+
+_EPILOG = """examples:
+  python -m pipeline.compare                                          # all runs of the newest experiment
+  python -m pipeline.compare 3f2a9c01                                  # the jobs of a sweep, by its id or its name
+  python -m pipeline.compare "params.`backend.name` = 'fbgemm'"        # an MLflow filter
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses with one line instead of its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        hint = f"; {suggestion(unknown, flags)}" if unknown.startswith("-") else ""
+        raise UserError(f"{message}{hint}")
+
+
+def main() -> None:
+    """The command `python -m pipeline.compare`."""
+    try:
+        _run(_parser().parse_args())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m pipeline.compare",
+        description="Put finished runs side by side: a table, comparison.html, PNGs of its plots, a CSV.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("selection", nargs="?", help="a sweep's id or name, a run's, or an MLflow filter")
+    parser.add_argument("--experiment", help="the experiment's name (default: the one with the newest run)")
+    parser.add_argument("--outputs", default="outputs", help="the folder of the runs (default: %(default)s)")
+    parser.add_argument("--output", metavar="FOLDER", help="where the files go (default: comparison/ in --outputs)")
+    parser.add_argument("--tracking-uri", help="the store (default: mlflow.db in --outputs)")
+    parser.add_argument(
+        "--max-drop-pct",
+        type=float,
+        default=0.5,
+        help="points of accuracy that int8 may lose before a run goes behind the others (default: %(default)s)",
+    )
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    drop = arguments.max_drop_pct
+    if not (math.isfinite(drop) and drop >= 0):
+        raise UserError(f"--max-drop-pct {drop:g}: allowed: at least 0")
+    # Slow to import, and not needed for --help.
+    from pipeline.comparison import write_comparison
+    from pipeline.comparison.table import compare
+    from pipeline.comparison.text import text_table
+    from pipeline.config import TrackingConfig
+    from pipeline.tracking.reading import read_runs
+
+    config = TrackingConfig(uri=arguments.tracking_uri)
+    outputs = in_project(arguments.outputs)
+    runs = read_runs(config, outputs, arguments.selection, arguments.experiment)
+    text = text_table(compare(runs, drop))
+    folder = make_writable_folder(
+        in_project(arguments.output) if arguments.output else outputs / "comparison", "--output"
+    )
+    title = f"Comparison: {arguments.selection or arguments.experiment or 'all runs'}"
+    files = write_comparison(runs, folder, title=title, max_drop_pct=drop)
+    print(f"{text}\n{_shown(folder)}: {', '.join(path.name for path in files)}")
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(PROJECT_ROOT) if path.is_relative_to(PROJECT_ROOT) else path)
+
+
+if __name__ == "__main__":
+    main()
