@@ -45,8 +45,7 @@ def sweep_session(overrides: list[str], jobs: list[list[str]], config: Config) -
     sweep = Sweep(outputs / "sweeps" / sweep_id(overrides), overrides, jobs)
     tracked = config.tracking.enabled
     if tracked:
-        name = " ".join(overrides)
-        sweep.parent_run_id = parents.open_parent(config.tracking, outputs, sweep.id, name)
+        sweep.parent_run_id = parents.open_parent(config.tracking, outputs, sweep.id, sweep.name)
     sweep.save()
     _settle_killed(sweep, config)
     terminal.say(f"sweep {sweep.id}: {len(jobs) or 'a search of'} jobs in {sweep.folder}")
@@ -89,7 +88,7 @@ def _compare_jobs(sweep: Sweep, config: Config) -> None:
         comparison = compare(runs)
     except UserError:  # no job finished with all metrics, as the status table is about to tell
         return
-    files = write_comparison(runs, sweep.folder, title=" ".join(sweep.overrides))
+    files = write_comparison(runs, sweep.folder, title=sweep.name)
     terminal.say(f"{text_table(comparison)}\ncomparison: {sweep.folder / 'comparison.html'}\n")
     if sweep.parent_run_id is not None:
         best = comparison.frame.iloc[0]

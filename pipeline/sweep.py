@@ -118,6 +118,11 @@ class Sweep:
     def id(self) -> str:
         return self.folder.name
 
+    @property
+    def name(self) -> str:
+        """What was asked, as typed, without how it is launched and where it is kept."""
+        return " ".join(text for text in _asked(self.overrides) if not text.startswith("outputs="))
+
     def job(self, overrides: list[str]) -> Job:
         """The job with these overrides, named by what differs between the jobs."""
         return Job(self.folder, self.name_of(overrides), overrides)

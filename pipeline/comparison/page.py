@@ -116,7 +116,7 @@ def _first(comparison: Comparison) -> str:
     differs = ", ".join(f"{name}={cell_text(row[name])}" for name in comparison.varying)
     named = f"<strong>{html.escape(row['run'])}</strong>" + (f" ({html.escape(differs)})" if differs else "")
     numbers = (
-        f"int8 at {row['int8/accuracy_pct']:.2f} % ({row['accuracy_drop_pct']:.2f} points lost), "
+        f"int8 at {row['int8/accuracy_pct']:.2f} % ({-row['accuracy_drop_pct'] + 0.0:+.2f} points against fp32), "
         f"{row['int8/latency_ms']:.2f} ms ({row['speedup']:.2f} times as fast as fp32), "
         f"{row['int8/size_mb']:.2f} MB ({row['compression']:.2f} times smaller)."
     )
