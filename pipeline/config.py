@@ -96,6 +96,7 @@ class OptimizationConfig:
     schedule: str = setting("one_cycle", choices=("one_cycle", "cosine", "step", "constant"))
     step_epochs: int = setting(1, minimum=1)
     step_gamma: float = setting(0.1, above=0, maximum=1)
+    warmup_epochs: float = setting(0.0, minimum=0, maximum=10_000)
     label_smoothing: float = setting(0.0, minimum=0, below=1)
     precision: str = setting("auto", choices=("auto", "fp32", "bf16"))
     channels_last: bool = setting(False)
@@ -173,8 +174,18 @@ def check(config: Config) -> None:
         raise UserError(f"stages={given}: allowed: at least one stage, by its name")
     if not config.outputs:
         raise UserError("outputs='': allowed: the name of a folder")
+    _check_warmup("train", config.train)
+    _check_warmup("qat", config.qat)
     if config.train.epochs == 0 and config.model.weights is None and "train" in config.stages:
         raise UserError("train.epochs=0: allowed: 1 or more, or model.weights set to start from trained weights")
+
+
+def _check_warmup(section: str, settings: OptimizationConfig) -> None:
+    warmup, key = settings.warmup_epochs, f"{section}.warmup_epochs={settings.warmup_epochs:g}"
+    if warmup and settings.schedule == "one_cycle":
+        raise UserError(f"{key}: {section}.schedule=one_cycle has a warm-up of its own; allowed: 0 with it")
+    if warmup and settings.schedule == "cosine" and 0 < settings.epochs <= warmup:
+        raise UserError(f"{key}: allowed: less than {section}.epochs ({settings.epochs}) with the cosine schedule")
 
 
 def check_settings(section: Any, prefix: str = "") -> None:

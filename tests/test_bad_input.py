@@ -83,6 +83,9 @@ BEFORE_ANYTHING = [
     (["dataset.std=[0]"], ["dataset.std", "=0", "allowed: more than 0"]),
     (["stages=[]"], ["stages=[]", "allowed: at least one stage"]),
     (["train.epochs=0"], ["train.epochs=0", "allowed: 1 or more", "model.weights"]),
+    (["train.warmup_epochs=1"], ["train.warmup_epochs=1", "one_cycle", "allowed: 0"]),
+    (["qat.warmup_epochs=1.5", "qat.epochs=1"], ["qat.warmup_epochs=1.5", "allowed: less than qat.epochs (1)"]),
+    (["qat.warmup_epochs=-1"], ["qat.warmup_epochs=-1", "allowed: at least 0"]),
     # sweeps
     (["backend=fbgemm,qnnpack"], ["backend=fbgemm,qnnpack", "several values", "-m"]),
     (["-m", "qat.epochs=1,0"], ["qat.epochs=0", "allowed: at least 1"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from pipeline import forms, quantization, training
+from pipeline import forms, optimization, quantization, training
 from pipeline.config import Config, QatConfig
 from pipeline.stage import Context, Inputs, Stage
 
@@ -41,5 +41,5 @@ STAGE = Stage(
     ignores=("dataset.max_test_samples",),
     parts=("train",),
     extends=("qat", "epochs"),
-    is_open_ended=lambda config: training.is_open_ended(config.qat),
+    is_open_ended=lambda config: optimization.is_open_ended(config.qat),
 )
