@@ -25,6 +25,7 @@ from torch.ao.quantization import DeQuantStub, FakeQuantizeBase, QuantStub
 
 from pipeline.config import BackendConfig
 from pipeline.errors import UserError, suggestion
+from pipeline.vectorized_fake_quantize import vectorize
 
 # Re-exported for the quantizable twins, which must not import torch.ao themselves.
 __all__ = ["DeQuantStub", "FloatFunctional", "QuantStub"]
@@ -105,6 +106,7 @@ def prepare(fused: nn.Module, backend: BackendConfig) -> nn.Module:
     fused.train()
     fused.qconfig = ao.get_default_qat_qconfig(backend.qconfig)  # type: ignore[assignment]
     ao.prepare_qat(fused, inplace=True)
+    vectorize(fused)
     assert count_fake_quantize(fused) > 0, "prepare_qat inserted no fake-quantize module"
     return fused
 
