@@ -18,6 +18,8 @@ from omegaconf import MISSING
 
 from pipeline.errors import UserError, suggestion
 
+OBSERVERS = ("moving_average", "histogram", "min_max")
+
 
 def setting(
     default: Any = MISSING,
@@ -120,6 +122,15 @@ class QatConfig(OptimizationConfig):
 
 
 @dataclass
+class PtqConfig:
+    """Post-training quantization: how many training images are seen by which observer of activations."""
+
+    calibration_samples: int = setting(1024, minimum=1)
+    observer: str | None = setting(None, choices=OBSERVERS)
+    batch_size: int = setting(64, minimum=1, maximum=65_536)
+
+
+@dataclass
 class EvaluateConfig:
     """Accuracy on the whole test part; latency at batch 1 on the CPU, `threads` of it."""
 
@@ -148,6 +159,7 @@ class Config:
     backend: BackendConfig = field(default_factory=BackendConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     qat: QatConfig = field(default_factory=QatConfig)
+    ptq: PtqConfig = field(default_factory=PtqConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = setting(0, minimum=0, maximum=2**32 - 1)

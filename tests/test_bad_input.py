@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 
 import pipeline.torchvision_operators  # noqa: F401  (before torchvision)
-from pipeline import composition, quantization
+from pipeline import composition
 from pipeline.files import PROJECT_ROOT
+from pipeline.quantization import engines
 from tests.conftest import SMALL
 
 Refuse = Callable[..., str]
@@ -211,7 +212,7 @@ def test_cuda_is_refused_when_torch_sees_no_gpu(refuse: Refuse, monkeypatch: pyt
 def test_backend_is_refused_when_the_machine_lacks_its_engine(
     refuse: Refuse, monkeypatch: pytest.MonkeyPatch, outputs: Path
 ) -> None:
-    monkeypatch.setattr(quantization, "supported_engines", lambda: ["fbgemm", "onednn"])
+    monkeypatch.setattr(engines, "supported_engines", lambda: ["fbgemm", "onednn"])
     line = refuse("backend=qnnpack")
     assert_names(line, ["backend.engine=qnnpack", "not supported", torch.__version__, "allowed: fbgemm, onednn"])
     assert left_behind(outputs) == []
