@@ -120,12 +120,16 @@ class QatConfig(OptimizationConfig):
 
 @dataclass
 class EvaluateConfig:
-    """Accuracy on the whole test part; latency at batch 1 on the CPU, `threads` of it."""
+    """Accuracy on the whole test part; latency at batch 1 on the CPU, `threads` of it.
+
+    `fake_quantized` evaluates the QAT model before it is converted too, which shows what converting costs.
+    """
 
     batch_size: int = setting(256, minimum=1, maximum=65_536)
     threads: int = setting(1, minimum=1, maximum=1024)
     warmup: int = setting(20, minimum=0, maximum=100_000)
     repeats: int = setting(200, minimum=2, maximum=1_000_000)
+    fake_quantized: bool = setting(False)
 
 
 @dataclass

@@ -4,7 +4,8 @@ The only module that imports `torch.ao.quantization`, which is deprecated in fav
 but without a removal version: when it goes, this is the room to refurnish.
 
 A model takes four forms, each the input of the next: `float` → `fused` (Conv+BN+ReLU in one module,
-still trainable) → `qat` (fake-quantize modules inserted) → `int8` (converted, runs on the CPU). A
+still trainable) → `qat` (fake-quantize modules inserted) → `int8` (converted, runs on the CPU).
+`float_finetuned` and `ptq_int8` are the controls: the float model trained on, and quantized without training. A
 checkpoint holds a `state_dict` alone; `rebuild` makes the graph of a form anew from the quantizable
 twin, and the checkpoint is loaded into it.
 """
@@ -29,7 +30,7 @@ from pipeline.errors import UserError, suggestion
 # Re-exported for the quantizable twins, which must not import torch.ao themselves.
 __all__ = ["DeQuantStub", "FloatFunctional", "QuantStub"]
 
-Form = Literal["float", "fused", "qat", "int8"]
+Form = Literal["float", "float_finetuned", "fused", "qat", "int8", "ptq_int8"]
 
 # Exactly the warnings that eager mode gives on correct use, each by its message.
 _KNOWN_WARNINGS = (
@@ -119,10 +120,10 @@ def convert(prepared: nn.Module, backend: BackendConfig) -> nn.Module:
 def rebuild(form: Form, twin: nn.Module, backend: BackendConfig | None = None) -> nn.Module:
     """Turn a fresh quantizable twin into the graph of `form`, ready to load that form's `state_dict`.
 
-    The twin keeps the float model's parameters, so `form="float"` returns it as it is. The forms `qat`
-    and `int8` need the backend.
+    The twin keeps the float model's parameters, so `float` and `float_finetuned` return it as it is. The
+    forms `qat` and `int8` need the backend.
     """
-    if form == "float":
+    if form in ("float", "float_finetuned"):
         return twin
     twin.train()
     twin.fuse_model(is_qat=True)  # type: ignore[operator]

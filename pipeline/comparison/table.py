@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import UserError
+from pipeline.statistics import accuracy_interval
 from pipeline.tracked_run import TrackedRun
 
 MAX_DROP_PCT = 0.5
@@ -144,18 +145,6 @@ def pareto_front(latency_ms: Sequence[float], accuracy_pct: Sequence[float]) -> 
             front[index] = True
             best, best_latency = accuracy_pct[index], latency_ms[index]
     return front
-
-
-def accuracy_interval(accuracy_pct: float, test_images: float | None) -> tuple[float, float]:
-    """The 95 % Wilson interval of an accuracy in %; two NaN where the number of images is unknown."""
-    if test_images is None or not test_images >= 1:
-        return math.nan, math.nan
-    from scipy.stats import binomtest  # a second to import
-
-    count = round(test_images)
-    hits = min(max(round(accuracy_pct / 100 * count), 0), count)
-    interval = binomtest(hits, count).proportion_ci(confidence_level=0.95, method="wilson")
-    return 100 * float(interval.low), 100 * float(interval.high)
 
 
 def _why_left_out(run: TrackedRun) -> str | None:
