@@ -338,11 +338,12 @@ def test_one_run_is_read_when_it_is_selected_itself(store: Any) -> None:
 def test_files_and_description_are_kept_with_the_parent_when_a_sweep_ends(store: Any, tmp_path: Path) -> None:
     outputs, ids = store
     files = write_comparison(read_runs(TrackingConfig(), outputs, ids[SWEEP]), tmp_path)
-    log_to_run(TrackingConfig(), outputs, ids[SWEEP], files, "the table")
+    log_to_run(TrackingConfig(), outputs, ids[SWEEP], files, "the table", metrics={"over_seeds/speedup_mean": 3.5})
     client = mlflow.MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
     assert {found.path for found in client.list_artifacts(ids[SWEEP])} == {path.name for path in files}
     parent = client.get_run(ids[SWEEP])
     assert parent.data.tags["mlflow.note.content"] == "the table"
+    assert parent.data.metrics == {"over_seeds/speedup_mean": 3.5}
     assert parent.info.status == "FINISHED"
 
 
