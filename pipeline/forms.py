@@ -18,7 +18,7 @@ def load(form: Form, checkpoint: Path, config: Config, info: DatasetInfo) -> nn.
 
     Reads `config.model`, and `config.backend` for the forms `qat`, `int8` and `ptq_int8`.
     """
-    if form == "float":
+    if form in ("float", "float_finetuned"):
         model = models.build(config.model, info)
     else:
         backend = config.backend if form in ("qat", "int8", "ptq_int8") else None

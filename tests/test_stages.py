@@ -46,7 +46,7 @@ class Bench:
             ),
             load_test=lambda: datasets.load_test(self.config.dataset) if reads_test else forbidden(),
         )
-        inputs = {form: self.models[form] for form in stage.consumes}
+        inputs = {form: self.models[form] for form in stage.inputs(self.config)}
         stage.run(visible_config(stage, self.config), inputs, context)
         if stage.produces:
             self.models[stage.produces] = folder / MODEL_FILE

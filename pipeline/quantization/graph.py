@@ -3,6 +3,7 @@
 Quantization-aware training: `float` → `fused` (Conv+BN+ReLU in one module, still trainable) → `qat`
 (fake-quantize modules inserted) → `int8` (converted, runs on the CPU). Post-training quantization:
 `float` → `ptq_int8`, with the BatchNorm folded, observers calibrated and the model converted at once.
+`float_finetuned`, the float model trained on, is the control of QAT.
 A checkpoint holds a `state_dict` alone; `rebuild` makes the graph of a form anew from the quantizable
 twin, and the checkpoint is loaded into it.
 """
@@ -22,7 +23,7 @@ from pipeline.quantization.fake_quantize import count_fake_quantize
 from pipeline.quantization.qconfig import ptq_qconfig, qat_qconfig
 from pipeline.quantization.vectorized import vectorize
 
-Form = Literal["float", "fused", "qat", "int8", "ptq_int8"]
+Form = Literal["float", "float_finetuned", "fused", "qat", "int8", "ptq_int8"]
 
 
 def fuse_modules(module: nn.Module, groups: Sequence[Sequence[str]], is_qat: bool) -> None:
@@ -67,10 +68,10 @@ def convert(prepared: nn.Module, backend: BackendConfig) -> nn.Module:
 def rebuild(form: Form, twin: nn.Module, backend: BackendConfig | None = None) -> nn.Module:
     """Turn a fresh quantizable twin into the graph of `form`, ready to load that form's `state_dict`.
 
-    The twin keeps the float model's parameters, so `form="float"` returns it as it is. The forms `qat`,
-    `int8` and `ptq_int8` need the backend.
+    The twin keeps the float model's parameters, so `float` and `float_finetuned` return it as it is. The
+    forms `qat`, `int8` and `ptq_int8` need the backend.
     """
-    if form == "float":
+    if form in ("float", "float_finetuned"):
         return twin
     if form in ("fused", "qat"):
         twin.train()

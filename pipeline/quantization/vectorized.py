@@ -26,7 +26,7 @@ def vectorize(prepared: nn.Module) -> None:
 class VectorizedFakeQuantize(FusedMovingAvgObsFakeQuantize):
     """torch's fused observer and fake-quantize; on a GPU, where the kernels are fast, just that."""
 
-    def forward(self, X: Tensor) -> Tensor:  # noqa: N803 (torch's name)
+    def forward(self, X: Tensor) -> Tensor:
         if X.device.type != "cpu" or X.dtype != torch.float32 or self.ch_axis not in (-1, 0):
             return super().forward(X)
         if torch.compiler.is_compiling():  # no look at a value: the compiler fuses all of it
@@ -92,7 +92,7 @@ class _FakeQuantize(torch.autograd.Function):
         ctx.clips = within is not None
         if within is not None:
             ctx.save_for_backward(within)
-            levels.clamp_(low, high)  # type: ignore[call-overload]
+            levels.clamp_(low, high)  # type: ignore[arg-type]
         return levels.mul_(scale)
 
     @staticmethod
