@@ -75,6 +75,7 @@ class OptimizationConfig:
     label_smoothing: float = setting(0.0, minimum=0, below=1)
     precision: str = setting("auto", choices=("auto", "fp32", "bf16"))
     channels_last: bool = setting(False)
+    compile: bool = setting(False)
     keep: str = setting("best", choices=("best", "last"))
 
 
@@ -92,6 +93,11 @@ class QatConfig(OptimizationConfig):
     precision: str = setting("fp32", choices=("fp32",))
     freeze_bn_epoch: float | None = setting(None, minimum=0)
     freeze_observer_epoch: float | None = setting(None, minimum=0)
+    # ptq: before the first step the observers see calibration images, as ptq.* says.
+    init: str = setting("fresh", choices=("fresh", "ptq"))
+    # The share of the float model's outputs, beside the labels, in the loss.
+    distill_weight: float = setting(0.0, minimum=0, maximum=1)
+    distill_temperature: float = setting(4.0, above=0, maximum=1000)
 
 
 @dataclass

@@ -88,7 +88,7 @@ def _add_step(stage: Stage, producers: dict[Form, Stage], config: Config, steps:
 
 def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
     hashed: dict[str, Any] = {"stage": stage.name, "version": stage.version}
-    for section in stage.sections:
+    for section in stage.reads(config):
         hashed[section] = _settings(section, getattr(config, section), stage.ignores)
     if "model" in stage.sections:
         hashed["weights"] = weights.fingerprint(config.model)
@@ -122,5 +122,5 @@ class _Undeclared:
 
 def visible_config(stage: Stage, config: Config) -> Config:
     """The configuration as a stage sees it: the sections that make its key, and no others."""
-    hidden = {spec.name for spec in dataclasses.fields(config)} - set(stage.sections)
+    hidden = {spec.name for spec in dataclasses.fields(config)} - set(stage.reads(config))
     return dataclasses.replace(config, **{name: _Undeclared(stage.name, name) for name in hidden})  # type: ignore[arg-type]

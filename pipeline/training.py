@@ -17,6 +17,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from pipeline import optimization, progress, terminal
+from pipeline.compilation import CompiledForward
 from pipeline.config import DatasetConfig, OptimizationConfig
 from pipeline.datasets.loader import count_batches, evaluation_batches, training_batches
 from pipeline.datasets.spec import Part
@@ -65,6 +66,7 @@ def fit(
     optimizer = optimization.make_optimizer(model, settings)
     scheduler = optimization.make_scheduler(optimizer, settings, steps)
     so_far = progress.resume(model, optimizer, scheduler, context)
+    forward = CompiledForward(model, curve) if settings.compile else model
     loss_of = loss_of or functools.partial(_cross_entropy, settings.label_smoothing)
 
     for epoch in range(so_far.epochs_done, settings.epochs):
@@ -82,7 +84,7 @@ def fit(
                     if settings.channels_last:
                         images = images.contiguous(memory_format=torch.channels_last)
                     with optimization.autocast(settings, device):
-                        logits = model(images)
+                        logits = forward(images)
                         loss = loss_of(images, logits, labels)
                     optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]

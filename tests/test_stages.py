@@ -103,7 +103,11 @@ def test_fuse_changes_the_graph_but_not_the_outputs_when_run(walked: Walked) -> 
 
 def test_qat_trains_with_fake_quantize_modules_when_run(walked: Walked) -> None:
     bench, contexts = walked
-    assert {name for name, _, _ in contexts["qat"].history} == {"qat/loss", "qat/val_accuracy_pct"}
+    assert {name for name, _, _ in contexts["qat"].history} == {
+        "qat/loss",
+        "qat/val_accuracy_pct",
+        "qat/val_int8_accuracy_pct",
+    }
     fused = torch.load(bench.models["fused"], weights_only=True)
     trained = torch.load(bench.models["qat"], weights_only=True)
     assert sum("fake_quant_enabled" in name for name in trained) > 40

@@ -23,6 +23,7 @@ from pipeline.quantization.fake_quantize import (
 )
 from pipeline.quantization.graph import Form, convert, fuse_modules, prepare, prepare_ptq, rebuild
 from pipeline.quantization.qconfig import resolved_qconfig
+from pipeline.quantization.vectorized import size_ranges
 
 # The stubs and FloatFunctional are here for the quantizable twins, which must not import torch.ao themselves.
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "rebuild",
     "resolved_qconfig",
     "silence_known_warnings",
+    "size_ranges",
     "supported_engines",
     "use_engine",
 ]

@@ -8,6 +8,7 @@ a minimum and a maximum are all that a moving average takes from a tensor, so th
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,6 +22,22 @@ def vectorize(prepared: nn.Module) -> None:
         if type(module) is FusedMovingAvgObsFakeQuantize:
             # The module as it is, buffers and all, with another forward: nothing is copied that could differ.
             module.__class__ = VectorizedFakeQuantize
+
+
+def size_ranges(prepared: nn.Module) -> None:
+    """Give per-channel ranges that have seen nothing yet the length that torch gives them on first sight.
+
+    A compiled model cannot: its graph is made for tensors of one shape.
+    """
+    for module in prepared.modules():
+        fake_quantize = getattr(module, "weight_fake_quant", None)
+        if isinstance(fake_quantize, VectorizedFakeQuantize) and fake_quantize.is_per_channel:
+            observer, channels = fake_quantize.activation_post_process, module.weight.shape[0]
+            if observer.min_val.numel() == 0:
+                observer.min_val.resize_(channels).fill_(math.inf)
+                observer.max_val.resize_(channels).fill_(-math.inf)
+                fake_quantize.scale.resize_(channels).fill_(1)
+                fake_quantize.zero_point.resize_(channels).zero_()
 
 
 class VectorizedFakeQuantize(FusedMovingAvgObsFakeQuantize):

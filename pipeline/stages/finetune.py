@@ -43,8 +43,14 @@ STAGE = Stage(
     sections=("model", "dataset", "qat", "seed", "device"),
     consumes=("float",),
     produces="float_finetuned",
-    # Observers are quantization's alone.
-    ignores=("dataset.max_test_samples", "qat.freeze_observer_epoch"),
+    # Observers are quantization's alone, and this model learns from the labels alone.
+    ignores=(
+        "dataset.max_test_samples",
+        "qat.freeze_observer_epoch",
+        "qat.init",
+        "qat.distill_weight",
+        "qat.distill_temperature",
+    ),
     parts=("train",),
     extends=("qat", "epochs"),
     is_open_ended=lambda config: optimization.is_open_ended(config.qat),
