@@ -32,7 +32,9 @@ def size_ranges(prepared: nn.Module) -> None:
     for module in prepared.modules():
         fake_quantize = getattr(module, "weight_fake_quant", None)
         if isinstance(fake_quantize, VectorizedFakeQuantize) and fake_quantize.is_per_channel:
-            observer, channels = fake_quantize.activation_post_process, module.weight.shape[0]
+            observer, weight = fake_quantize.activation_post_process, module.weight
+            assert isinstance(weight, Tensor)
+            channels = len(weight)
             if observer.min_val.numel() == 0:
                 observer.min_val.resize_(channels).fill_(math.inf)
                 observer.max_val.resize_(channels).fill_(-math.inf)
@@ -48,14 +50,23 @@ class VectorizedFakeQuantize(FusedMovingAvgObsFakeQuantize):
             return super().forward(X)
         if torch.compiler.is_compiling():  # no look at a value: the compiler fuses all of it
             self._update(self._extremes(X.detach()))
-            quantized: Tensor = _FakeQuantize.apply(X, *self._reciprocal_and_scale(X), *self._bounds())
-            return torch.where(self.fake_quant_enabled == 1, quantized, X)
+            low, high = self._bounds(self._along_channels(self.zero_point, X))
+            return torch.where(self.fake_quant_enabled == 1, self._fake_quantize(X, low, high), X)
         observes = self.observer_enabled[0] == 1
         self._update(self._extremes(X.detach()) if observes else X.new_zeros(len(X), 2))
         if self.fake_quant_enabled[0] == 0:
             return X
-        low, high = (int(bound) for bound in self._bounds())  # numbers: clamp is several times as fast with them
-        return _FakeQuantize.apply(X, *self._reciprocal_and_scale(X), low, high)
+        # A channel whose weights have all one sign gets a zero point of its own from torch's observer.
+        if (self.zero_point == self.zero_point[0]).all():
+            low, high = self._bounds(int(self.zero_point[0]))  # numbers: clamp is several times as fast with them
+        else:
+            low, high = self._bounds(self._along_channels(self.zero_point, X))
+        return self._fake_quantize(X, low, high)
+
+    def _fake_quantize(self, values: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor:
+        scale = self._along_channels(self.scale, values)
+        fake_quantized: Tensor = _FakeQuantize.apply(values, 1 / scale, scale, low, high)
+        return fake_quantized
 
     def _extremes(self, values: Tensor) -> Tensor:
         """Minimum and maximum: of each channel (C, 2), or of all values (2)."""
@@ -83,14 +94,13 @@ class VectorizedFakeQuantize(FusedMovingAvgObsFakeQuantize):
             self.is_symmetric_quant,
         )
 
-    def _reciprocal_and_scale(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (-1, *(1,) * (values.dim() - 1)) if self.is_per_channel else ()
-        return (1 / self.scale).view(shape), self.scale.view(shape)
+    def _along_channels(self, parameter: Tensor, values: Tensor) -> Tensor:
+        """One number a channel (C), or one of all, in the shape that multiplies `values`."""
+        return parameter.view((-1, *(1,) * (values.dim() - 1)) if self.is_per_channel else ())
 
-    def _bounds(self) -> tuple[Tensor, Tensor]:
-        """The quantized range less the zero point, which is the same for all channels of a symmetric scheme."""
+    def _bounds(self, zero_point: Any) -> tuple[Any, Any]:
+        """The quantized range less the zero point, which then needs neither adding nor subtracting."""
         observer = self.activation_post_process
-        zero_point = self.zero_point[0]
         return observer.quant_min - zero_point, observer.quant_max - zero_point
 
 
@@ -102,10 +112,7 @@ class _FakeQuantize(torch.autograd.Function):
         ctx: Any, values: Tensor, reciprocal: Tensor, scale: Tensor, low: Tensor | int, high: Tensor | int
     ) -> Tensor:
         levels = (values * reciprocal).round_()
-        if torch.compiler.is_compiling():
-            within: Tensor | None = (levels >= low) & (levels <= high)
-        else:
-            within = _within(levels, low, high)
+        within = _within(levels, low, high)
         ctx.clips = within is not None
         if within is not None:
             ctx.save_for_backward(within)
@@ -122,6 +129,8 @@ class _FakeQuantize(torch.autograd.Function):
 
 def _within(levels: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor | None:
     """Which levels are in the range; None where all are, which one quick look tells."""
+    if isinstance(low, Tensor):
+        return (levels >= low) & (levels <= high)
     smallest, largest = torch.aminmax(levels)
     if smallest >= low:
         return None if largest <= high else levels <= high
