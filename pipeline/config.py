@@ -171,6 +171,8 @@ def check(config: Config) -> None:
         raise UserError("outputs='': allowed: the name of a folder")
     _check_warmup("train", config.train)
     _check_warmup("qat", config.qat)
+    if config.qat.freeze_observer_epoch == 0 and config.qat.init == "fresh":
+        raise UserError("qat.freeze_observer_epoch=0: there are no ranges yet; allowed: more than 0, or qat.init=ptq")
     if config.train.epochs == 0 and config.model.weights is None and "train" in config.stages:
         raise UserError("train.epochs=0: allowed: 1 or more, or model.weights set to start from trained weights")
 
