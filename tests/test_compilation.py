@@ -129,5 +129,5 @@ def test_training_goes_on_uncompiled_with_one_line_when_there_is_no_compiler(
 
 def test_mistake_in_the_model_is_not_hidden_when_compiled() -> None:
     model = network(quantized=False).train()
-    with pytest.raises(RuntimeError, match="shape|size"):
+    with pytest.raises(RuntimeError, match=r"shape|size"):
         CompiledForward(model, "train")(torch.zeros(2, 1, 9, 9))
