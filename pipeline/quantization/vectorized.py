@@ -112,11 +112,11 @@ class _FakeQuantize(torch.autograd.Function):
         ctx: Any, values: Tensor, reciprocal: Tensor, scale: Tensor, low: Tensor | int, high: Tensor | int
     ) -> Tensor:
         levels = (values * reciprocal).round_()
-        within = _within(levels, low, high)
-        ctx.clips = within is not None
-        if within is not None:
-            ctx.save_for_backward(within)
-            levels.clamp_(low, high)  # type: ignore[arg-type]
+        ctx.clips = _may_clip(levels, low, high)
+        if ctx.clips:
+            clamped = levels.clamp(low, high)  # type: ignore[arg-type]
+            ctx.save_for_backward(clamped == levels)
+            levels = clamped
         return levels.mul_(scale)
 
     @staticmethod
@@ -127,11 +127,9 @@ class _FakeQuantize(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
-def _within(levels: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor | None:
-    """Which levels are in the range; None where all are, which one quick look tells."""
+def _may_clip(levels: Tensor, low: Tensor | int, high: Tensor | int) -> bool:
+    """Whether a level may be out of the range, by one quick look where one is allowed."""
     if isinstance(low, Tensor):
-        return (levels >= low) & (levels <= high)
+        return True
     smallest, largest = torch.aminmax(levels)
-    if smallest >= low:
-        return None if largest <= high else levels <= high
-    return levels >= low if largest <= high else (levels >= low) & (levels <= high)
+    return bool(smallest < low) or bool(largest > high)
