@@ -8,37 +8,12 @@ had on this machine is asked of the module that owns it, before the first stage 
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-from omegaconf import MISSING
+from pipeline.errors import UserError
+from pipeline.setting import check_settings, setting
 
-from pipeline.errors import UserError, suggestion
-
-
-def setting(
-    default: Any = MISSING,
-    *,
-    minimum: float | None = None,
-    above: float | None = None,
-    maximum: float | None = None,
-    below: float | None = None,
-    choices: tuple[str, ...] = (),
-    in_key: bool = True,
-) -> Any:
-    """A dataclass field with the range or the choices of its value.
-
-    `in_key=False` marks what cannot change a result (paths, worker counts): it stays out of the
-    artifact keys.
-    """
-    bounds = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
-    metadata = {"bounds": bounds, "choices": choices, "in_key": in_key}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+OBSERVERS = ("moving_average", "histogram", "min_max")
 
 
 @dataclass
@@ -96,9 +71,11 @@ class OptimizationConfig:
     schedule: str = setting("one_cycle", choices=("one_cycle", "cosine", "step", "constant"))
     step_epochs: int = setting(1, minimum=1)
     step_gamma: float = setting(0.1, above=0, maximum=1)
+    warmup_epochs: float = setting(0.0, minimum=0, maximum=10_000)
     label_smoothing: float = setting(0.0, minimum=0, below=1)
     precision: str = setting("auto", choices=("auto", "fp32", "bf16"))
     channels_last: bool = setting(False)
+    compile: bool = setting(False)
     keep: str = setting("best", choices=("best", "last"))
 
 
@@ -116,16 +93,34 @@ class QatConfig(OptimizationConfig):
     precision: str = setting("fp32", choices=("fp32",))
     freeze_bn_epoch: float | None = setting(None, minimum=0)
     freeze_observer_epoch: float | None = setting(None, minimum=0)
+    # ptq: before the first step the observers see calibration images, as ptq.* says.
+    init: str = setting("fresh", choices=("fresh", "ptq"))
+    # The share of the float model's outputs, beside the labels, in the loss.
+    distill_weight: float = setting(0.0, minimum=0, maximum=1)
+    distill_temperature: float = setting(4.0, above=0, maximum=1000)
+
+
+@dataclass
+class PtqConfig:
+    """Post-training quantization: how many training images are seen by which observer of activations."""
+
+    calibration_samples: int = setting(1024, minimum=1)
+    observer: str | None = setting(None, choices=OBSERVERS)
+    batch_size: int = setting(64, minimum=1, maximum=65_536)
 
 
 @dataclass
 class EvaluateConfig:
-    """Accuracy on the whole test part; latency at batch 1 on the CPU, `threads` of it."""
+    """Accuracy on the whole test part; latency at batch 1 on the CPU, `threads` of it.
+
+    `fake_quantized` evaluates the QAT model before it is converted too, which shows what converting costs.
+    """
 
     batch_size: int = setting(256, minimum=1, maximum=65_536)
     threads: int = setting(1, minimum=1, maximum=1024)
     warmup: int = setting(20, minimum=0, maximum=100_000)
     repeats: int = setting(200, minimum=2, maximum=1_000_000)
+    fake_quantized: bool = setting(False)
 
 
 @dataclass
@@ -147,6 +142,7 @@ class Config:
     backend: BackendConfig = field(default_factory=BackendConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     qat: QatConfig = field(default_factory=QatConfig)
+    ptq: PtqConfig = field(default_factory=PtqConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = setting(0, minimum=0, maximum=2**32 - 1)
@@ -173,55 +169,17 @@ def check(config: Config) -> None:
         raise UserError(f"stages={given}: allowed: at least one stage, by its name")
     if not config.outputs:
         raise UserError("outputs='': allowed: the name of a folder")
+    _check_warmup("train", config.train)
+    _check_warmup("qat", config.qat)
+    if config.qat.freeze_observer_epoch == 0 and config.qat.init == "fresh":
+        raise UserError("qat.freeze_observer_epoch=0: there are no ranges yet; allowed: more than 0, or qat.init=ptq")
     if config.train.epochs == 0 and config.model.weights is None and "train" in config.stages:
         raise UserError("train.epochs=0: allowed: 1 or more, or model.weights set to start from trained weights")
 
 
-def check_settings(section: Any, prefix: str = "") -> None:
-    """Refuse a setting that is out of its range or none of its choices.
-
-    Raises:
-        UserError: for the first one, by `prefix` and its name.
-    """
-    for key, value, spec in _settings(section, prefix):
-        _check_setting(key, value, spec)
-
-
-def _settings(section: Any, prefix: str) -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
-    for spec in dataclasses.fields(section):
-        value = getattr(section, spec.name)
-        if dataclasses.is_dataclass(value):
-            yield from _settings(value, f"{prefix}{spec.name}.")
-        else:
-            yield f"{prefix}{spec.name}", value, spec
-
-
-def _check_setting(key: str, value: Any, spec: dataclasses.Field[Any]) -> None:
-    choices = spec.metadata.get("choices", ())
-    if choices and value is not None and value not in choices:
-        raise UserError(f"{key}={value}: {suggestion(str(value), choices)}")
-    bounds = spec.metadata.get("bounds", {})
-    for number in value if isinstance(value, list) else [value]:
-        if isinstance(number, float) and not math.isfinite(number):
-            raise UserError(f"{key}={number}: allowed: a finite number")
-        if isinstance(number, int | float) and not isinstance(number, bool) and not _within(number, bounds):
-            raise UserError(f"{key}={number}: allowed: {_range_text(bounds)}")
-
-
-def _within(number: float, bounds: dict[str, float | None]) -> bool:
-    minimum, above, maximum, below = (bounds.get(name) for name in ("minimum", "above", "maximum", "below"))
-    return (
-        (minimum is None or number >= minimum)
-        and (above is None or number > above)
-        and (maximum is None or number <= maximum)
-        and (below is None or number < below)
-    )
-
-
-def _plain(bound: float) -> str:
-    return str(int(bound)) if bound == int(bound) else f"{bound:g}"
-
-
-def _range_text(bounds: dict[str, float | None]) -> str:
-    words = {"minimum": "at least", "above": "more than", "maximum": "at most", "below": "less than"}
-    return " and ".join(f"{words[name]} {_plain(bound)}" for name, bound in bounds.items() if bound is not None)
+def _check_warmup(section: str, settings: OptimizationConfig) -> None:
+    warmup, key = settings.warmup_epochs, f"{section}.warmup_epochs={settings.warmup_epochs:g}"
+    if warmup and settings.schedule == "one_cycle":
+        raise UserError(f"{key}: {section}.schedule=one_cycle has a warm-up of its own; allowed: 0 with it")
+    if warmup and settings.schedule == "cosine" and 0 < settings.epochs <= warmup:
+        raise UserError(f"{key}: allowed: less than {section}.epochs ({settings.epochs}) with the cosine schedule")

@@ -75,6 +75,7 @@ def _compare_jobs(sweep: Sweep, config: Config) -> None:
     """Put the finished jobs side by side: in the terminal, as files in the sweep's folder, in the parent run."""
     # pandas, plotly and matplotlib are imported only when there is something to compare.
     from pipeline.comparison import write_comparison
+    from pipeline.comparison.seeds import over_seeds
     from pipeline.comparison.table import compare
     from pipeline.comparison.text import MAX_DESCRIPTION_CHARACTERS, text_table
     from pipeline.tracking.reading import log_to_run, read_runs
@@ -95,7 +96,9 @@ def _compare_jobs(sweep: Sweep, config: Config) -> None:
         markdown = text_table(comparison, "github", MAX_DESCRIPTION_CHARACTERS)
         tags = {"sweep.best": str(best["run"]), "sweep.best_run_id": str(best["run_id"])}
         text = f"To ship: **{best['run']}** (run {best['run_id']}).\n\n{markdown}"
-        log_to_run(config.tracking, outputs, sweep.parent_run_id, files, text, tags)
+        summary = over_seeds(comparison)
+        metrics = summary.metrics() if summary is not None else {}
+        log_to_run(config.tracking, outputs, sweep.parent_run_id, files, text, tags, metrics)
 
 
 def _as_run(record: JobRecord) -> TrackedRun:

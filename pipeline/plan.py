@@ -58,7 +58,7 @@ def make_plan(config: Config) -> Plan:
         raise UserError(f"stages=[{','.join(config.stages)}]: allowed: each stage once")
     producers: dict[Form, Stage] = {stage.produces: stage for stage in declared.values() if stage.produces}
     for position, name in enumerate(config.stages):
-        for form in declared[name].consumes:
+        for form in declared[name].inputs(config):
             producer = producers[form].name
             if producer in config.stages[position:]:
                 raise UserError(
@@ -77,7 +77,7 @@ def make_plan(config: Config) -> Plan:
 def _add_step(stage: Stage, producers: dict[Form, Stage], config: Config, steps: dict[str, Step]) -> Step:
     """Key a stage, those before it first; every step once."""
     if stage.name not in steps:
-        parents = {form: _add_step(producers[form], producers, config, steps) for form in stage.consumes}
+        parents = {form: _add_step(producers[form], producers, config, steps) for form in stage.inputs(config)}
         hashed = _hashed(stage, config) | {"parents": [parent.key for parent in parents.values()]}
         text = json.dumps(hashed, sort_keys=True)
         key = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:_KEY_LENGTH]
@@ -88,7 +88,7 @@ def _add_step(stage: Stage, producers: dict[Form, Stage], config: Config, steps:
 
 def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
     hashed: dict[str, Any] = {"stage": stage.name, "version": stage.version}
-    for section in stage.sections:
+    for section in stage.reads(config):
         hashed[section] = _settings(section, getattr(config, section), stage.ignores)
     if "model" in stage.sections:
         hashed["weights"] = weights.fingerprint(config.model)
@@ -122,5 +122,5 @@ class _Undeclared:
 
 def visible_config(stage: Stage, config: Config) -> Config:
     """The configuration as a stage sees it: the sections that make its key, and no others."""
-    hidden = {spec.name for spec in dataclasses.fields(config)} - set(stage.sections)
+    hidden = {spec.name for spec in dataclasses.fields(config)} - set(stage.reads(config))
     return dataclasses.replace(config, **{name: _Undeclared(stage.name, name) for name in hidden})  # type: ignore[arg-type]

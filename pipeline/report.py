@@ -8,6 +8,16 @@ from collections.abc import Mapping
 from tabulate import tabulate
 
 from pipeline.config import EvaluateConfig
+from pipeline.statistics import SIGNIFICANCE
+
+# What a form's metrics begin with, and what a reader calls it.
+FORMS = {
+    "fp32": "fp32",
+    "fp32_finetuned": "fp32 fine-tuned",
+    "ptq_int8": "PTQ int8",
+    "qat_fake": "QAT fake-quantized",
+    "int8": "QAT int8",
+}
 
 # column, metric, digits
 _COLUMNS = (
@@ -27,27 +37,53 @@ METRICS = (
 
 
 def results_table(metrics: Mapping[str, float], style: str) -> str:
-    """fp32 and int8 side by side with the change, in a style of tabulate ('simple', 'github')."""
-    rows = [
-        [form, *(f"{metrics[f'{form}/{metric}']:.{digits}f}" for _, metric, digits in _COLUMNS)]
-        for form in ("fp32", "int8")
-    ]
-    change = [
-        "change",
-        f"{-metrics['accuracy_drop_pct'] + 0.0:+.2f}",
-        _times(metrics["speedup"], "faster", "slower"),
-        "",
-        "",
-        _times(metrics["compression"], "smaller", "larger"),
-    ]
-    headers = ["", *(column for column, _, _ in _COLUMNS)]
-    return tabulate([*rows, change], headers, tablefmt=style, disable_numparse=True, stralign="right")
+    """A row for each form that was evaluated and the change from fp32 to int8, in a style of tabulate."""
+    rows = [[name, *_cells(form, metrics)] for form, name in FORMS.items() if f"{form}/accuracy_pct" in metrics]
+    change = {
+        "accuracy_pct": f"{-metrics['accuracy_drop_pct'] + 0.0:+.2f}",
+        "latency_ms": _times(metrics["speedup"], "faster", "slower"),
+        "size_mb": _times(metrics["compression"], "smaller", "larger"),
+    }
+    rows.append(["change", change.pop("accuracy_pct"), "", *(change.get(metric, "") for _, metric, _ in _COLUMNS[1:])])
+    align = ("left", *["right"] * (len(rows[0]) - 1))
+    headers = ["", _COLUMNS[0][0], "95 % interval", *(column for column, _, _ in _COLUMNS[1:])]
+    return tabulate(rows, headers, tablefmt=style, disable_numparse=True, colalign=align)
 
 
-def conditions(evaluate: EvaluateConfig, cpu: str) -> str:
-    """How the latencies of the table were taken."""
+def _cells(form: str, metrics: Mapping[str, float]) -> list[str]:
+    """Accuracy, interval and the other columns; a dash for what was not measured."""
+    values = [(metrics.get(f"{form}/{metric}"), digits) for _, metric, digits in _COLUMNS]
+    accuracy, *others = ["–" if value is None else f"{value:.{digits}f}" for value, digits in values]
+    low, high = (metrics[f"{form}/accuracy_ci_{end}_pct"] for end in ("low", "high"))
+    return [accuracy, f"[{low:.2f}, {high:.2f}]", *others]
+
+
+def in_words(metrics: Mapping[str, float]) -> str:
+    """What the accuracies can bear: McNemar's test of fp32 against int8, and where known what training alone gave."""
+    p = metrics["mcnemar_p"]
+    verdict = "a difference beyond chance" if p < SIGNIFICANCE else "no difference that these images show"
+    lines = [
+        f"fp32 right where int8 is wrong: {_images(metrics['mcnemar_fp32_only_right'])}; "
+        f"the reverse: {metrics['mcnemar_int8_only_right']:.0f}",
+        f"exact McNemar p = {p:.2g}: {verdict}",
+    ]
+    if "accuracy_drop_vs_finetuned_pct" in metrics:
+        change = -metrics["accuracy_drop_vs_finetuned_pct"] + 0.0
+        lines.append(f"against fp32 trained on for as long, QAT int8 is {change:+.2f} points")
+    return "\n".join(lines)
+
+
+def _images(count: float) -> str:
+    return f"{count:.0f} image{'' if count == 1 else 's'}"
+
+
+def conditions(evaluate: EvaluateConfig, test_images: float, cpu: str) -> str:
+    """On how much the accuracies of the table rest, and how its latencies were taken."""
     threads = f"{evaluate.threads} thread{'s' if evaluate.threads > 1 else ''}"
-    return f"latency: batch 1, {threads}, median of {evaluate.repeats} interleaved repeats, {cpu}"
+    return (
+        f"accuracy: {_images(test_images)}, 95 % Wilson interval\n"
+        f"latency: batch 1, {threads}, median of {evaluate.repeats} interleaved repeats, {cpu}"
+    )
 
 
 def next_lines(overrides: list[str], default_store: bool) -> str:

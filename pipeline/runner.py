@@ -204,11 +204,13 @@ def _report(request: Request, metrics: dict[str, float], tracker: Tracker) -> No
     """Show the results table where there is one: in the terminal and on the run's page."""
     if "speedup" not in metrics:
         return
-    conditions = report.conditions(request.config.evaluate, environment.cpu_name())
-    markdown = f"{report.results_table(metrics, 'github')}\n\n{conditions}\n"
+    words = report.in_words(metrics)
+    conditions = report.conditions(request.config.evaluate, metrics["test_images"], environment.cpu_name())
+    below = "\n\n".join(f"{words}\n{conditions}".splitlines())  # Markdown joins lines that follow each other
+    markdown = f"{report.results_table(metrics, 'github')}\n\n{below}\n"
     tracker.describe(markdown)
     tracker.text(markdown, "results.md")
-    terminal.say(f"\n{report.results_table(metrics, 'simple')}\n{conditions}\n")
+    terminal.say(f"\n{report.results_table(metrics, 'simple')}\n\n{words}\n{conditions}\n")
     if request.job is None:
         own_store = request.config.tracking.enabled and request.config.tracking.uri is None
         default_store = own_store and in_project(request.config.outputs) == in_project("outputs")

@@ -81,8 +81,11 @@ class Stage:
         name: as in `stages`, and the file's name.
         run: the function.
         sections: the settings of the configuration that it may read; they go into its key.
+        also_reads: more sections that it reads, and that come into its key, for this configuration.
         ignores: dotted settings of those sections that do not change its result.
         consumes: the forms it needs, as checkpoints.
+        also_consumes: the forms that it takes too for this configuration; it may look at `stages`. They come
+            into its key with the stages that make them.
         produces: the form it makes, or None for one that only measures.
         parts: the parts of the data set that it reads.
         version: raise it when the code gives another result for the same configuration.
@@ -94,7 +97,9 @@ class Stage:
     name: str
     run: Callable[[Config, Inputs, Context], None]
     sections: tuple[str, ...]
+    also_reads: Callable[[Config], tuple[str, ...]] = lambda config: ()
     consumes: tuple[Form, ...] = ()
+    also_consumes: Callable[[Config], tuple[Form, ...]] = lambda config: ()
     produces: Form | None = None
     ignores: tuple[str, ...] = ()
     parts: tuple[PartName, ...] = ()
@@ -102,3 +107,11 @@ class Stage:
     measures_machine: bool = False
     extends: tuple[str, str] | None = None
     is_open_ended: Callable[[Config], bool] = lambda config: False
+
+    def inputs(self, config: Config) -> tuple[Form, ...]:
+        """Every form that it takes for this configuration."""
+        return (*self.consumes, *self.also_consumes(config))
+
+    def reads(self, config: Config) -> tuple[str, ...]:
+        """Every section that it reads for this configuration."""
+        return (*self.sections, *self.also_reads(config))

@@ -6,28 +6,28 @@ so a run that is killed and resumed goes on exactly as an undisturbed one would.
 
 from __future__ import annotations
 
-import math
+import functools
 import time
 import zlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, OneCycleLR, StepLR
 
-from pipeline import terminal
+from pipeline import optimization, progress, terminal
+from pipeline.compilation import CompiledForward
 from pipeline.config import DatasetConfig, OptimizationConfig
 from pipeline.datasets.loader import count_batches, evaluation_batches, training_batches
 from pipeline.datasets.spec import Part
 from pipeline.errors import UserError
-from pipeline.files import save_tensors
 from pipeline.machine import Machine
 from pipeline.quantization import observers_off
-from pipeline.stage import PROGRESS_FILE, Context
+from pipeline.stage import Context
+
+# The loss of a step from images (B, C, S, S), logits (B, classes) and labels int64 (B).
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def fit(
@@ -38,6 +38,8 @@ def fit(
     context: Context,
     curve: str,
     before_step: Callable[[nn.Module, float], None] = lambda model, epochs_done: None,
+    loss_of: Loss | None = None,
+    validate_further: Callable[[nn.Module, Part], dict[str, float]] = lambda model, validation: {},
 ) -> None:
     """Train `model` in place, and leave it with the parameters of the epoch that `settings.keep` names.
 
@@ -47,6 +49,10 @@ def fit(
     Args:
         before_step: is called before every step with the model and the epochs done so far (2.5: in the
             middle of the third); it must do the same for the same value, for a resumed run's sake.
+        loss_of: the loss of a step; without one, the cross-entropy.
+        validate_further: more accuracies in percent of the model on the validation part, by the name of
+            their curve, reported as `<curve>/<name>`; the last of them decides which epoch is the best. It
+            must leave the model as it is.
 
     Raises:
         UserError: when the loss is no longer finite.
@@ -57,11 +63,13 @@ def fit(
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = count_batches(training, settings.batch_size, training=True)
-    optimizer = _optimizer(model, settings)
-    scheduler = _scheduler(optimizer, settings, steps)
-    first_epoch, best_accuracy, best = _resume(model, optimizer, scheduler, context)
+    optimizer = optimization.make_optimizer(model, settings)
+    scheduler = optimization.make_scheduler(optimizer, settings, steps)
+    so_far = progress.resume(model, optimizer, scheduler, context)
+    forward = CompiledForward(model, curve) if settings.compile else model
+    loss_of = loss_of or functools.partial(_cross_entropy, settings.label_smoothing)
 
-    for epoch in range(first_epoch, settings.epochs):
+    for epoch in range(so_far.epochs_done, settings.epochs):
         started = time.perf_counter()
         generator = _seed_epoch(seed, curve, epoch)
         losses: list[Tensor] = []
@@ -75,9 +83,9 @@ def fit(
                     before_step(model, epoch + step / steps)
                     if settings.channels_last:
                         images = images.contiguous(memory_format=torch.channels_last)
-                    with _autocast(settings, device):
-                        logits = model(images)
-                        loss = functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+                    with optimization.autocast(settings, device):
+                        logits = forward(images)
+                        loss = loss_of(images, logits, labels)
                     optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
@@ -91,30 +99,25 @@ def fit(
                     bar.set_postfix(loss=f"{losses[-1].item():.4f}", accuracy=f"{accuracy:.2f} %", refresh=False)
                 bar.update(1)
         mean_loss = float(torch.stack(losses).double().mean())
-        accuracy = accuracy_pct(
-            predict(model, validation, dataset, settings.batch_size, device, "validate", context.machine), validation
-        )
+        predicted = predict(model, validation, dataset, settings.batch_size, device, "validate", context.machine)
+        accuracies = {"val_accuracy_pct": accuracy_pct(predicted, validation), **validate_further(model, validation)}
         context.metric(f"{curve}/loss", mean_loss, epoch)
-        context.metric(f"{curve}/val_accuracy_pct", accuracy, epoch)
-        terminal.epoch_line(
-            f"  {description}  loss {mean_loss:.4f}  val_accuracy {accuracy:.2f} %"
-            f"  {time.perf_counter() - started:.1f} s"
-        )
-        if settings.keep == "last" or accuracy >= best_accuracy:  # of equals the later, better converged
-            best_accuracy = accuracy
-            best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-        _checkpoint(model, optimizer, scheduler, context, epoch + 1, best_accuracy, best)
+        for name, accuracy in accuracies.items():
+            context.metric(f"{curve}/{name}", accuracy, epoch)
+        shown = "  ".join(f"{name.removesuffix('_pct')} {accuracy:.2f} %" for name, accuracy in accuracies.items())
+        terminal.epoch_line(f"  {description}  loss {mean_loss:.4f}  {shown}  {time.perf_counter() - started:.1f} s")
+        *_, decisive = accuracies.values()
+        so_far.epochs_done = epoch + 1
+        if settings.keep == "last" or decisive >= so_far.best_accuracy:  # of equals the later, better converged
+            so_far.keep(model, decisive)
+        progress.save(so_far, model, optimizer, scheduler, context)
 
-    if best:
-        model.load_state_dict(best)
+    if so_far.best:
+        model.load_state_dict(so_far.best)
 
 
-def is_open_ended(settings: OptimizationConfig) -> bool:
-    """Whether a longer training begins exactly as this one: its schedule does not depend on the total.
-
-    Such a training leaves its checkpoint, and a longer one goes on from it.
-    """
-    return settings.schedule in ("constant", "step")
+def _cross_entropy(label_smoothing: float, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
 @torch.inference_mode()
@@ -155,30 +158,6 @@ def accuracy_pct(predicted: Tensor, part: Part) -> float:
 _REPORT_EVERY = 10
 
 
-def _optimizer(model: nn.Module, settings: OptimizationConfig) -> Optimizer:
-    rate, decay = settings.learning_rate, settings.weight_decay
-    if settings.optimizer == "sgd":
-        return SGD(model.parameters(), rate, momentum=settings.momentum, weight_decay=decay)
-    return {"adam": Adam, "adamw": AdamW}[settings.optimizer](model.parameters(), rate, weight_decay=decay)
-
-
-def _scheduler(optimizer: Optimizer, settings: OptimizationConfig, steps: int) -> LRScheduler:
-    total = steps * settings.epochs
-    if settings.schedule == "one_cycle":
-        # One spare step: step() is called after the last batch too.
-        return OneCycleLR(optimizer, settings.learning_rate, total_steps=total + 1, cycle_momentum=False)
-    if settings.schedule == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=total)
-    if settings.schedule == "step":
-        return StepLR(optimizer, step_size=settings.step_epochs * steps, gamma=settings.step_gamma)
-    return ConstantLR(optimizer, factor=1.0)
-
-
-def _autocast(settings: OptimizationConfig, device: torch.device) -> torch.autocast:
-    automatic = settings.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=automatic or settings.precision == "bf16")
-
-
 def _seed_epoch(seed: int, curve: str, epoch: int) -> torch.Generator:
     """Seed torch for one epoch (dropout draws from it), and give the generator of its data order."""
     sequence = np.random.SeedSequence([seed, zlib.crc32(curve.encode()), epoch])
@@ -197,46 +176,3 @@ def _check_finite(losses: list[Tensor], curve: str, epoch: int) -> None:
             f"{curve}: the loss is {recent[first].item()} in epoch {epoch + 1}, step {step}: "
             f"{curve}.learning_rate is likely too high"
         )
-
-
-def _checkpoint(
-    model: nn.Module,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    context: Context,
-    epochs_done: int,
-    best_accuracy: float,
-    best: dict[str, Tensor],
-) -> None:
-    state = {
-        "epochs_done": epochs_done,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "best_accuracy": best_accuracy,
-        "best": best,
-        "history": context.history,
-    }
-    save_tensors(state, context.folder / PROGRESS_FILE)
-
-
-def _resume(
-    model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, context: Context
-) -> tuple[int, float, dict[str, Tensor]]:
-    path = context.folder / PROGRESS_FILE
-    if not path.exists():
-        return 0, -math.inf, {}
-    try:
-        # On the CPU: load_state_dict moves what belongs on the device, and leaves there what does not.
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make the unpickler raise almost anything
-        terminal.warn(f"{path} is damaged ({type(error).__name__}): training starts again")
-        path.unlink()
-        return 0, -math.inf, {}
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    for name, value, epoch in state["history"]:
-        context.metric(name, value, epoch)
-    terminal.say(f"  resumed after epoch {state['epochs_done']}")
-    return state["epochs_done"], state["best_accuracy"], state["best"]

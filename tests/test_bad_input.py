@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 
 import pipeline.torchvision_operators  # noqa: F401  (before torchvision)
-from pipeline import composition, quantization
+from pipeline import composition
 from pipeline.files import PROJECT_ROOT
+from pipeline.quantization import engines
 from tests.conftest import SMALL
 
 Refuse = Callable[..., str]
@@ -83,6 +84,12 @@ BEFORE_ANYTHING = [
     (["dataset.std=[0]"], ["dataset.std", "=0", "allowed: more than 0"]),
     (["stages=[]"], ["stages=[]", "allowed: at least one stage"]),
     (["train.epochs=0"], ["train.epochs=0", "allowed: 1 or more", "model.weights"]),
+    (["train.warmup_epochs=1"], ["train.warmup_epochs=1", "one_cycle", "allowed: 0"]),
+    (["qat.warmup_epochs=1.5", "qat.epochs=1"], ["qat.warmup_epochs=1.5", "allowed: less than qat.epochs (1)"]),
+    (["qat.warmup_epochs=-1"], ["qat.warmup_epochs=-1", "allowed: at least 0"]),
+    (["qat.freeze_observer_epoch=0"], ["qat.freeze_observer_epoch=0", "allowed: more than 0, or qat.init=ptq"]),
+    (["qat.init=ptp"], ["qat.init=ptp", "allowed: fresh, ptq", "did you mean 'ptq'"]),
+    (["qat.distill_weight=1.5"], ["qat.distill_weight=1.5", "at most 1"]),
     # sweeps
     (["backend=fbgemm,qnnpack"], ["backend=fbgemm,qnnpack", "several values", "-m"]),
     (["-m", "qat.epochs=1,0"], ["qat.epochs=0", "allowed: at least 1"]),
@@ -208,7 +215,7 @@ def test_cuda_is_refused_when_torch_sees_no_gpu(refuse: Refuse, monkeypatch: pyt
 def test_backend_is_refused_when_the_machine_lacks_its_engine(
     refuse: Refuse, monkeypatch: pytest.MonkeyPatch, outputs: Path
 ) -> None:
-    monkeypatch.setattr(quantization, "supported_engines", lambda: ["fbgemm", "onednn"])
+    monkeypatch.setattr(engines, "supported_engines", lambda: ["fbgemm", "onednn"])
     line = refuse("backend=qnnpack")
     assert_names(line, ["backend.engine=qnnpack", "not supported", torch.__version__, "allowed: fbgemm, onednn"])
     assert left_behind(outputs) == []

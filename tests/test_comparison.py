@@ -19,7 +19,7 @@ import pytest
 import pipeline.compare
 from pipeline.comparison import write_comparison
 from pipeline.comparison.points import epoch_lines
-from pipeline.comparison.table import accuracy_interval, compare, pareto_front
+from pipeline.comparison.table import compare, pareto_front
 from pipeline.comparison.text import text_table
 from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
@@ -165,18 +165,6 @@ def test_pareto_front_equals_brute_force_when_points_tie(seed: int) -> None:
 def test_int8_is_not_on_the_front_when_its_own_fp32_model_is_faster_and_better() -> None:
     comparison = compare([tracked("slow", metrics(98.0, 20.0))])
     assert comparison.frame["on_front"].tolist() == [False]
-
-
-def test_interval_is_wilsons_when_the_number_of_images_is_known() -> None:
-    # Newcombe (1998), table I, method 3: 81 of 263.
-    low, high = accuracy_interval(100 * 81 / 263, 263)
-    assert (round(low, 2), round(high, 2)) == (25.53, 36.62)
-    assert accuracy_interval(100.0, 50)[1] == 100.0
-
-
-@pytest.mark.parametrize("images", [None, math.nan, 0])
-def test_interval_is_unknown_when_the_number_of_images_is(images: float | None) -> None:
-    assert all(math.isnan(bound) for bound in accuracy_interval(99.0, images))
 
 
 def test_epoch_line_joins_runs_that_differ_in_epochs_alone() -> None:
@@ -350,11 +338,12 @@ def test_one_run_is_read_when_it_is_selected_itself(store: Any) -> None:
 def test_files_and_description_are_kept_with_the_parent_when_a_sweep_ends(store: Any, tmp_path: Path) -> None:
     outputs, ids = store
     files = write_comparison(read_runs(TrackingConfig(), outputs, ids[SWEEP]), tmp_path)
-    log_to_run(TrackingConfig(), outputs, ids[SWEEP], files, "the table")
+    log_to_run(TrackingConfig(), outputs, ids[SWEEP], files, "the table", metrics={"over_seeds/speedup_mean": 3.5})
     client = mlflow.MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
     assert {found.path for found in client.list_artifacts(ids[SWEEP])} == {path.name for path in files}
     parent = client.get_run(ids[SWEEP])
     assert parent.data.tags["mlflow.note.content"] == "the table"
+    assert parent.data.metrics == {"over_seeds/speedup_mean": 3.5}
     assert parent.info.status == "FINISHED"
 
 

@@ -25,8 +25,8 @@ def config_of(backend: str) -> Config:
     return compose_request([f"backend={backend}"]).config
 
 
-def images(count: int = 8, seed: int = 0) -> torch.Tensor:
-    return torch.randn(count, 1, 32, 32, generator=torch.Generator().manual_seed(seed))
+def images(count: int = 8, seed: int = 0, size: int = 32) -> torch.Tensor:
+    return torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(seed))
 
 
 def trained_qat(config: Config) -> nn.Module:
@@ -34,13 +34,25 @@ def trained_qat(config: Config) -> nn.Module:
     torch.manual_seed(0)
     fused = quantization.rebuild("fused", models.build_twin(config.model, INFO))
     prepared = quantization.prepare(fused, config.backend)
+    return observed(prepared, config.dataset.image_size)
+
+
+def calibrated_ptq(config: Config) -> nn.Module:
+    """A model prepared for post-training quantization whose observers have seen two batches."""
+    torch.manual_seed(0)
+    return observed(
+        quantization.prepare_ptq(models.build_twin(config.model, INFO), config.backend), config.dataset.image_size
+    )
+
+
+def observed(prepared: nn.Module, size: int = 32) -> nn.Module:
     for seed in range(2):
-        prepared(images(seed=seed))
+        prepared(images(seed=seed, size=size))
     return prepared
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("form", ["float", "fused", "qat", "int8"])
+@pytest.mark.parametrize("form", ["float", "fused", "qat", "int8", "ptq_int8"])
 def test_form_round_trips_bit_equal_when_loaded_from_its_state_dict(backend: str, form: Form, tmp_path) -> None:  # type: ignore[no-untyped-def]
     config = config_of(backend)
     torch.manual_seed(0)
@@ -48,6 +60,8 @@ def test_form_round_trips_bit_equal_when_loaded_from_its_state_dict(backend: str
         model = models.build(config.model, INFO)
     elif form == "fused":
         model = quantization.rebuild("fused", models.build_twin(config.model, INFO))
+    elif form == "ptq_int8":
+        model = quantization.convert(calibrated_ptq(config), config.backend)
     else:
         model = trained_qat(config)
         if form == "int8":
@@ -57,6 +71,17 @@ def test_form_round_trips_bit_equal_when_loaded_from_its_state_dict(backend: str
         expected = model.eval()(images())
         loaded = forms.load(form, tmp_path / "model.pt", config, INFO).eval()
         assert torch.equal(loaded(images()), expected)
+
+
+@pytest.mark.parametrize("model", ["blog_resnet18", "mobilenet_v2", "mobilenet_v3_large"])
+def test_both_int8_forms_round_trip_when_the_model_is_another(model: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    config = compose_request([f"model={model}", "dataset.image_size=80"]).config
+    for form, prepared in (("int8", trained_qat(config)), ("ptq_int8", calibrated_ptq(config))):
+        int8 = quantization.convert(prepared, config.backend)
+        torch.save(int8.state_dict(), tmp_path / f"{form}.pt")
+        with torch.no_grad():
+            loaded = forms.load(form, tmp_path / f"{form}.pt", config, INFO).eval()  # type: ignore[arg-type]
+            assert torch.equal(loaded(images(size=80)), int8(images(size=80)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -46,7 +46,7 @@ class Bench:
             ),
             load_test=lambda: datasets.load_test(self.config.dataset) if reads_test else forbidden(),
         )
-        inputs = {form: self.models[form] for form in stage.consumes}
+        inputs = {form: self.models[form] for form in stage.inputs(self.config)}
         stage.run(visible_config(stage, self.config), inputs, context)
         if stage.produces:
             self.models[stage.produces] = folder / MODEL_FILE
@@ -103,7 +103,11 @@ def test_fuse_changes_the_graph_but_not_the_outputs_when_run(walked: Walked) -> 
 
 def test_qat_trains_with_fake_quantize_modules_when_run(walked: Walked) -> None:
     bench, contexts = walked
-    assert {name for name, _, _ in contexts["qat"].history} == {"qat/loss", "qat/val_accuracy_pct"}
+    assert {name for name, _, _ in contexts["qat"].history} == {
+        "qat/loss",
+        "qat/val_accuracy_pct",
+        "qat/val_int8_accuracy_pct",
+    }
     fused = torch.load(bench.models["fused"], weights_only=True)
     trained = torch.load(bench.models["qat"], weights_only=True)
     assert sum("fake_quant_enabled" in name for name in trained) > 40

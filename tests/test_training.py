@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import training
+from pipeline import optimization, training
 from pipeline.config import DatasetConfig, TrainConfig
 from pipeline.datasets.spec import DatasetInfo, Part
 from pipeline.errors import UserError
@@ -64,13 +65,19 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.parametrize("warmup", [0.0, 1.5, 2.25])
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "step", "constant"])
-def test_training_equals_an_undisturbed_one_bit_for_bit_when_resumed(tmp_path: Path, schedule: str) -> None:
+def test_training_equals_an_undisturbed_one_bit_for_bit_when_resumed(
+    tmp_path: Path, schedule: str, warmup: float
+) -> None:
+    if schedule == "one_cycle" and warmup:
+        pytest.skip("one_cycle has a warm-up of its own")
+
     def kill_in_third_epoch(model: nn.Module, epochs_done: float) -> None:
         if epochs_done > 2.3:
             raise Killed
 
-    chosen = settings(schedule=schedule)
+    chosen = settings(schedule=schedule, warmup_epochs=warmup)
     undisturbed, expected = fit(tmp_path / "undisturbed", chosen)
     with pytest.raises(Killed):
         fit(tmp_path / "killed", chosen, before_step=kill_in_third_epoch)
@@ -96,6 +103,20 @@ def test_training_repeats_bit_for_bit_when_the_seed_is_the_same(tmp_path: Path) 
     assert not equal(first, other)
 
 
+def rates(folder: Path, monkeypatch: pytest.MonkeyPatch, chosen: TrainConfig) -> list[float]:
+    """The learning rate of every step (4 an epoch), in shares of `learning_rate`."""
+    made: list[torch.optim.Optimizer] = []
+    build = optimization.make_optimizer
+    monkeypatch.setattr(optimization, "make_optimizer", lambda *args: made.append(build(*args)) or made[0])
+    noted: list[float] = []
+
+    def note(model: nn.Module, epochs_done: float) -> None:
+        noted.append(made[0].param_groups[0]["lr"] / chosen.learning_rate)
+
+    fit(folder, chosen, before_step=note)
+    return noted
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
@@ -107,17 +128,32 @@ def test_training_repeats_bit_for_bit_when_the_seed_is_the_same(tmp_path: Path) 
 def test_learning_rate_follows_its_schedule_when_epochs_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str, expected: list[float]
 ) -> None:
-    made: list[torch.optim.Optimizer] = []
-    build = training._optimizer
-    monkeypatch.setattr(training, "_optimizer", lambda *args: made.append(build(*args)) or made[0])
-    rates = []
+    assert rates(tmp_path / "run", monkeypatch, settings(schedule=schedule))[::4] == pytest.approx(expected)
 
-    def note(model: nn.Module, epochs_done: float) -> None:
-        if epochs_done == int(epochs_done):
-            rates.append(made[0].param_groups[0]["lr"] / 0.01)
 
-    fit(tmp_path / "run", settings(schedule=schedule), before_step=note)
-    assert rates == pytest.approx(expected)
+@pytest.mark.parametrize(
+    ("schedule", "after"),
+    [
+        ("constant", [1.0] * 12),
+        ("step", [1.0] * 4 + [0.1] * 4 + [0.01] * 4),
+        ("cosine", [(1 + math.cos(math.pi * step / 12)) / 2 for step in range(12)]),
+    ],
+)
+def test_learning_rate_climbs_linearly_before_its_schedule_when_warmed_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str, after: list[float]
+) -> None:
+    noted = rates(tmp_path / "run", monkeypatch, settings(schedule=schedule, warmup_epochs=1))
+    assert noted == pytest.approx([0.2, 0.4, 0.6, 0.8, *after])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step"])
+def test_longer_training_goes_on_from_a_shorter_one_bit_for_bit_when_warmed_up(tmp_path: Path, schedule: str) -> None:
+    chosen = settings(schedule=schedule, warmup_epochs=1.5)
+    assert optimization.is_open_ended(chosen)
+    whole, _ = fit(tmp_path / "whole", chosen)
+    fit(tmp_path / "run", dataclasses.replace(chosen, epochs=1))
+    longer, _ = fit(tmp_path / "run", chosen)
+    assert equal(longer, whole)
 
 
 def test_best_epoch_is_kept_when_a_later_one_is_worse(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.comparison.points import epoch_lines
+from pipeline.comparison.seeds import over_seeds
 from pipeline.comparison.table import MAX_DROP_PCT, compare
 from pipeline.files import write_and_rename
 from pipeline.tracked_run import TrackedRun
 
 _PAGE = "comparison.html"
 _CSV = "comparison.csv"
+_SEEDS_CSV = "over_seeds.csv"
 _ACCURACY_LATENCY = "accuracy_latency.png"
 _ACCURACY_EPOCHS = "accuracy_epochs.png"
 
@@ -36,10 +38,16 @@ def write_comparison(
         comparison.frame.to_csv(temporary, index=False)
     with write_and_rename(folder / _ACCURACY_LATENCY) as temporary:
         draw_accuracy_latency(comparison, temporary)
-    # A plot that an earlier comparison left here would be taken for one of these runs.
-    (folder / _ACCURACY_EPOCHS).unlink(missing_ok=True)
+    # What an earlier comparison left here would be taken for one of these runs.
+    for name in (_ACCURACY_EPOCHS, _SEEDS_CSV):
+        (folder / name).unlink(missing_ok=True)
     if epoch_lines(comparison):
         with write_and_rename(folder / _ACCURACY_EPOCHS) as temporary:
             draw_accuracy_epochs(comparison, temporary)
         written.append(folder / _ACCURACY_EPOCHS)
+    summary = over_seeds(comparison)
+    if summary is not None:
+        with write_and_rename(folder / _SEEDS_CSV) as temporary:
+            summary.frame.to_csv(temporary, index=False)
+        written.append(folder / _SEEDS_CSV)
     return written

@@ -12,8 +12,9 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from pipeline.comparison.figures import accuracy_epochs, accuracy_latency
+from pipeline.comparison.seeds import over_seeds
 from pipeline.comparison.table import COLUMNS, Comparison
-from pipeline.comparison.text import cell_text
+from pipeline.comparison.text import SEEDS_NOTE, cell_text, seeds_cells
 
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; form-action 'none'"
@@ -26,7 +27,7 @@ _PLOTLY = {
     "modeBarButtons": [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
 }
 # The page is wide enough as it is; the CSV has them.
-_NOT_SHOWN = ("fp32/accuracy_low_pct", "fp32/accuracy_high_pct", "fp32/latency_p90_ms", "test_images")
+_NOT_SHOWN = ("fp32/accuracy_ci_low_pct", "fp32/accuracy_ci_high_pct", "fp32/latency_p90_ms", "test_images")
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -42,6 +43,7 @@ p { margin: .25rem 0; max-width: 75ch; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .5rem; border-bottom: 1px solid #e6e6e6; text-align: left; vertical-align: top; }
 thead th { border-bottom: 2px solid #999; vertical-align: bottom; padding: 0; }
+.plain thead th { padding: .35rem .5rem; }
 thead button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: .35rem .5rem;
   text-align: inherit; width: 100%; cursor: pointer; }
 thead button:hover, tbody tr:hover { background: #f3f6f9; }
@@ -100,7 +102,7 @@ def page(comparison: Comparison, title: str) -> str:
             "Lines are moved sideways a little, so that their bars do not cover each other.</p>",
             _figure_html(epochs, "accuracy-epochs"),
         ]
-    parts += ["<h2>Runs</h2>", _table(comparison), _shared(comparison.shared)]
+    parts += ["<h2>Runs</h2>", _table(comparison), _over_seeds(comparison), _shared(comparison.shared)]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
@@ -160,6 +162,26 @@ def _table(comparison: Comparison) -> str:
         f'<p class="note" id="rule">{html.escape(note)}</p>\n'
         f'<div class="scroll" tabindex="0"><table id="runs" aria-describedby="rule">\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{chr(10).join(body)}\n</tbody></table></div>"
+    )
+
+
+def _over_seeds(comparison: Comparison) -> str:
+    summary = over_seeds(comparison)
+    if summary is None:
+        return ""
+    headings, rows = seeds_cells(summary)
+    kinds = ["" if index < len(summary.varying) else ' class="number"' for index in range(len(headings))]
+    head = "".join(
+        f'<th scope="col"{kind}>{html.escape(cell)}</th>' for kind, cell in zip(kinds, headings, strict=True)
+    )
+    body = "\n".join(
+        "<tr>" + "".join(f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
+        for row in rows
+    )
+    return (
+        f"<h2>Over seeds</h2>\n<p class='note'>Runs that differ in their seed alone: {SEEDS_NOTE}.</p>\n"
+        f'<div class="scroll" tabindex="0"><table id="over-seeds" class="plain">\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>"
     )
 
 

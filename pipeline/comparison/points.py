@@ -74,8 +74,8 @@ def pairs(comparison: Comparison) -> list[tuple[Point, Point]]:
                 latency_ms=row[f"{form}/latency_ms"],
                 latency_p90_ms=row[f"{form}/latency_p90_ms"],
                 accuracy_pct=row[f"{form}/accuracy_pct"],
-                accuracy_low_pct=row[f"{form}/accuracy_low_pct"],
-                accuracy_high_pct=row[f"{form}/accuracy_high_pct"],
+                accuracy_low_pct=row[f"{form}/accuracy_ci_low_pct"],
+                accuracy_high_pct=row[f"{form}/accuracy_ci_high_pct"],
                 size_mb=row[f"{form}/size_mb"],
                 epochs=count,
             )

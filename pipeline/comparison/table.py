@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import UserError
+from pipeline.statistics import accuracy_interval
 from pipeline.tracked_run import TrackedRun
 
 MAX_DROP_PCT = 0.5
@@ -28,9 +29,10 @@ REQUIRED = (
 )
 # Where and how a run was measured; they differ between runs as its settings do.
 _CONDITIONS = ("cpu", "torch_version")
-# They change no result: where things lie, how fast data comes, what a run is called.
+# They change no result: where things lie, how fast data comes, what is evaluated besides, what a run is called.
 _NOT_COMPARED = (
-    *("outputs", "force", "stages", "dataset.root", "dataset.mirror", "dataset.workers", "dataset.max_memory_gb"),
+    *("outputs", "force", "stages", "evaluate.fake_quantized"),
+    *("dataset.root", "dataset.mirror", "dataset.workers", "dataset.max_memory_gb"),
     *("tracking.enabled", "tracking.uri", "tracking.experiment", "tracking.run_name"),
 )
 # Said already by a column beside them, unless equal names stand for different ones.
@@ -48,8 +50,8 @@ class Column:
 
 COLUMNS = (
     Column("int8/accuracy_pct", "int8 accuracy %", 2),
-    Column("int8/accuracy_low_pct", "95 % from", 2),
-    Column("int8/accuracy_high_pct", "95 % to", 2),
+    Column("int8/accuracy_ci_low_pct", "95 % from", 2),
+    Column("int8/accuracy_ci_high_pct", "95 % to", 2),
     Column("accuracy_drop_pct", "drop, points", 2),
     Column("int8/latency_ms", "int8 latency ms", 2),
     Column("int8/latency_p90_ms", "int8 p90 ms", 2),
@@ -57,11 +59,16 @@ COLUMNS = (
     Column("int8/size_mb", "int8 size MB", 2),
     Column("compression", "compression ×", 2),
     Column("fp32/accuracy_pct", "fp32 accuracy %", 2),
-    Column("fp32/accuracy_low_pct", "fp32 95 % from", 2),
-    Column("fp32/accuracy_high_pct", "fp32 95 % to", 2),
+    Column("fp32/accuracy_ci_low_pct", "fp32 95 % from", 2),
+    Column("fp32/accuracy_ci_high_pct", "fp32 95 % to", 2),
     Column("fp32/latency_ms", "fp32 latency ms", 2),
     Column("fp32/latency_p90_ms", "fp32 p90 ms", 2),
     Column("fp32/size_mb", "fp32 size MB", 2),
+    Column("fp32_finetuned/accuracy_pct", "fp32 fine-tuned accuracy %", 2),
+    Column("accuracy_drop_vs_finetuned_pct", "drop from fine-tuned, points", 2),
+    Column("ptq_int8/accuracy_pct", "PTQ int8 accuracy %", 2),
+    Column("qat_fake/accuracy_pct", "QAT fake-quantized accuracy %", 2),
+    Column("mcnemar_p", "McNemar p", 4),
     Column("test_images", "test images", 0),
 )
 _OWN = {"run", "run_id", "within_max_drop", "on_front", *(column.name for column in COLUMNS)}
@@ -146,18 +153,6 @@ def pareto_front(latency_ms: Sequence[float], accuracy_pct: Sequence[float]) -> 
     return front
 
 
-def accuracy_interval(accuracy_pct: float, test_images: float | None) -> tuple[float, float]:
-    """The 95 % Wilson interval of an accuracy in %; two NaN where the number of images is unknown."""
-    if test_images is None or not test_images >= 1:
-        return math.nan, math.nan
-    from scipy.stats import binomtest  # a second to import
-
-    count = round(test_images)
-    hits = min(max(round(accuracy_pct / 100 * count), 0), count)
-    interval = binomtest(hits, count).proportion_ci(confidence_level=0.95, method="wilson")
-    return 100 * float(interval.low), 100 * float(interval.high)
-
-
 def _why_left_out(run: TrackedRun) -> str | None:
     if run.status != "FINISHED":
         return run.status.lower()
@@ -185,7 +180,7 @@ def _numbers(run: TrackedRun, max_drop_pct: float) -> dict[str, object]:
     found = dict(run.metrics)
     for form in ("int8", "fp32"):
         interval = accuracy_interval(found[f"{form}/accuracy_pct"], found.get("test_images"))
-        found |= dict(zip((f"{form}/accuracy_low_pct", f"{form}/accuracy_high_pct"), interval, strict=True))
+        found |= dict(zip((f"{form}/accuracy_ci_low_pct", f"{form}/accuracy_ci_high_pct"), interval, strict=True))
     # 98.8 - 98.3 is a little more than 0.5 in floating point.
     within = round(found["accuracy_drop_pct"], 9) <= max_drop_pct
     return {"run": run.name, **{c.name: found.get(c.name, math.nan) for c in COLUMNS}, "within_max_drop": within}

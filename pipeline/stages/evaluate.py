@@ -1,59 +1,94 @@
-"""Measure fp32 against int8: accuracy on the whole test part, latency at batch 1, size.
+"""Measure each form of the model: accuracy with its interval on the whole test part, latency at batch 1, size.
 
-The only stage that reads the test part.
+The only stage that reads the test part. fp32 against int8 is tested on the very images that both saw.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline import forms, plots
 from pipeline.config import Config
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
 from pipeline.measurement import measure_latency, size_mb
+from pipeline.quantization import Form
 from pipeline.stage import Context, Inputs, Stage
+from pipeline.statistics import accuracy_interval, mcnemar_p
 from pipeline.training import accuracy_pct, predict
+
+# What the metrics of a form begin with.
+_PREFIXES: dict[Form, str] = {
+    "float": "fp32",
+    "float_finetuned": "fp32_finetuned",
+    "ptq_int8": "ptq_int8",
+    "qat": "qat_fake",
+    "int8": "int8",
+}
+_ON_CPU_ALONE = ("ptq_int8", "int8")
+# fp32_finetuned is the arithmetic of fp32, and qat_fake only simulates that of int8: nobody ships it for its speed.
+_TIMED = ("fp32", "ptq_int8", "int8")
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
     test = context.load_test()
-    cpu = torch.device("cpu")
     models = {
-        "fp32": forms.load("float", inputs["float"], config, context.info),
-        "int8": forms.load("int8", inputs["int8"], config, context.info),
+        prefix: forms.load(form, inputs[form], config, context.info)
+        for form, prefix in _PREFIXES.items()
+        if form in inputs
     }
-    accuracy: dict[str, float] = {}
-    size: dict[str, float] = {}
-    for name, model in models.items():
-        device = context.device if name == "fp32" else cpu
-        predicted = predict(
-            model.to(device),
-            test,
-            config.dataset,
-            config.evaluate.batch_size,
-            device,
-            f"evaluate {name}",
-            context.machine,
-        )
-        model.to(cpu)
-        accuracy[name] = accuracy_pct(predicted, test)
-        size[name] = size_mb(model)
-        if name == "int8":
-            names = context.info.class_names
-            plots.confusion_matrix(test.labels, predicted, names, context.attach("confusion_matrix_int8.png"))
-    latency = _measure_latency(config, models, test, context)
+    predicted = {name: _predict(name, model, test, config, context) for name, model in models.items()}
+    _keep_predictions(test, predicted, context)
+    names = context.info.class_names
+    plots.confusion_matrix(test.labels, predicted["int8"], names, context.attach("confusion_matrix_int8.png"))
+    latency = _measure_latency(config, {name: models[name] for name in _TIMED if name in models}, test, context)
+    accuracy = {name: accuracy_pct(classes, test) for name, classes in predicted.items()}
+    size = {name: size_mb(model) for name, model in models.items()}
     for name in models:
+        low, high = accuracy_interval(accuracy[name], len(test))
         context.metric(f"{name}/accuracy_pct", accuracy[name])
+        context.metric(f"{name}/accuracy_ci_low_pct", low)
+        context.metric(f"{name}/accuracy_ci_high_pct", high)
         context.metric(f"{name}/size_mb", size[name])
     context.metric("test_images", len(test))
     context.metric("accuracy_drop_pct", accuracy["fp32"] - accuracy["int8"])
+    if "fp32_finetuned" in models:
+        context.metric("accuracy_drop_vs_finetuned_pct", accuracy["fp32_finetuned"] - accuracy["int8"])
     context.metric("speedup", latency["fp32"] / latency["int8"])
     context.metric("compression", size["fp32"] / size["int8"])
+    _test_difference(test, predicted["fp32"], predicted["int8"], context)
+
+
+def _predict(name: str, model: nn.Module, test: Part, config: Config, context: Context) -> Tensor:
+    """The predicted class of every test image; the model is on the CPU afterwards."""
+    device = torch.device("cpu") if name in _ON_CPU_ALONE else context.device
+    size, description = config.evaluate.batch_size, f"evaluate {name}"
+    predicted = predict(model.to(device), test, config.dataset, size, device, description, context.machine)
+    model.to("cpu")
+    return predicted
+
+
+def _keep_predictions(test: Part, predicted: Mapping[str, Tensor], context: Context) -> None:
+    """Write the labels and each form's classes, in the order of the test part, so that a later test can be made."""
+    kept = {"labels": test.labels, **predicted}
+    smallest = np.min_scalar_type(len(context.info.class_names))
+    arrays = {name: classes.numpy().astype(smallest) for name, classes in kept.items()}
+    np.savez_compressed(context.attach("predictions.npz"), **arrays)  # type: ignore[arg-type]
+
+
+def _test_difference(test: Part, fp32: Tensor, int8: Tensor, context: Context) -> None:
+    """Report McNemar's test: only the images that one of the two gets right tell them apart."""
+    fp32_right, int8_right = fp32 == test.labels, int8 == test.labels
+    only_fp32 = int((fp32_right & ~int8_right).sum())
+    only_int8 = int((int8_right & ~fp32_right).sum())
+    context.metric("mcnemar_fp32_only_right", only_fp32)
+    context.metric("mcnemar_int8_only_right", only_int8)
+    context.metric("mcnemar_p", mcnemar_p(only_fp32, only_int8))
 
 
 def _measure_latency(config: Config, models: dict[str, nn.Module], test: Part, context: Context) -> dict[str, float]:
@@ -77,17 +112,27 @@ def _measure_latency(config: Config, models: dict[str, nn.Module], test: Part, c
     return {name: latency.median_ms for name, latency in measured.items()}
 
 
+def _controls(config: Config) -> tuple[Form, ...]:
+    """The forms beside fp32 and int8: a control that this run makes, and the fake-quantized model when asked."""
+    made: dict[str, Form] = {"finetune": "float_finetuned", "ptq": "ptq_int8"}
+    controls = [form for stage, form in made.items() if stage in config.stages]
+    return (*controls, "qat") if config.evaluate.fake_quantized else tuple(controls)
+
+
 STAGE = Stage(
     name="evaluate",
     run=run,
     sections=("model", "dataset", "backend", "evaluate", "device"),
     consumes=("float", "int8"),
+    also_consumes=_controls,
     ignores=(
         "dataset.max_train_samples",
         "dataset.validation_fraction",
         "dataset.crop_padding",
         "dataset.horizontal_flip",
+        "evaluate.fake_quantized",  # is in the key as the form that it adds
     ),
     parts=("test",),
+    version=2,
     measures_machine=True,
 )

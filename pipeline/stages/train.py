@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pipeline import models, terminal, training
+from pipeline import models, optimization, terminal, training
 from pipeline.config import Config
 from pipeline.models import weights
 from pipeline.stage import Context, Inputs, Stage
@@ -30,6 +30,7 @@ STAGE = Stage(
     produces="float",
     ignores=("dataset.max_test_samples",),
     parts=("train",),
+    version=2,
     extends=("train", "epochs"),
-    is_open_ended=lambda config: training.is_open_ended(config.train),
+    is_open_ended=lambda config: optimization.is_open_ended(config.train),
 )

@@ -64,8 +64,9 @@ def log_to_run(
     files: Sequence[Path],
     markdown: str,
     tags: Mapping[str, str] | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> None:
-    """Keep `files` and `tags` with a run, running or ended, and make `markdown` its description.
+    """Keep `files`, `tags` and `metrics` with a run, running or ended, and make `markdown` its description.
 
     Raises:
         UserError: when the store or the run is not there.
@@ -73,6 +74,8 @@ def log_to_run(
     with _client(config, outputs) as client:
         for key, value in {"mlflow.note.content": markdown, **(tags or {})}.items():
             client.set_tag(run_id, key, value)
+        for name, metric in (metrics or {}).items():
+            client.log_metric(run_id, name, metric)
         for path in files:
             client.log_artifact(run_id, str(path))
 

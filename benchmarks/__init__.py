@@ -1,0 +1,1 @@
+"""Measurements of the pipeline itself, made by hand: python -m benchmarks.<name>."""

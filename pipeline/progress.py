@@ -1,0 +1,71 @@
+"""The checkpoint of a training under way: everything that the next epoch depends on, complete or absent."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pipeline import terminal
+from pipeline.files import save_tensors
+from pipeline.stage import PROGRESS_FILE, Context
+
+
+@dataclass
+class Progress:
+    """How far a training is, and the best epoch so far.
+
+    Attributes:
+        epochs_done: finished epochs.
+        best_accuracy: of the kept epoch, in percent.
+        best: its `state_dict`, on the CPU; empty before the first epoch is done.
+    """
+
+    epochs_done: int = 0
+    best_accuracy: float = -math.inf
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def keep(self, model: nn.Module, accuracy: float) -> None:
+        """Take this epoch for the best."""
+        self.best_accuracy = accuracy
+        self.best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def save(progress: Progress, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, context: Context) -> None:
+    """Write the checkpoint into the stage's folder."""
+    state = {
+        "epochs_done": progress.epochs_done,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "best_accuracy": progress.best_accuracy,
+        "best": progress.best,
+        "history": context.history,
+    }
+    save_tensors(state, context.folder / PROGRESS_FILE)
+
+
+def resume(model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, context: Context) -> Progress:
+    """Load the checkpoint of the stage's folder where there is one, and report its metrics again."""
+    path = context.folder / PROGRESS_FILE
+    if not path.exists():
+        return Progress()
+    try:
+        # On the CPU: load_state_dict moves what belongs on the device, and leaves there what does not.
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes make the unpickler raise almost anything
+        terminal.warn(f"{path} is damaged ({type(error).__name__}): training starts again")
+        path.unlink()
+        return Progress()
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict(state["scheduler"])
+    for name, value, epoch in state["history"]:
+        context.metric(name, value, epoch)
+    terminal.say(f"  resumed after epoch {state['epochs_done']}")
+    return Progress(state["epochs_done"], state["best_accuracy"], state["best"])

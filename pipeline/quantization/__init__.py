@@ -1,0 +1,50 @@
+"""Eager-mode quantization: qconfig, fuse, prepare, convert, and the rebuilding of a form.
+
+The only package that imports `torch.ao.quantization`, which is deprecated in favour of torchao's PT2E
+but without a removal version: when it goes, this is the room to refurnish.
+
+    engines.py         what this machine runs int8 with
+    qconfig.py         what is observed and fake-quantized, and how
+    graph.py           the forms of a model: fuse, prepare, convert, rebuild
+    fake_quantize.py   switching observers and fake-quantize modules of a prepared model
+    vectorized.py      the arithmetic of fake-quantize on the CPU, to torch's bits in a fraction of its time
+"""
+
+from torch.ao.nn.quantized import FloatFunctional
+from torch.ao.quantization import DeQuantStub, QuantStub
+
+from pipeline.quantization.engines import check_backend, silence_known_warnings, supported_engines, use_engine
+from pipeline.quantization.fake_quantize import (
+    count_fake_quantize,
+    fake_quantize_off,
+    freeze_batch_norm,
+    freeze_observers,
+    observers_off,
+)
+from pipeline.quantization.graph import Form, convert, fuse_modules, prepare, prepare_ptq, rebuild
+from pipeline.quantization.qconfig import resolved_qconfig
+from pipeline.quantization.vectorized import size_ranges
+
+# The stubs and FloatFunctional are here for the quantizable twins, which must not import torch.ao themselves.
+__all__ = [
+    "DeQuantStub",
+    "FloatFunctional",
+    "Form",
+    "QuantStub",
+    "check_backend",
+    "convert",
+    "count_fake_quantize",
+    "fake_quantize_off",
+    "freeze_batch_norm",
+    "freeze_observers",
+    "fuse_modules",
+    "observers_off",
+    "prepare",
+    "prepare_ptq",
+    "rebuild",
+    "resolved_qconfig",
+    "silence_known_warnings",
+    "size_ranges",
+    "supported_engines",
+    "use_engine",
+]

@@ -1,0 +1,57 @@
+"""The control of QAT: the float model trained on exactly as QAT trains, without quantization.
+
+QAT trains for more epochs, which alone may gain accuracy. Against this model, what int8 has over or under
+is quantization's doing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pipeline import forms, optimization, training
+from pipeline.config import Config
+from pipeline.stage import Context, Inputs, Stage
+
+
+def run(config: Config, inputs: Inputs, context: Context) -> None:
+    model = forms.load("float", inputs["float"], config, context.info)
+    freeze_epoch = config.qat.freeze_bn_epoch
+
+    def before_step(model: nn.Module, epochs_done: float) -> None:
+        if freeze_epoch is not None and epochs_done >= freeze_epoch:
+            freeze_batch_norm(model)
+
+    training.fit(model, config.qat, config.dataset, config.seed, context, "finetune", before_step)
+    context.save_model(model.cpu().to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Normalize by the running statistics from here to the epoch's end, as QAT's frozen BatchNorm does.
+
+    Its weight and bias go on learning, there as here.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
+STAGE = Stage(
+    name="finetune",
+    run=run,
+    # Without the backend: a sweep over backends fine-tunes once.
+    sections=("model", "dataset", "qat", "seed", "device"),
+    consumes=("float",),
+    produces="float_finetuned",
+    # Observers are quantization's alone, and this model learns from the labels alone.
+    ignores=(
+        "dataset.max_test_samples",
+        "qat.freeze_observer_epoch",
+        "qat.init",
+        "qat.distill_weight",
+        "qat.distill_temperature",
+    ),
+    parts=("train",),
+    extends=("qat", "epochs"),
+    is_open_ended=lambda config: optimization.is_open_ended(config.qat),
+)

@@ -1,0 +1,105 @@
+"""Post-training quantization: what it is calibrated on, and that its artifact is the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import calibration, datasets, forms
+from pipeline.config import Config
+from pipeline.datasets.loader import evaluation_batches
+from pipeline.datasets.spec import Part
+from pipeline.machine import Machine
+from pipeline.quantization import Form
+from pipeline.request import Request
+from pipeline.runner import artifacts_of, run
+from pipeline.stage import MODEL_FILE
+
+Compose = Callable[..., Request]
+PTQ = ("stages=[train,ptq]", "tracking=off")
+
+
+def logits(form: Form, stage: str, config: Config) -> torch.Tensor:
+    """What a form answers to 100 training images, loaded from its artifact."""
+    name = next(name for name in artifacts_of(config) if name.startswith(f"{stage}-"))
+    path = Path(config.outputs) / "artifacts" / name / MODEL_FILE
+    model = forms.load(form, path, config, datasets.info(config.dataset)).eval()
+    training, _ = datasets.load_training(config.dataset, config.seed)
+    images, _ = next(evaluation_batches(training, config.dataset, 100, torch.device("cpu")))
+    with torch.no_grad():
+        return model(images)
+
+
+def test_ptq_answers_nearly_as_the_float_model_when_its_artifact_is_loaded(small_request: Compose) -> None:
+    config = (request := small_request(*PTQ)).config
+    run(request)
+    expected, quantized = logits("float", "train", config), logits("ptq_int8", "ptq", config)
+    assert not torch.equal(quantized, expected)
+    assert (quantized - expected).norm() < 0.2 * expected.norm()
+    path = next((Path(config.outputs) / "artifacts").glob(f"ptq-*/{MODEL_FILE}"))
+    assert torch.load(path, weights_only=True)["conv1.weight"].dtype == torch.qint8
+
+
+def test_ptq_never_reads_the_test_part(small_request: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Part:
+        raise AssertionError("the test part was read")
+
+    monkeypatch.setattr(datasets, "load_test", refuse)
+    run(small_request(*PTQ))
+
+
+def test_calibration_shows_training_images_alone_without_augmentation(
+    small_request: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[torch.Tensor] = []
+    batches = calibration.evaluation_batches
+
+    def watch(part: Part, *rest):  # type: ignore[no-untyped-def]
+        shown.append(part.pixels)
+        return batches(part, *rest)
+
+    monkeypatch.setattr(calibration, "evaluation_batches", watch)
+    request = small_request(
+        "stages=[train,ptq]", "tracking=off", "ptq.calibration_samples=50", "dataset.crop_padding=4"
+    )
+    run(request)
+    (pixels,) = shown
+    assert len(pixels) == 50
+    training, validation = datasets.load_training(request.config.dataset, request.config.seed)
+
+    def rows(images: torch.Tensor) -> set[bytes]:
+        return {image.numpy().tobytes() for image in images}
+
+    assert len(rows(pixels)) == 50  # no image twice
+    assert rows(pixels) <= rows(training.pixels)
+    assert not rows(pixels) & rows(validation.pixels)
+
+
+def test_calibration_images_are_another_choice_when_the_seed_is_another() -> None:
+    part = Part(torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1), torch.arange(100))
+    first, again, other = (calibration.calibration_part(part, 20, seed).labels for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert set(first.tolist()) != set(other.tolist())
+    assert not np.array_equal(first, np.sort(first))
+
+
+def test_calibration_observes_float_activations_when_the_model_is_prepared_for_qat() -> None:
+    from pipeline import models, quantization
+    from pipeline.composition import compose_request
+
+    config = compose_request([]).config
+    info = datasets.info(config.dataset)
+    torch.manual_seed(0)
+    fused = quantization.rebuild("fused", models.build_twin(config.model, info))
+    model = quantization.prepare(fused, config.backend)
+    part = Part(torch.randint(0, 255, (32, 1, 32, 32), dtype=torch.uint8), torch.zeros(32, dtype=torch.long))
+    before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
+    calibration.calibrate(model, part, config.dataset, 32, 0, 32, torch.device("cpu"), Machine())
+    state = model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in before.items())
+    assert all(value == 1 for name, value in state.items() if name.endswith("fake_quant_enabled"))
+    assert all(value.isfinite().all() for name, value in state.items() if name.endswith("min_val"))
