@@ -8,39 +8,12 @@ had on this machine is asked of the module that owns it, before the first stage 
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-from omegaconf import MISSING
-
-from pipeline.errors import UserError, suggestion
+from pipeline.errors import UserError
+from pipeline.ranges import check_settings, setting
 
 OBSERVERS = ("moving_average", "histogram", "min_max")
-
-
-def setting(
-    default: Any = MISSING,
-    *,
-    minimum: float | None = None,
-    above: float | None = None,
-    maximum: float | None = None,
-    below: float | None = None,
-    choices: tuple[str, ...] = (),
-    in_key: bool = True,
-) -> Any:
-    """A dataclass field with the range or the choices of its value.
-
-    `in_key=False` marks what cannot change a result (paths, worker counts): it stays out of the
-    artifact keys.
-    """
-    bounds = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
-    metadata = {"bounds": bounds, "choices": choices, "in_key": in_key}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -78,11 +51,29 @@ class DatasetConfig:
 
 @dataclass
 class BackendConfig:
-    """Which default QAT qconfig is taken, and which engine runs the converted model."""
+    """Which default qconfig is taken, what of it is overridden, and which engine runs the converted model.
+
+    null keeps the default of `qconfig`: bits of activations, weights by channel, the activations' observer,
+    their scheme. `skip_layers` stay float. With `fake_quantize=false` QAT takes the post-training qconfig,
+    whose observers alone do not simulate int8.
+    """
 
     name: str = setting()
     qconfig: str = setting()
     engine: str = setting()
+    activation_bits: int | None = setting(None, minimum=7, maximum=8)
+    per_channel: bool | None = setting(None)
+    observer: str | None = setting(None, choices=OBSERVERS)
+    symmetric: bool | None = setting(None)
+    skip_layers: list[str] = setting([])
+    fake_quantize: bool = setting(True)
+
+
+@dataclass
+class FuseConfig:
+    """Whether QAT keeps BatchNorm, trainable, in its fused modules (train), or has it folded before (eval)."""
+
+    mode: str = setting("train", choices=("train", "eval"))
 
 
 @dataclass
@@ -122,7 +113,10 @@ class QatConfig(OptimizationConfig):
 
 @dataclass
 class PtqConfig:
-    """Post-training quantization: how many training images are seen by which observer of activations."""
+    """Post-training quantization: how many training images the observers see, so many at a time.
+
+    `observer` is that of the activations; null: `backend.observer`, and without that a histogram.
+    """
 
     calibration_samples: int = setting(1024, minimum=1)
     observer: str | None = setting(None, choices=OBSERVERS)
@@ -157,6 +151,7 @@ class Config:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    fuse: FuseConfig = field(default_factory=FuseConfig)
     qat: QatConfig = field(default_factory=QatConfig)
     ptq: PtqConfig = field(default_factory=PtqConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -187,53 +182,3 @@ def check(config: Config) -> None:
         raise UserError("outputs='': allowed: the name of a folder")
     if config.train.epochs == 0 and config.model.weights is None and "train" in config.stages:
         raise UserError("train.epochs=0: allowed: 1 or more, or model.weights set to start from trained weights")
-
-
-def check_settings(section: Any, prefix: str = "") -> None:
-    """Refuse a setting that is out of its range or none of its choices.
-
-    Raises:
-        UserError: for the first one, by `prefix` and its name.
-    """
-    for key, value, spec in _settings(section, prefix):
-        _check_setting(key, value, spec)
-
-
-def _settings(section: Any, prefix: str) -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
-    for spec in dataclasses.fields(section):
-        value = getattr(section, spec.name)
-        if dataclasses.is_dataclass(value):
-            yield from _settings(value, f"{prefix}{spec.name}.")
-        else:
-            yield f"{prefix}{spec.name}", value, spec
-
-
-def _check_setting(key: str, value: Any, spec: dataclasses.Field[Any]) -> None:
-    choices = spec.metadata.get("choices", ())
-    if choices and value is not None and value not in choices:
-        raise UserError(f"{key}={value}: {suggestion(str(value), choices)}")
-    bounds = spec.metadata.get("bounds", {})
-    for number in value if isinstance(value, list) else [value]:
-        if isinstance(number, float) and not math.isfinite(number):
-            raise UserError(f"{key}={number}: allowed: a finite number")
-        if isinstance(number, int | float) and not isinstance(number, bool) and not _within(number, bounds):
-            raise UserError(f"{key}={number}: allowed: {_range_text(bounds)}")
-
-
-def _within(number: float, bounds: dict[str, float | None]) -> bool:
-    minimum, above, maximum, below = (bounds.get(name) for name in ("minimum", "above", "maximum", "below"))
-    return (
-        (minimum is None or number >= minimum)
-        and (above is None or number > above)
-        and (maximum is None or number <= maximum)
-        and (below is None or number < below)
-    )
-
-
-def _plain(bound: float) -> str:
-    return str(int(bound)) if bound == int(bound) else f"{bound:g}"
-
-
-def _range_text(bounds: dict[str, float | None]) -> str:
-    words = {"minimum": "at least", "above": "more than", "maximum": "at most", "below": "less than"}
-    return " and ".join(f"{words[name]} {_plain(bound)}" for name, bound in bounds.items() if bound is not None)

@@ -23,10 +23,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline import search_space, study, terminal
-from pipeline.config import Config, check_settings, setting
+from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
 from pipeline.files import in_project
 from pipeline.pareto import front_table, write_front
+from pipeline.ranges import check_settings, setting
 from pipeline.report import METRICS
 from pipeline.schema import is_number
 from pipeline.search_space import SearchSpace

@@ -35,7 +35,7 @@ def freeze_on_schedule(model: nn.Module, epochs_done: float, settings: QatConfig
 STAGE = Stage(
     name="qat",
     run=run,
-    sections=("model", "dataset", "backend", "qat", "seed", "device"),
+    sections=("model", "dataset", "backend", "fuse", "qat", "seed", "device"),
     consumes=("fused",),
     produces="qat",
     ignores=("dataset.max_test_samples",),
