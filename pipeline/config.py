@@ -124,6 +124,14 @@ class PtqConfig:
 
 
 @dataclass
+class SensitivityConfig:
+    """What each layer's quantization costs: measured on so many validation images, so many at a time."""
+
+    samples: int = setting(1000, minimum=1)
+    batch_size: int = setting(256, minimum=1, maximum=65_536)
+
+
+@dataclass
 class EvaluateConfig:
     """Accuracy on the whole test part; latency at batch 1 on the CPU, `threads` of it."""
 
@@ -154,6 +162,7 @@ class Config:
     fuse: FuseConfig = field(default_factory=FuseConfig)
     qat: QatConfig = field(default_factory=QatConfig)
     ptq: PtqConfig = field(default_factory=PtqConfig)
+    sensitivity: SensitivityConfig = field(default_factory=SensitivityConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = setting(0, minimum=0, maximum=2**32 - 1)

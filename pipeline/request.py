@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline import datasets, environment, quantization
+from pipeline import datasets, environment, quantization, terminal
 from pipeline.config import Config
 from pipeline.plan import Plan
 from pipeline.tracking import RunRecord
@@ -41,6 +41,16 @@ def qconfigs(config: Config, plan: Plan) -> dict[str, dict[str, str]]:
     if any("ptq" in stage.sections for stage in steps):
         resolved["ptq_qconfig"] = quantization.resolved_ptq_qconfig(config.backend, config.ptq.observer)
     return resolved
+
+
+def tell_qconfigs(config: Config, plan: Plan) -> None:
+    """Say what the qconfigs of this run came to, and when this processor cannot compute them faithfully."""
+    resolved = qconfigs(config, plan)
+    for name, qconfig in resolved.items():
+        terminal.say(f"{name}: activation {qconfig['activation']}, weight {qconfig['weight']}")
+    warning = quantization.saturation_warning(config.backend) if resolved else None
+    if warning:
+        terminal.warn(warning)
 
 
 def describe(request: Request, plan: Plan) -> RunRecord:

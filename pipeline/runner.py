@@ -21,7 +21,7 @@ from pipeline.files import in_project, make_writable_folder
 from pipeline.machine import Machine
 from pipeline.models import weights
 from pipeline.plan import Plan, Step, make_plan, visible_config
-from pipeline.request import Request, describe, qconfigs
+from pipeline.request import Request, describe, tell_qconfigs
 from pipeline.stage import Context
 from pipeline.tracking import Tracker, open_run
 
@@ -44,7 +44,7 @@ def run(request: Request) -> Outcome:
     quantization.silence_known_warnings()
     plan = check_parts(config)
     forced = _forced(config)
-    _tell_qconfig(config, plan)
+    tell_qconfigs(config, plan)
     outputs = make_writable_folder(in_project(config.outputs), "outputs")
     store = Store(outputs / "artifacts")
     done = _find_artifacts(plan, store, config, forced)
@@ -82,16 +82,6 @@ def check_parts(config: Config) -> Plan:
         weights.load_into(models.build(config.model, datasets.info(config.dataset)), config.model)
     _forced(config)
     return make_plan(config)
-
-
-def _tell_qconfig(config: Config, plan: Plan) -> None:
-    """Say what the qconfigs of this run came to, and when this processor cannot compute them faithfully."""
-    resolved = qconfigs(config, plan)
-    for name, qconfig in resolved.items():
-        terminal.say(f"{name}: activation {qconfig['activation']}, weight {qconfig['weight']}")
-    warning = quantization.saturation_warning(config.backend) if resolved else None
-    if warning:
-        terminal.warn(warning)
 
 
 def _forced(config: Config) -> list[str]:

@@ -20,6 +20,8 @@ from pipeline.quantization.fake_quantize import (
     freeze_batch_norm,
     freeze_observers,
     observers_off,
+    switch,
+    switch_all,
 )
 from pipeline.quantization.graph import (
     Form,
@@ -60,5 +62,7 @@ __all__ = [
     "saturation_warning",
     "silence_known_warnings",
     "supported_engines",
+    "switch",
+    "switch_all",
     "use_engine",
 ]

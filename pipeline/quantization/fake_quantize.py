@@ -47,6 +47,17 @@ def fake_quantize_off(model: nn.Module) -> Iterator[None]:
             module.fake_quant_enabled.copy_(enabled)
 
 
+def switch(layer: nn.Module, weight: bool, activation: bool) -> None:
+    """Quantize (simulated) the weights, or the output, of one layer of a prepared model, or leave them float."""
+    layer.weight_fake_quant.enable_fake_quant(weight)  # type: ignore[operator, union-attr]
+    layer.activation_post_process.enable_fake_quant(activation)  # type: ignore[operator, union-attr]
+
+
+def switch_all(model: nn.Module, enabled: bool) -> None:
+    """Quantize (simulated) everything in a prepared model, or nothing."""
+    model.apply(ao.enable_fake_quant if enabled else ao.disable_fake_quant)
+
+
 def freeze_observers(model: nn.Module) -> None:
     """Keep the quantization ranges as they are from here on."""
     model.apply(ao.disable_observer)
