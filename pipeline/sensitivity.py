@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import quantization, terminal
+from pipeline.machine import Machine
 
 # Gives the batches of a part anew: images float (B, C, S, S) and labels int64 (B).
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -58,7 +59,7 @@ RANK_RULE = (
 
 
 @torch.no_grad()
-def analyse(model: nn.Module, calibration: Batches, validation: Batches) -> Sensitivity:
+def analyse(model: nn.Module, calibration: Batches, validation: Batches, machine: Machine) -> Sensitivity:
     """Measure every quantizable layer of a simulated, calibrated model, and rank them by `RANK_RULE`.
 
     Accuracies are those of `validation`, signal-to-noise ratios those of `calibration`. Leaves everything
@@ -69,12 +70,15 @@ def analyse(model: nn.Module, calibration: Batches, validation: Batches) -> Sens
     with terminal.bar("sensitivity", 3 + 2 * len(layers), unit="pass") as bar:
 
         def accuracy() -> float:
-            pairs = [(model(images).argmax(1) == labels) for images, labels in validation()]
+            right = []
+            for images, labels in validation():
+                with machine.computing():
+                    right.append(model(images).argmax(1) == labels)
             bar.update(1)
-            return 100 * float(torch.cat(pairs).double().mean())
+            return 100 * float(torch.cat(right).double().mean())
 
         quantization.switch_all(model, False)
-        snr = _activation_snr_db(model, layers, calibration)
+        snr = _activation_snr_db(model, layers, calibration, machine)
         bar.update(1)
         float_pct = accuracy()
         alone_int8 = {}
@@ -112,7 +116,9 @@ def _weight_snr_db(layer: nn.Module) -> float:
     return snr_db(_squares(weight), _squares(quantized - weight))
 
 
-def _activation_snr_db(model: nn.Module, layers: dict[str, nn.Module], batches: Batches) -> dict[str, float]:
+def _activation_snr_db(
+    model: nn.Module, layers: dict[str, nn.Module], batches: Batches, machine: Machine
+) -> dict[str, float]:
     """Run the float network, and at each layer, on the same input, that layer quantized."""
     sums = {name: [0.0, 0.0] for name in layers}
 
@@ -136,7 +142,8 @@ def _activation_snr_db(model: nn.Module, layers: dict[str, nn.Module], batches: 
     handles = [layer.register_forward_hook(compare(name)) for name, layer in layers.items()]
     try:
         for images, _ in batches():
-            model(images)
+            with machine.computing():
+                model(images)
     finally:
         for handle in handles:
             handle.remove()
