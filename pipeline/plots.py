@@ -46,15 +46,11 @@ def sensitivity(found: Sensitivity, path: Path) -> None:
         finite = [value if math.isfinite(value) else math.nan for value in values]  # no noise at all: no bar
         ratios.barh([row + offset for row in rows], finite, height=0.4, label=f"{what}s")
     ratios.set_xlabel("signal-to-noise ratio, float against int8 (dB)")
-    for offset, what in ((-0.2, "int8"), (0.2, "float")):
+    for marker, what in (("o", "int8"), ("D", "float")):  # no bars: the axis does not begin at 0
         values = [getattr(layer, f"alone_{what}_pct") for layer in found.layers]
-        accuracies.barh([row + offset for row in rows], values, height=0.4, label=f"this layer alone {what}")
+        accuracies.plot(values, rows, marker, markersize=5, alpha=0.8, label=f"this layer alone {what}")
     accuracies.axvline(found.float_pct, color="black", linewidth=1, label="all float")
     accuracies.axvline(found.int8_pct, color="black", linewidth=1, linestyle="dashed", label="all int8")
-    shown = [value for layer in found.layers for value in (layer.alone_int8_pct, layer.alone_float_pct)]
-    lowest = min(*shown, found.float_pct, found.int8_pct)
-    # Accuracies lie close together: the axis begins a little below the lowest.
-    accuracies.set_xlim(max(0, lowest - 0.1 * (100 - lowest) - 1), 100.5)
     accuracies.set_xlabel("validation accuracy (%)")
     ratios.set_yticks(list(rows), names, fontsize=8)
     ratios.set_ylim(len(names) - 0.4, -0.6)  # the worst on top

@@ -50,7 +50,10 @@ def csv_table(found: Sensitivity) -> str:
 
 
 def advice(found: Sensitivity, skipped: Sequence[str]) -> str:
-    """The worst layers, and the setting that leaves them, and those `skipped` already, float."""
+    """The worst layers, and the setting that leaves them, and those `skipped` already, float.
+
+    Where int8 loses nothing on these images, that is said too: there is nothing to win back.
+    """
     worst = found.layers[:_WORST]
     lines = [
         f"  {layer.name}: {layer.alone_int8_pct:.2f} % alone in int8, activations {layer.activation_snr_db:.1f} dB, "
@@ -59,4 +62,6 @@ def advice(found: Sensitivity, skipped: Sequence[str]) -> str:
     ]
     names = ",".join([*skipped, *(layer.name for layer in worst)])
     head = f"sensitivity: {found.float_pct:.2f} % in float, {found.int8_pct:.2f} % in int8; the layers that lose most:"
-    return "\n".join([head, *lines, f"leave them float:  backend.skip_layers=[{names}]"])
+    lossless = found.int8_pct >= found.float_pct
+    note = " (int8 loses nothing on these images: there is nothing to win back)" if lossless else ""
+    return "\n".join([head, *lines, f"leave them float:  backend.skip_layers=[{names}]{note}"])
