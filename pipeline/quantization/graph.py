@@ -85,7 +85,11 @@ def convert(prepared: nn.Module, backend: BackendConfig) -> nn.Module:
     prepared.cpu().eval()
     for layer in float_layers(prepared):
         layer.fold_batch_norm()
-    return ao.convert(prepared, inplace=True)
+    with warnings.catch_warnings():
+        # Some observers never see anything, and rightly: those of additions that a block without a shortcut
+        # does not compute, and all of a graph that is rebuilt, whose ranges come with its state_dict.
+        warnings.filterwarnings("ignore", message="must run observer before calling calculate_qparams")
+        return ao.convert(prepared, inplace=True)
 
 
 def rebuild(form: Form, twin: nn.Module, backend: BackendConfig | None = None, fuse_mode: str = "train") -> nn.Module:
@@ -104,7 +108,4 @@ def rebuild(form: Form, twin: nn.Module, backend: BackendConfig | None = None, f
     if form == "qat":
         return prepare(twin, backend)
     # Converted, both int8 forms have the same graph, whichever way and with whichever observers it was reached.
-    with warnings.catch_warnings():
-        # The observers have seen nothing yet: the state_dict that is loaded next brings the ranges.
-        warnings.filterwarnings("ignore", message="must run observer before calling calculate_qparams")
-        return convert(prepare_ptq(twin, backend), backend)
+    return convert(prepare_ptq(twin, backend), backend)
