@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline.errors import UserError
-from pipeline.ranges import check_settings, setting
+from pipeline.setting import check_settings, setting
 
 OBSERVERS = ("moving_average", "histogram", "min_max")
 

@@ -27,10 +27,10 @@ from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
 from pipeline.files import in_project
 from pipeline.pareto import front_table, write_front
-from pipeline.ranges import check_settings, setting
 from pipeline.report import METRICS
 from pipeline.schema import is_number
 from pipeline.search_space import SearchSpace
+from pipeline.setting import check_settings, setting
 
 _PREFIX = "hydra.sweeper."
 

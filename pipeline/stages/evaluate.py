@@ -80,7 +80,7 @@ def _measure_latency(config: Config, models: dict[str, nn.Module], test: Part, c
 STAGE = Stage(
     name="evaluate",
     run=run,
-    sections=("model", "dataset", "backend", "evaluate", "device"),
+    sections=("model", "dataset", "backend", "fuse", "evaluate", "device"),
     consumes=("float", "int8"),
     ignores=(
         "dataset.max_train_samples",

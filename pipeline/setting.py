@@ -1,4 +1,4 @@
-"""The range or the choices of a setting, beside it, and the check that a value keeps to them."""
+"""A setting: a dataclass field with the range or the choices of its value, and the check of both."""
 
 from __future__ import annotations
 
