@@ -14,12 +14,12 @@ from pipeline.machine import Machine
 from pipeline.quantization import fake_quantize_off
 
 
-def calibration_part(training: Part, samples: int, seed: int) -> Part:
-    """At most `samples` images of the training part, chosen at random by `seed`, in random order.
+def choose(part: Part, samples: int, seed: int) -> Part:
+    """At most `samples` images of a part, chosen at random by `seed`, in random order.
 
     The order matters to moving averages, and images of a folder come class by class.
     """
-    return training.select(np.random.default_rng(seed).permutation(len(training))[:samples])
+    return part.select(np.random.default_rng(seed).permutation(len(part))[:samples])
 
 
 @torch.no_grad()  # not inference_mode: a model may train on from these ranges
@@ -42,7 +42,7 @@ def calibrate(
     Args:
         training: the training part, without the validation part.
     """
-    part = calibration_part(training, samples, seed)
+    part = choose(training, samples, seed)
     model.to(device).eval()
     with fake_quantize_off(model), terminal.bar("calibrate", count_batches(part, batch_size, training=False)) as bar:
         for images, _ in evaluation_batches(part, dataset, batch_size, device):

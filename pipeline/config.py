@@ -51,11 +51,29 @@ class DatasetConfig:
 
 @dataclass
 class BackendConfig:
-    """Which default QAT qconfig is taken, and which engine runs the converted model."""
+    """Which default qconfig is taken, what of it is overridden, and which engine runs the converted model.
+
+    null keeps the default of `qconfig`: bits of activations, weights by channel, the activations' observer,
+    their scheme. `skip_layers` stay float. With `fake_quantize=false` QAT takes the post-training qconfig,
+    whose observers alone do not simulate int8.
+    """
 
     name: str = setting()
     qconfig: str = setting()
     engine: str = setting()
+    activation_bits: int | None = setting(None, minimum=7, maximum=8)
+    per_channel: bool | None = setting(None)
+    observer: str | None = setting(None, choices=OBSERVERS)
+    symmetric: bool | None = setting(None)
+    skip_layers: list[str] = setting([])
+    fake_quantize: bool = setting(True)
+
+
+@dataclass
+class FuseConfig:
+    """Whether QAT keeps BatchNorm, trainable, in its fused modules (train), or has it folded before (eval)."""
+
+    mode: str = setting("train", choices=("train", "eval"))
 
 
 @dataclass
@@ -102,11 +120,22 @@ class QatConfig(OptimizationConfig):
 
 @dataclass
 class PtqConfig:
-    """Post-training quantization: how many training images are seen by which observer of activations."""
+    """Post-training quantization: how many training images the observers see, so many at a time.
+
+    `observer` is that of the activations; null: `backend.observer`, and without that a histogram.
+    """
 
     calibration_samples: int = setting(1024, minimum=1)
     observer: str | None = setting(None, choices=OBSERVERS)
     batch_size: int = setting(64, minimum=1, maximum=65_536)
+
+
+@dataclass
+class SensitivityConfig:
+    """What each layer's quantization costs: measured on so many validation images, so many at a time."""
+
+    samples: int = setting(1000, minimum=1)
+    batch_size: int = setting(256, minimum=1, maximum=65_536)
 
 
 @dataclass
@@ -141,8 +170,10 @@ class Config:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    fuse: FuseConfig = field(default_factory=FuseConfig)
     qat: QatConfig = field(default_factory=QatConfig)
     ptq: PtqConfig = field(default_factory=PtqConfig)
+    sensitivity: SensitivityConfig = field(default_factory=SensitivityConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = setting(0, minimum=0, maximum=2**32 - 1)

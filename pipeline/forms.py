@@ -16,13 +16,15 @@ from pipeline.quantization import Form
 def load(form: Form, checkpoint: Path, config: Config, info: DatasetInfo) -> nn.Module:
     """The model in `form`, on the CPU: the plain float network, or the quantizable twin's other forms.
 
-    Reads `config.model`, and `config.backend` for the forms `qat`, `int8` and `ptq_int8`.
+    Reads `config.model`; `config.backend` for the forms `qat`, `int8` and `ptq_int8`; `config.fuse` for
+    `fused` and `qat`.
     """
     if form in ("float", "float_finetuned"):
         model = models.build(config.model, info)
     else:
         backend = config.backend if form in ("qat", "int8", "ptq_int8") else None
-        model = quantization.rebuild(form, models.build_twin(config.model, info), backend)
+        fuse_mode = config.fuse.mode if form in ("fused", "qat") else "train"
+        model = quantization.rebuild(form, models.build_twin(config.model, info), backend, fuse_mode)
     model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
     return model
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline import datasets, environment, quantization
+from pipeline import datasets, environment, quantization, terminal
 from pipeline.config import Config
 from pipeline.plan import Plan
 from pipeline.tracking import RunRecord
@@ -32,10 +32,30 @@ class Request:
     job: str | None = None
 
 
+def qconfigs(config: Config, plan: Plan) -> dict[str, dict[str, str]]:
+    """What is resolved of the qconfigs that the plan's stages use: `qconfig` of QAT, `ptq_qconfig` of PTQ."""
+    steps = [step.stage for step in (*plan.earlier, *plan.steps)]
+    resolved = {}
+    if any(stage.name == "qat" for stage in steps):
+        resolved["qconfig"] = quantization.resolved_qconfig(config.backend)
+    if any("ptq" in stage.sections for stage in steps):
+        resolved["ptq_qconfig"] = quantization.resolved_ptq_qconfig(config.backend, config.ptq.observer)
+    return resolved
+
+
+def tell_qconfigs(config: Config, plan: Plan) -> None:
+    """Say what the qconfigs of this run came to, and when this processor cannot compute them faithfully."""
+    resolved = qconfigs(config, plan)
+    for name, qconfig in resolved.items():
+        terminal.say(f"{name}: activation {qconfig['activation']}, weight {qconfig['weight']}")
+    warning = quantization.saturation_warning(config.backend) if resolved else None
+    if warning:
+        terminal.warn(warning)
+
+
 def describe(request: Request, plan: Plan) -> RunRecord:
     """Name, parameters, tags and data set of the run."""
     config = request.config
-    qconfig = quantization.resolved_qconfig(config.backend)
     tags = {
         "git_commit": environment.git_commit(),
         "torch_version": torch.__version__,
@@ -44,8 +64,7 @@ def describe(request: Request, plan: Plan) -> RunRecord:
         "threads": str(torch.get_num_threads()),
         "latency_threads": str(config.evaluate.threads),
         "backend": config.backend.name,
-        "qconfig.activation": qconfig["activation"],
-        "qconfig.weight": qconfig["weight"],
+        **{f"{name}.{role}": text for name, found in qconfigs(config, plan).items() for role, text in found.items()},
         **{f"artifact.{step.stage.name}": step.artifact for step in (*plan.earlier, *plan.steps)},
     }
     if request.job is not None:

@@ -21,7 +21,7 @@ from pipeline.files import in_project, make_writable_folder
 from pipeline.machine import Machine
 from pipeline.models import weights
 from pipeline.plan import Plan, Step, make_plan, visible_config
-from pipeline.request import Request, describe
+from pipeline.request import Request, describe, tell_qconfigs
 from pipeline.stage import Context
 from pipeline.tracking import Tracker, open_run
 
@@ -44,6 +44,7 @@ def run(request: Request) -> Outcome:
     quantization.silence_known_warnings()
     plan = check_parts(config)
     forced = _forced(config)
+    tell_qconfigs(config, plan)
     outputs = make_writable_folder(in_project(config.outputs), "outputs")
     store = Store(outputs / "artifacts")
     done = _find_artifacts(plan, store, config, forced)
@@ -72,6 +73,9 @@ def check_parts(config: Config) -> Plan:
     datasets.find(config.dataset)
     models.check_model(config.model, config.dataset.image_size)
     quantization.check_backend(config.backend)
+    if config.backend.skip_layers:
+        fused = quantization.fuse(models.build_twin(config.model, datasets.info(config.dataset)), "eval")
+        quantization.check_skip_layers(config.backend.skip_layers, fused, config.model.name)
     if config.train.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("train.precision=bf16: this GPU does not have it; allowed: auto, fp32")
     if config.model.weights is not None:

@@ -17,7 +17,9 @@ OWNERS = {
     # search.py is a Sweeper: it implements Hydra's interface, which nothing else can do for it.
     "hydra": {"composition.py", "search.py"},
     "optuna": {"search_space.py", "study.py"},
-    "torch.ao": {f"quantization/{name}.py" for name in ("__init__", "fake_quantize", "graph", "qconfig", "vectorized")},
+    "torch.ao": {
+        f"quantization/{name}.py" for name in ("__init__", "fake_quantize", "graph", "layers", "qconfig", "vectorized")
+    },
     "plotly": {"comparison/figures.py", "comparison/page.py"},
 }
 

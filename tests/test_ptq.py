@@ -81,7 +81,7 @@ def test_calibration_shows_training_images_alone_without_augmentation(
 
 def test_calibration_images_are_another_choice_when_the_seed_is_another() -> None:
     part = Part(torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1), torch.arange(100))
-    first, again, other = (calibration.calibration_part(part, 20, seed).labels for seed in (0, 0, 1))
+    first, again, other = (calibration.choose(part, 20, seed).labels for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert set(first.tolist()) != set(other.tolist())
     assert not np.array_equal(first, np.sort(first))

@@ -53,6 +53,11 @@ def changed(*overrides: str) -> list[str]:
     [
         ("qat.epochs=3", ["qat", "convert", "evaluate"]),
         ("backend=qnnpack", ["qat", "convert", "evaluate"]),
+        ("backend.skip_layers=[fc]", ["qat", "convert", "evaluate"]),
+        ("backend.activation_bits=8", ["qat", "convert", "evaluate"]),
+        ("fuse.mode=eval", ["fuse", "qat", "convert", "evaluate"]),
+        ("ptq.calibration_samples=9", []),
+        ("sensitivity.samples=9", []),
         ("train.learning_rate=0.01", STAGES),
         ("model.stem=small", STAGES),
         ("dataset.image_size=40", STAGES),

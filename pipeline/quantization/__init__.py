@@ -5,6 +5,7 @@ but without a removal version: when it goes, this is the room to refurnish.
 
     engines.py         what this machine runs int8 with
     qconfig.py         what is observed and fake-quantized, and how
+    layers.py          the quantizable layers by name, and those that stay float
     graph.py           the forms of a model: fuse, prepare, convert, rebuild
     fake_quantize.py   switching observers and fake-quantize modules of a prepared model
     vectorized.py      the arithmetic of fake-quantize on the CPU, to torch's bits in a fraction of its time
@@ -20,9 +21,21 @@ from pipeline.quantization.fake_quantize import (
     freeze_batch_norm,
     freeze_observers,
     observers_off,
+    switch,
+    switch_all,
 )
-from pipeline.quantization.graph import Form, convert, fuse_modules, prepare, prepare_ptq, rebuild
-from pipeline.quantization.qconfig import resolved_qconfig
+from pipeline.quantization.graph import (
+    Form,
+    convert,
+    fuse,
+    fuse_modules,
+    prepare,
+    prepare_ptq,
+    prepare_simulation,
+    rebuild,
+)
+from pipeline.quantization.layers import check_skip_layers, quantizable_layers
+from pipeline.quantization.qconfig import resolved_ptq_qconfig, resolved_qconfig, saturation_warning
 from pipeline.quantization.vectorized import size_ranges
 
 # The stubs and FloatFunctional are here for the quantizable twins, which must not import torch.ao themselves.
@@ -32,19 +45,27 @@ __all__ = [
     "Form",
     "QuantStub",
     "check_backend",
+    "check_skip_layers",
     "convert",
     "count_fake_quantize",
     "fake_quantize_off",
     "freeze_batch_norm",
     "freeze_observers",
+    "fuse",
     "fuse_modules",
     "observers_off",
     "prepare",
     "prepare_ptq",
+    "prepare_simulation",
+    "quantizable_layers",
     "rebuild",
+    "resolved_ptq_qconfig",
     "resolved_qconfig",
+    "saturation_warning",
     "silence_known_warnings",
     "size_ranges",
     "supported_engines",
+    "switch",
+    "switch_all",
     "use_engine",
 ]

@@ -14,6 +14,7 @@ _KNOWN_WARNINGS = (
     (DeprecationWarning, r"(?s).*torch\.ao\.quantization is deprecated"),
     (UserWarning, r"(?s).*reduce_range will be deprecated"),
     (UserWarning, r"torch\.quantize_per_tensor, torch\.quantize_per_channel and other quantized tensor creation"),
+    (UserWarning, r"Default qconfig of oneDNN backend"),  # saturation_warning tells it, with the way out
     (UserWarning, r"TypedStorage is deprecated"),  # torch.load's own, for quantized tensors
 )
 _QCONFIGS = ("fbgemm", "qnnpack", "x86", "onednn")

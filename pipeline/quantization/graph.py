@@ -20,7 +20,8 @@ from torch import nn
 from pipeline.config import BackendConfig
 from pipeline.quantization.engines import use_engine
 from pipeline.quantization.fake_quantize import count_fake_quantize
-from pipeline.quantization.qconfig import ptq_qconfig, qat_qconfig
+from pipeline.quantization.layers import float_layers, keep_float
+from pipeline.quantization.qconfig import ptq_qconfig, qat_qconfig, simulated_ptq_qconfig
 from pipeline.quantization.vectorized import vectorize
 
 Form = Literal["float", "float_finetuned", "fused", "qat", "int8", "ptq_int8"]
@@ -32,17 +33,29 @@ def fuse_modules(module: nn.Module, groups: Sequence[Sequence[str]], is_qat: boo
     With `is_qat` (the module in training mode) the BatchNorm is kept, trainable, beside its
     convolution; without (evaluation mode) it is folded into the weights for good.
     """
-    fuse = ao.fuse_modules_qat if is_qat else ao.fuse_modules
-    fuse(module, [list(group) for group in groups], inplace=True)
+    in_mode = ao.fuse_modules_qat if is_qat else ao.fuse_modules
+    in_mode(module, [list(group) for group in groups], inplace=True)
+
+
+def fuse(twin: nn.Module, mode: str) -> nn.Module:
+    """Fuse a quantizable twin in place, in mode `train` (BatchNorm kept) or `eval` (folded)."""
+    twin.train(mode == "train")
+    twin.fuse_model(is_qat=mode == "train")  # type: ignore[operator]
+    return twin
 
 
 def prepare(fused: nn.Module, backend: BackendConfig) -> nn.Module:
-    """Insert fake-quantize modules into a fused model, in place, for the backend's QAT qconfig."""
+    """Insert fake-quantize modules into a fused model, in place, for the backend's QAT qconfig.
+
+    With `backend.fake_quantize=false` observers alone are inserted, and training knows nothing of int8.
+    """
     fused.train()
+    keep_float(fused, backend.skip_layers)
     fused.qconfig = qat_qconfig(backend)  # type: ignore[assignment]
     ao.prepare_qat(fused, inplace=True)
     vectorize(fused)
-    assert count_fake_quantize(fused) > 0, "prepare_qat inserted no fake-quantize module"
+    if backend.fake_quantize:
+        assert count_fake_quantize(fused) > 0, "prepare_qat inserted no fake-quantize module"
     return fused
 
 
@@ -52,37 +65,50 @@ def prepare_ptq(twin: nn.Module, backend: BackendConfig, observer: str | None = 
     The model is left in evaluation mode, ready for calibration; `observer` is that of the activations
     (None: the backend's default).
     """
-    twin.eval()
-    twin.fuse_model(is_qat=False)  # type: ignore[operator]
+    fuse(twin, "eval")
+    keep_float(twin, backend.skip_layers)
     twin.qconfig = ptq_qconfig(backend, observer)  # type: ignore[assignment]
     return ao.prepare(twin, inplace=True)
+
+
+def prepare_simulation(twin: nn.Module, backend: BackendConfig, observer: str | None = None) -> nn.Module:
+    """As `prepare_ptq`, in place, with fake-quantize modules: int8 is simulated in float, switchable a layer.
+
+    Left in evaluation mode: ranges are taken from calibration, nothing is trained.
+    """
+    fuse(twin, "eval").train()  # prepare_qat insists on training mode
+    keep_float(twin, backend.skip_layers)
+    twin.qconfig = simulated_ptq_qconfig(backend, observer)  # type: ignore[assignment]
+    return ao.prepare_qat(twin, inplace=True).eval()
 
 
 def convert(prepared: nn.Module, backend: BackendConfig) -> nn.Module:
     """Convert a prepared model to int8, in place, on the CPU, with the backend's engine set."""
     use_engine(backend)
     prepared.cpu().eval()
-    return ao.convert(prepared, inplace=True)
+    for layer in float_layers(prepared):
+        layer.fold_batch_norm()
+    with warnings.catch_warnings():
+        # Some observers never see anything, and rightly: those of additions that a block without a shortcut
+        # does not compute, and all of a graph that is rebuilt, whose ranges come with its state_dict.
+        warnings.filterwarnings("ignore", message="must run observer before calling calculate_qparams")
+        return ao.convert(prepared, inplace=True)
 
 
-def rebuild(form: Form, twin: nn.Module, backend: BackendConfig | None = None) -> nn.Module:
+def rebuild(form: Form, twin: nn.Module, backend: BackendConfig | None = None, fuse_mode: str = "train") -> nn.Module:
     """Turn a fresh quantizable twin into the graph of `form`, ready to load that form's `state_dict`.
 
     The twin keeps the float model's parameters, so `float` and `float_finetuned` return it as it is. The
-    forms `qat`, `int8` and `ptq_int8` need the backend.
+    forms `qat`, `int8` and `ptq_int8` need the backend; `fused` and `qat` depend on `fuse.mode`.
     """
     if form in ("float", "float_finetuned"):
         return twin
     if form in ("fused", "qat"):
-        twin.train()
-        twin.fuse_model(is_qat=True)  # type: ignore[operator]
+        fuse(twin, fuse_mode)
         if form == "fused":
             return twin
     assert backend is not None, f"the form {form} depends on the backend"
     if form == "qat":
         return prepare(twin, backend)
     # Converted, both int8 forms have the same graph, whichever way and with whichever observers it was reached.
-    with warnings.catch_warnings():
-        # The observers have seen nothing yet: the state_dict that is loaded next brings the ranges.
-        warnings.filterwarnings("ignore", message="must run observer before calling calculate_qparams")
-        return convert(prepare_ptq(twin, backend), backend)
+    return convert(prepare_ptq(twin, backend), backend)

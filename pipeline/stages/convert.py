@@ -12,4 +12,4 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     context.save_model(quantization.convert(prepared, config.backend))
 
 
-STAGE = Stage(name="convert", run=run, sections=("model", "backend"), consumes=("qat",), produces="int8")
+STAGE = Stage(name="convert", run=run, sections=("model", "backend", "fuse"), consumes=("qat",), produces="int8")

@@ -122,7 +122,7 @@ def _controls(config: Config) -> tuple[Form, ...]:
 STAGE = Stage(
     name="evaluate",
     run=run,
-    sections=("model", "dataset", "backend", "evaluate", "device"),
+    sections=("model", "dataset", "backend", "fuse", "evaluate", "device"),
     consumes=("float", "int8"),
     also_consumes=_controls,
     ignores=(

@@ -1,4 +1,4 @@
-"""Fuse Conv+BN+ReLU in the mode that QAT needs: trainable, the BatchNorm kept beside its convolution."""
+"""Fuse Conv+BN+ReLU: for QAT trainable, the BatchNorm kept beside its convolution (`fuse.mode=train`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.stage import Context, Inputs, Stage
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
     twin = forms.load_float_into_twin(inputs["float"], config, context.info)
-    context.save_model(quantization.rebuild("fused", twin))
+    context.save_model(quantization.fuse(twin, config.fuse.mode))
 
 
-STAGE = Stage(name="fuse", run=run, sections=("model",), consumes=("float",), produces="fused")
+STAGE = Stage(name="fuse", run=run, sections=("model", "fuse"), consumes=("float",), produces="fused")

@@ -35,6 +35,6 @@ STAGE = Stage(
     sections=("model", "dataset", "backend", "ptq", "seed", "device"),
     consumes=("float",),
     produces="ptq_int8",
-    ignores=("dataset.max_test_samples", "dataset.crop_padding", "dataset.horizontal_flip"),
+    ignores=("dataset.max_test_samples", "dataset.crop_padding", "dataset.horizontal_flip", "backend.fake_quantize"),
     parts=("train",),
 )

@@ -86,7 +86,7 @@ def freeze_on_schedule(model: nn.Module, epochs_done: float, settings: QatConfig
 STAGE = Stage(
     name="qat",
     run=run,
-    sections=("model", "dataset", "backend", "qat", "seed", "device"),
+    sections=("model", "dataset", "backend", "fuse", "qat", "seed", "device"),
     also_reads=lambda config: ("ptq",) if config.qat.init == "ptq" else (),
     consumes=("fused",),
     also_consumes=lambda config: ("float",) if config.qat.distill_weight else (),

@@ -1,0 +1,57 @@
+"""Measure what int8 costs layer by layer, and name the layers that are best left float.
+
+Calibrated on training images as `ptq` is; accuracies are those of validation images, never of the test part.
+"""
+
+from __future__ import annotations
+
+from pipeline import forms, plots, quantization, terminal
+from pipeline.calibration import calibrate, choose
+from pipeline.config import Config
+from pipeline.datasets.loader import evaluation_batches
+from pipeline.sensitivity import analyse
+from pipeline.sensitivity_report import advice, csv_table, markdown_table
+from pipeline.stage import Context, Inputs, Stage
+
+
+def run(config: Config, inputs: Inputs, context: Context) -> None:
+    training, validation = context.load_training()
+    ptq, measured = config.ptq, config.sensitivity
+    twin = forms.load_float_into_twin(inputs["float"], config, context.info)
+    model = quantization.prepare_simulation(twin, config.backend, ptq.observer)
+    calibrate(
+        model,
+        training,
+        config.dataset,
+        ptq.calibration_samples,
+        config.seed,
+        ptq.batch_size,
+        context.device,
+        context.machine,
+    )
+    seen = choose(training, ptq.calibration_samples, config.seed)
+    held_out = choose(validation, measured.samples, config.seed)
+    found = analyse(
+        model,
+        lambda: evaluation_batches(seen, config.dataset, ptq.batch_size, context.device),
+        lambda: evaluation_batches(held_out, config.dataset, measured.batch_size, context.device),
+        context.machine,
+    )
+    context.attach("sensitivity.md").write_text(markdown_table(found, len(held_out)))
+    context.attach("sensitivity.csv").write_text(csv_table(found))
+    plots.sensitivity(found, context.attach("sensitivity.png"))
+    context.metric("sensitivity/float_accuracy_pct", found.float_pct)
+    context.metric("sensitivity/int8_accuracy_pct", found.int8_pct)
+    context.metric("sensitivity/worst_snr_db", min(layer.activation_snr_db for layer in found.layers))
+    context.metric("sensitivity/images", len(held_out))
+    terminal.say(advice(found, config.backend.skip_layers))
+
+
+STAGE = Stage(
+    name="sensitivity",
+    run=run,
+    sections=("model", "dataset", "backend", "ptq", "sensitivity", "seed", "device"),
+    consumes=("float",),
+    ignores=("dataset.max_test_samples", "dataset.crop_padding", "dataset.horizontal_flip", "backend.fake_quantize"),
+    parts=("train",),
+)
