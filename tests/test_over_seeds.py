@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import pandas as pd
 import pytest
 
@@ -13,6 +15,8 @@ from pipeline.comparison import write_comparison
 from pipeline.comparison.seeds import OverSeeds, over_seeds
 from pipeline.comparison.table import compare
 from pipeline.comparison.text import text_table
+from pipeline.jobs import sweep_session
+from pipeline.request import Request
 from pipeline.tracked_run import TrackedRun
 from tests.test_comparison import metrics, tracked
 
@@ -101,3 +105,24 @@ def test_markdown_keeps_the_summary_when_its_rows_are_cut() -> None:
     assert len(markdown) <= 5000
     assert "of 150 rows" in markdown
     assert "Over seeds" in markdown.splitlines()[-5]
+
+
+def test_sweep_over_seeds_ends_with_its_summary_in_the_terminal_and_the_parent_run(
+    small_request: Callable[..., Request], outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sweep_session(["seed=0,1,2"], [], small_request().config) as sweep:
+        client = mlflow.MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
+        parent = client.get_run(str(sweep.parent_run_id))
+        for run in THREE:  # as the jobs would
+            tags = {"mlflow.parentRunId": parent.info.run_id}
+            child = client.create_run(parent.info.experiment_id, tags=tags, run_name=run.name).info.run_id
+            for name, value in run.parameters.items():
+                client.log_param(child, name, value)
+            for name, number in run.metrics.items():
+                client.log_metric(child, name, number)
+            client.set_terminated(child)
+    assert "Over seeds" in capsys.readouterr().out
+    parent = client.get_run(parent.info.run_id)
+    assert parent.data.metrics == pytest.approx(summary(THREE).metrics())
+    assert "Over seeds" in parent.data.tags["mlflow.note.content"]
+    assert "over_seeds.csv" in {found.path for found in client.list_artifacts(parent.info.run_id)}

@@ -33,7 +33,7 @@ _SHOWN = {
 _WHERE_KNOWN = {"interval": "test_images"} | {
     name: name for name in ("fp32_finetuned/accuracy_pct", "ptq_int8/accuracy_pct", "qat_fake/accuracy_pct")
 }
-SEEDS_NOTE = "mean ± sample standard deviation over seeds"
+SEEDS_NOTE = "mean ± sample standard deviation"
 
 
 def text_table(comparison: Comparison, style: str = "simple", max_characters: int | None = None) -> str:
