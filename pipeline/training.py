@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline import optimization, progress, terminal
 from pipeline.compilation import CompiledForward
-from pipeline.config import DatasetConfig, OptimizationConfig
+from pipeline.config import DatasetConfig, OptimizationConfig, QatConfig
 from pipeline.datasets.loader import count_batches, evaluation_batches, training_batches
 from pipeline.datasets.spec import Part
 from pipeline.errors import UserError
@@ -94,7 +94,7 @@ def fit(
                 correct += (logits.argmax(1) == labels).sum()
                 seen += len(labels)
                 if step % _REPORT_EVERY == 0 or step + 1 == steps:  # each look waits for the device
-                    _check_finite(losses, curve, epoch)
+                    _check_finite(losses, settings, curve, epoch)
                     accuracy = 100 * int(correct) / seen
                     bar.set_postfix(loss=f"{losses[-1].item():.4f}", accuracy=f"{accuracy:.2f} %", refresh=False)
                 bar.update(1)
@@ -166,13 +166,14 @@ def _seed_epoch(seed: int, curve: str, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(for_data)
 
 
-def _check_finite(losses: list[Tensor], curve: str, epoch: int) -> None:
+def _check_finite(losses: list[Tensor], settings: OptimizationConfig, curve: str, epoch: int) -> None:
     recent = torch.stack(losses[-_REPORT_EVERY - 1 :])
     wrong = (~recent.isfinite()).nonzero()
     if len(wrong):
         first = int(wrong[0])
         step = len(losses) - len(recent) + first + 1
+        section = "qat" if isinstance(settings, QatConfig) else "train"  # finetune follows qat's settings
         raise UserError(
             f"{curve}: the loss is {recent[first].item()} in epoch {epoch + 1}, step {step}: "
-            f"{curve}.learning_rate is likely too high"
+            f"{section}.learning_rate={settings.learning_rate:g} is likely too high"
         )
