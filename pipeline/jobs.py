@@ -95,7 +95,7 @@ def _compare_jobs(sweep: Sweep, config: Config) -> None:
         best = comparison.frame.iloc[0]
         markdown = text_table(comparison, "github", MAX_DESCRIPTION_CHARACTERS)
         tags = {"sweep.best": str(best["run"]), "sweep.best_run_id": str(best["run_id"])}
-        text = f"To ship: **{best['run']}** (run {best['run_id']}).\n\n{markdown}"
+        text = f"First by the rule: **{best['run']}** (run {best['run_id']}).\n\n{markdown}"
         summary = over_seeds(comparison)
         metrics = summary.metrics() if summary is not None else {}
         log_to_run(config.tracking, outputs, sweep.parent_run_id, files, text, tags, metrics)

@@ -115,7 +115,7 @@ def test_comparison_is_in_the_sweeps_folder_and_its_parent_when_it_ends(undistur
     assert parent.data.tags["sweep.best"] == rows[0]["run"]
     assert parent.data.tags["sweep.best_run_id"] == rows[0]["run_id"]
     description = parent.data.tags["mlflow.note.content"]
-    assert description.startswith(f"To ship: **{rows[0]['run']}**")
+    assert description.startswith(f"First by the rule: **{rows[0]['run']}**")
     assert description.count("\n| ") == 3  # headings and two jobs
 
 
