@@ -81,13 +81,13 @@ def _compare_jobs(sweep: Sweep, config: Config) -> None:
     from pipeline.tracking.reading import log_to_run, read_runs
 
     outputs = in_project(config.outputs)
-    if sweep.parent_run_id is not None:
-        runs = read_runs(config.tracking, outputs, sweep.parent_run_id)
-    else:
-        runs = [_as_run(record) for record in sweep.records()]
     try:
+        if sweep.parent_run_id is not None:
+            runs = read_runs(config.tracking, outputs, sweep.parent_run_id)
+        else:
+            runs = [_as_run(record) for record in sweep.records()]
         comparison = compare(runs)
-    except UserError:  # no job finished with all metrics, as the status table is about to tell
+    except UserError:  # no job began a run, or none finished with all metrics: the status table is about to tell
         return
     files = write_comparison(runs, sweep.folder, title=sweep.name)
     terminal.say(f"{text_table(comparison)}\ncomparison: {sweep.folder / 'comparison.html'}\n")

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.composition import compose_request
 from pipeline.files import PROJECT_ROOT, sha256
+from pipeline.jobs import sweep_session
 from pipeline.sweep import sweep_id
 from tests.conftest import SMALL
 from tests.test_tracking import runs
@@ -234,6 +236,19 @@ def test_failed_job_is_told_with_its_reason_and_the_others_go_on_when_one_fails(
     assert "too few of 11 images" in failed.data.tags["error"]
     (parent,) = parents(outputs)
     assert parent.info.status == "FAILED"
+
+
+def test_parent_is_failed_and_the_error_not_hidden_when_no_job_began(
+    tmp_path: Path,
+) -> None:
+    outputs = tmp_path / "outputs"
+    config = compose_request([*SMALL, f"outputs={outputs}"]).config
+    with (
+        pytest.raises(ZeroDivisionError),
+        sweep_session(["seed=0,1"], [["seed=0"], ["seed=1"]], config),
+    ):
+        raise ZeroDivisionError
+    assert [run.info.status for run in parents(outputs)] == ["FAILED"]
 
 
 def test_every_job_is_logged_when_8_processes_meet_a_fresh_store(tmp_path: Path) -> None:
