@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -26,13 +27,30 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def write_and_rename(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; once the block ends without error, rename it to `path`."""
+    """Give a temporary path beside `path`; once the block ends without error, rename it to `path`.
+
+    Raises:
+        UserError: when the disk is full.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        if _is_full(error):
+            raise UserError(f"{path}: the disk is full; once there is space, the same command goes on") from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error comes of a full disk or quota; torch.save hides it behind one of its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def save_tensors(content: object, path: Path) -> None:
