@@ -19,6 +19,7 @@ from pipeline.config import DatasetConfig
 from pipeline.datasets.spec import DatasetInfo, DatasetSpec, Part, PartName
 from pipeline.datasets.splitting import split_stratified, take_stratified
 from pipeline.errors import UserError, suggestion
+from pipeline.preprocessing import Preprocessing
 
 # Rec. 601 luma, as PIL and torchvision compute grey from RGB.
 _LUMA = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
@@ -46,6 +47,13 @@ def find(config: DatasetConfig) -> DatasetSpec:
 def info(config: DatasetConfig) -> DatasetInfo:
     """Channels (as many as `dataset.mean` has) and class names."""
     return DatasetInfo(len(config.mean), find(config).class_names(config))
+
+
+def preprocessing(config: DatasetConfig) -> Preprocessing:
+    """What `loader.evaluation_batches` does to the images of this data set, for whoever uses the model elsewhere."""
+    mean, std = tuple(map(float, config.mean)), tuple(map(float, config.std))
+    spec = find(config)
+    return Preprocessing(config.image_size, len(mean), mean, std, spec.class_names(config), spec.decodes_to_size)
 
 
 def load_training(config: DatasetConfig, seed: int) -> tuple[Part, Part]:

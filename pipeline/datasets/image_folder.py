@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from pipeline import terminal
 from pipeline.config import DatasetConfig
@@ -21,6 +20,7 @@ from pipeline.datasets.spec import DatasetSpec, Part, PartName
 from pipeline.datasets.splitting import split_indices
 from pipeline.errors import UserError
 from pipeline.files import in_project
+from pipeline.preprocessing import fit_8_bits, read_image
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _LAYOUT = "train/<class>/* and test/<class>/*, or <class>/* alone"
@@ -101,15 +101,10 @@ def _decode(files: list[tuple[Path, int]], config: DatasetConfig, description: s
     pixels = np.empty((len(files), channels, size, size), dtype=np.uint8)
 
     def decode(index: int) -> None:
-        path = files[index][0]
         try:
-            with Image.open(path) as image:
-                upright = _to_8_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
-                fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-        # Pillow's readers raise almost anything on damaged bytes: ValueError, SyntaxError, struct.error, …
-        except Exception as error:
-            raise UserError(f"dataset.root: {path} cannot be read as an image: {error}") from error
-        pixels[index] = np.asarray(fitted).reshape(size, size, channels).transpose(2, 0, 1)
+            pixels[index] = fit_8_bits(read_image(files[index][0], channels), size)
+        except UserError as error:
+            raise UserError(f"dataset.root: {error}") from error
 
     workers = config.workers or min(32, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool, terminal.bar(description, len(files)) as progress:
@@ -120,13 +115,6 @@ def _decode(files: list[tuple[Path, int]], config: DatasetConfig, description: s
             pool.shutdown(cancel_futures=True)
             raise
     return Part(torch.from_numpy(pixels), torch.tensor([label for _, label in files]))
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits, which Pillow's own conversion would clip to white."""
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    return image
 
 
 def _fingerprint(config: DatasetConfig, part: PartName) -> str:
@@ -150,5 +138,6 @@ DATASETS = (
         read=_read,
         fingerprint=_fingerprint,
         origin=lambda config: str(in_project(config.root)),
+        decodes_to_size=True,
     ),
 )

@@ -51,6 +51,7 @@ class DatasetSpec:
         read: one part, as `Part` with grey or RGB pixels.
         fingerprint: identifies the content of a part in artifact keys, wherever it lies.
         origin: where it comes from, for the record.
+        decodes_to_size: `read` gives images of `dataset.image_size`, resized and rounded when they were decoded.
     """
 
     name: str
@@ -59,3 +60,4 @@ class DatasetSpec:
     read: Callable[[DatasetConfig, PartName], Part]
     fingerprint: Callable[[DatasetConfig, PartName], str]
     origin: Callable[[DatasetConfig], str]
+    decodes_to_size: bool = False

@@ -1,0 +1,145 @@
+"""From an image file to what a model takes: the evaluation's preprocessing, with Pillow and numpy alone.
+
+Whoever ships a model ships this with it, as `preprocessing.json`. It is the arithmetic of
+`datasets/loader.py` for images that come as arrays, and of `datasets/image_folder.py`, which decodes with
+the functions here, for images that come as files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pipeline.errors import UserError
+
+PREPROCESSING_FILE = "preprocessing.json"
+_LAYOUT = "NCHW"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a model's input, and what its outputs mean.
+
+    Attributes:
+        image_size: height and width in pixels; the shorter side is scaled to it, the middle cropped.
+        channels: 1 (grey) or 3 (RGB).
+        mean: subtracted from each channel, scaled to 0 … 1.
+        std: divides each channel then.
+        class_names: the classes in the order of the outputs.
+        rounds: whether resized pixels are rounded to 8 bits, as files in a data set's folder are when they
+            are decoded; images that come as arrays are resized in float.
+        layout: of the input: images, channels, height, width; float32.
+    """
+
+    image_size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+    rounds: bool = False
+    layout: str = _LAYOUT
+
+    def apply(self, path: Path) -> np.ndarray:
+        """The image in a file as float32 (1, C, S, S), normalized.
+
+        The orientation that EXIF tells is applied, transparency ignored, 16-bit grey scaled to 8 bits.
+
+        Raises:
+            UserError: naming the file and why it cannot be read as an image.
+        """
+        return self.normalize(self._fit(read_image(path, self.channels)))
+
+    def normalize(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels 0 … 255, float32 (C, S, S), as the model takes them: float32 (1, C, S, S)."""
+        mean, std = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
+        return ((pixels / np.float32(255) - mean) / std)[np.newaxis]
+
+    def _fit(self, image: Image.Image) -> np.ndarray:
+        if self.rounds:
+            fitted = fit_8_bits(image, self.image_size).astype(np.float32)
+        else:
+            # Bilinear with antialiasing, one channel at a time: Pillow resizes floats as torch does with antialias.
+            channels = (channel.convert("F") for channel in image.split())
+            fitted = np.stack([np.asarray(_fitted(channel, self.image_size)) for channel in channels])
+        return fitted
+
+    def write(self, folder: Path) -> Path:
+        """Write `preprocessing.json` into `folder`."""
+        path = folder / PREPROCESSING_FILE
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> Preprocessing:
+        """Read what `write` wrote.
+
+        Raises:
+            UserError: when the file is not there or says something else.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls._checked(content)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: is no preprocessing of this pipeline: {error}") from error
+
+    @classmethod
+    def _checked(cls, content: Any) -> Preprocessing:
+        if not isinstance(content, dict):
+            raise TypeError("it is no object")
+        lists = {name: tuple(content[name]) for name in ("mean", "std", "class_names") if name in content}
+        made = cls(**{**content, **lists})
+        if not (isinstance(made.image_size, int) and made.image_size > 0):
+            raise ValueError(f"image_size={made.image_size}")
+        if made.channels not in (1, 3) or not len(made.mean) == len(made.std) == made.channels:
+            raise ValueError(f"channels={made.channels}, mean={list(made.mean)}, std={list(made.std)}")
+        if made.layout != _LAYOUT:
+            raise ValueError(f"layout={made.layout}, where {_LAYOUT} is known")
+        return made
+
+
+def read_image(path: Path, channels: int) -> Image.Image:
+    """The image in a file: upright, 8 bits, grey (mode L) for 1 channel and RGB for 3.
+
+    Raises:
+        UserError: naming the file and why it cannot be read as an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return _to_8_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as an image: {_reason(path, error)}") from error
+    # Pillow's readers raise almost anything on damaged bytes: ValueError, SyntaxError, struct.error, …
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read as an image: {' '.join(str(error).split())}") from error
+
+
+def _reason(path: Path, error: OSError) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return (
+            "it is empty" if path.stat().st_size == 0 else "it is in no format that Pillow knows, such as PNG or JPEG"
+        )
+    return error.strerror or " ".join(str(error).split())
+
+
+def fit_8_bits(image: Image.Image, size: int) -> np.ndarray:
+    """The middle of an image, its shorter side scaled to `size`, rounded: uint8 (C, S, S)."""
+    return np.asarray(_fitted(image, size)).reshape(size, size, -1).transpose(2, 0, 1)
+
+
+def _fitted(image: Image.Image, size: int) -> Image.Image:
+    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits, which Pillow's own conversion would clip to white."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    return image
