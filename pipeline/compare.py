@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
-from typing import NoReturn
 
-from pipeline.errors import UserError, suggestion
+from pipeline.command_line import Parser, run_command
+from pipeline.errors import UserError
 from pipeline.files import PROJECT_ROOT, in_project, make_writable_folder
 
 _EPILOG = """examples:
@@ -18,30 +17,13 @@ _EPILOG = """examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Refuses with one line instead of its usage."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        hint = f"; {suggestion(unknown, flags)}" if unknown.startswith("-") else ""
-        raise UserError(f"{message}{hint}")
-
-
 def main() -> None:
     """The command `python -m pipeline.compare`."""
-    try:
-        _run(_parser().parse_args())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(130)
+    run_command(lambda: _run(_parser().parse_args()))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m pipeline.compare",
         description="Put finished runs side by side: a table, comparison.html, PNGs of its plots, a CSV.",
         epilog=_EPILOG,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import UserError
 from pipeline.setting import check_settings, setting
+from pipeline.shipping import RegisterConfig, RuntimeConfig
 
 OBSERVERS = ("moving_average", "histogram", "min_max")
 
@@ -175,6 +176,8 @@ class Config:
     ptq: PtqConfig = field(default_factory=PtqConfig)
     sensitivity: SensitivityConfig = field(default_factory=SensitivityConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    register: RegisterConfig = field(default_factory=RegisterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = setting(0, minimum=0, maximum=2**32 - 1)
     device: str = setting("auto", choices=("auto", "cpu", "cuda"))

@@ -95,6 +95,10 @@ class Preprocessing:
         if not isinstance(content, dict):
             raise TypeError("it is no object")
         lists = {name: tuple(content[name]) for name in ("mean", "std", "class_names") if name in content}
+        lacking = [spec.name for spec in dataclasses.fields(cls) if spec.default is dataclasses.MISSING]
+        lacking = [name for name in lacking if name not in content]
+        if lacking:
+            raise ValueError(f"it lacks {', '.join(lacking)}")
         made = cls(**{**content, **lists})
         if not (isinstance(made.image_size, int) and made.image_size > 0):
             raise ValueError(f"image_size={made.image_size}")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import functools
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +15,11 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
 from pipeline.files import in_project, make_writable_folder
+from pipeline.interruption import termination_as_interrupt
 from pipeline.machine import Machine
 from pipeline.models import weights
 from pipeline.plan import Plan, Step, make_plan, visible_config
+from pipeline.registration import check_registration, keep_model
 from pipeline.request import Request, describe, tell_qconfigs
 from pipeline.stage import Context
 from pipeline.tracking import Tracker, open_run
@@ -50,11 +49,12 @@ def run(request: Request) -> Outcome:
     done = _find_artifacts(plan, store, config, forced)
     if any(step.stage.parts and step.artifact not in done for step in plan.steps):
         datasets.find(config.dataset).prepare(config.dataset)
-    with _termination_as_interrupt(), open_run(config.tracking, outputs, describe(request, plan)) as tracker:
+    with termination_as_interrupt(), open_run(config.tracking, outputs, describe(request, plan)) as tracker:
         walk = _Walk(config, store, tracker, done)
         for step in plan.steps:
             walk.take(step, step.stage.name in forced)
         _report(request, walk.metrics, tracker)
+        keep_model(config, walk.folder_of("export"), walk.metrics)
     return Outcome(walk.metrics, tracker.run_id)
 
 
@@ -81,6 +81,7 @@ def check_parts(config: Config) -> Plan:
     if config.model.weights is not None:
         weights.load_into(models.build(config.model, datasets.info(config.dataset)), config.model)
     _forced(config)
+    check_registration(config)
     return make_plan(config)
 
 
@@ -132,6 +133,10 @@ class _Walk:
         self.device = environment.resolve_device(config.device)
         self.load_training = functools.cache(lambda: datasets.load_training(config.dataset, config.seed))
         self.load_test = functools.cache(lambda: datasets.load_test(config.dataset))
+
+    def folder_of(self, stage: str) -> Path | None:
+        """The folder of a stage's result, or None where the walk has not been there."""
+        return next((artifact.folder for name, artifact in self.done.items() if name.startswith(f"{stage}-")), None)
 
     def _hashes(self, step: Step) -> dict[str, str | None]:
         """Which results a step is made from, by their content."""
@@ -219,25 +224,3 @@ def _report(request: Request, metrics: dict[str, float], tracker: Tracker) -> No
         own_store = request.config.tracking.enabled and request.config.tracking.uri is None
         default_store = own_store and in_project(request.config.outputs) == in_project("outputs")
         terminal.say(report.next_lines(request.overrides, default_store))
-
-
-@contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end the run as Ctrl-C does, so that the tracker can mark it KILLED."""
-
-    def interrupt(signal_number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's affair
-        return
-    signals = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    # What nohup has told to be ignored stays ignored.
-    before = {one: signal.getsignal(one) for one in signals if signal.getsignal(one) is not signal.SIG_IGN}
-    for one in before:
-        signal.signal(one, interrupt)
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)

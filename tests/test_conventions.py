@@ -13,7 +13,9 @@ from pipeline.files import PROJECT_ROOT
 
 MODULES = sorted((PROJECT_ROOT / "pipeline").rglob("*.py"))
 OWNERS = {
-    "mlflow": {f"tracking/{name}.py" for name in ("__init__", "parents", "reading")},
+    "mlflow": {
+        f"tracking/{name}.py" for name in ("__init__", "models", "parents", "reading", "registry", "torchscript_model")
+    },
     # search.py is a Sweeper: it implements Hydra's interface, which nothing else can do for it.
     "hydra": {"composition.py", "search.py"},
     "optuna": {"search_space.py", "study.py"},

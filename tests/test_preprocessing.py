@@ -100,7 +100,7 @@ def variants() -> dict[str, tuple[Image.Image, dict[str, object]]]:
     palette = ramp.convert("P")
     transparent = ramp.convert("RGB")
     transparent.putalpha(255)
-    deep = Image.fromarray((np.asarray(ramp).astype(np.uint16) * 257))
+    deep = Image.fromarray(np.asarray(ramp).astype(np.uint16) * 257)
     return {
         "grey.png": (ramp, {}),
         "rgb.png": (ramp.convert("RGB"), {}),

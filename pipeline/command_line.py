@@ -1,0 +1,37 @@
+"""What the commands beside `python -m pipeline` share: a mistake ends as one line and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from pipeline.errors import UserError, suggestion
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses with one line instead of its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        hint = f"; {suggestion(unknown, flags)}" if unknown.startswith("-") else ""
+        raise UserError(f"{message}{hint}")
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run a command to its end, or to the line that says what is wrong."""
+    try:
+        command()
+    except UserError as error:
+        tell_error(error)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        tell_error("interrupted")
+        sys.exit(130)
+
+
+def tell_error(error: object) -> None:
+    """One line on standard error."""
+    print(f"error: {error}", file=sys.stderr, flush=True)

@@ -1,0 +1,76 @@
+"""`python -m pipeline.predict IMAGE…`: the classes of images, by an exported model.
+
+Nothing is imported but what the model's runtime needs: with onnxruntime that is neither torch nor mlflow, and
+the first result is there in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import exported
+from pipeline.command_line import Parser, run_command, tell_error
+from pipeline.errors import UserError
+
+_EPILOG = """examples:
+  python -m pipeline.predict seven.png                                     # by the model that was exported last
+  python -m pipeline.predict --model models:/digits@champion *.png         # by a registered one
+  python -m pipeline.predict --model exported/model.onnx --top 1 a.jpg b.png  # preprocessing.json lies beside it
+"""
+
+
+def main() -> None:
+    """The command `python -m pipeline.predict`; its exit status is 2 when an image could not be read."""
+    run_command(lambda: _run(_parser().parse_args()))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m pipeline.predict",
+        description="The most probable classes of images, PNG or JPEG of any size.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument(
+        "--model", help="models:/NAME@ALIAS, models:/NAME/VERSION, or a path (default: the int8 model exported last)"
+    )
+    parser.add_argument("--top", type=int, default=3, help="how many classes of each (default: %(default)s)")
+    parser.add_argument("--outputs", default="outputs", help="the folder of the runs (default: %(default)s)")
+    parser.add_argument("--tracking-uri", help="the store of models:/… (default: mlflow.db in --outputs)")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.top < 1:
+        raise UserError(f"--top {arguments.top}: allowed: at least 1")
+    folder = exported.locate(arguments.model, arguments.outputs, arguments.tracking_uri)
+    model = exported.load(folder)
+    # Of transparency in palettes, which is ignored, and of images that are large but not refused.
+    warnings.filterwarnings("ignore", module="PIL")
+    unreadable = 0
+    for path in arguments.images:
+        try:
+            probabilities = model.probabilities(path)
+        except UserError as error:
+            tell_error(error)
+            unreadable += 1
+        else:
+            print(_text(path, probabilities, model.preprocessing.class_names, arguments.top), flush=True)
+    if unreadable:
+        sys.exit(2)
+
+
+def _text(path: Path, probabilities: np.ndarray, class_names: tuple[str, ...], top: int) -> str:
+    """The image and below it its classes, the most probable first; equal ones in the order of the classes."""
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return "\n".join([str(path), *(f"  {100 * probabilities[index]:6.2f} %  {class_names[index]}" for index in order)])
+
+
+if __name__ == "__main__":
+    main()

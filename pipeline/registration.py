@@ -1,0 +1,80 @@
+"""After the last stage: the exported int8 model goes to the tracking store, and into its registry where asked for.
+
+This is no stage: stages know nothing of MLflow, and what registering does depends on a store that other runs change
+too, so there is no result to keep under a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline import environment, runtimes, terminal
+from pipeline.champion import Contender
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.files import in_project
+from pipeline.tracking.models import ModelRecord, log_model, register
+
+# The runtimes whose files MLflow can serve, the preferred one first.
+SERVED = ("onnxruntime", "torchscript")
+# What the champion's rule reads is theirs: the model, and its accuracy and latency beside fp32.
+_NEEDED = ("export", "evaluate")
+
+
+def check_registration(config: Config) -> None:
+    """Refuse `register.name` where a run could not fill it.
+
+    Raises:
+        UserError: saying what is missing.
+    """
+    if config.register.name is None:
+        return
+    key = f"register.name={config.register.name}"
+    if not config.register.name.strip() or any(sign in config.register.name for sign in "/:@"):
+        raise UserError(f"{key!r}: allowed: a name without / : @")
+    if not config.tracking.enabled:
+        raise UserError(f"{key}: allowed: with tracking.enabled=true")
+    for stage in _NEEDED:
+        if stage not in config.stages:
+            raise UserError(f"{key}: allowed: with {stage} among stages=[{','.join(config.stages)}]")
+    if not set(SERVED) & set(config.runtime.names):
+        given = ",".join(config.runtime.names)
+        raise UserError(f"{key}: runtime.names=[{given}]: allowed: with {' or '.join(SERVED)} among them")
+
+
+def keep_model(config: Config, exports: Path | None, metrics: Mapping[str, float]) -> None:
+    """Log the exported int8 model to the active run, and register it under `register.name`.
+
+    Args:
+        exports: the folder of the stage `export`, or None where the run has none.
+        metrics: of the whole run.
+    """
+    if exports is None or not config.tracking.enabled:
+        return
+    passed = [name for name in SERVED if metrics.get(f"{name}/int8/parity")]
+    if not passed:
+        if config.register.name is not None:
+            terminal.warn(f"register.name={config.register.name}: nothing is registered: no exported model has parity")
+        return
+    runtime = passed[0]
+    file = exports / "int8" / runtime / runtimes.registry()[runtime].file
+    record = ModelRecord(runtime, file, config.evaluate.threads, config.backend.engine)
+    model = log_model(record)
+    if config.register.name is not None:
+        candidate = _contender(config, runtime, metrics)
+        done = register(config.register, in_project(config.outputs), record, model, candidate)
+        role = "champion" if done.verdict.wins else "not champion"
+        terminal.say(f"registered {config.register.name} version {done.version}, {role}: {done.verdict.reason}")
+
+
+def _contender(config: Config, runtime: str, metrics: Mapping[str, float]) -> Contender:
+    latency = next(name for name in (f"{runtime}/int8/latency_ms", "int8/latency_ms") if name in metrics)
+    how = "eager" if latency == "int8/latency_ms" else "exported"
+    threads = config.evaluate.threads
+    return Contender(
+        accuracy_drop_pct=metrics["fp32/accuracy_pct"] - metrics[f"{runtime}/int8/accuracy_pct"],
+        latency_ms=metrics[latency],
+        parity=bool(metrics[f"{runtime}/int8/parity"]),
+        conditions=f"{how}, {threads} thread{'s' if threads > 1 else ''}, {environment.cpu_name()}",
+    )

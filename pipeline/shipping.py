@@ -1,0 +1,25 @@
+"""The settings of what is shipped: which runtimes, exported how, measured how, registered under which name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.setting import setting
+
+
+@dataclass
+class RuntimeConfig:
+    """Which runtimes the models are exported for and measured on."""
+
+    names: list[str] = setting(["eager", "torchscript"])
+
+
+@dataclass
+class RegisterConfig:
+    """Under which name the int8 model is registered (null: it is not), and which version is its champion.
+
+    The champion loses at most `max_drop_pct` points of accuracy against fp32 and has the lowest latency of those.
+    """
+
+    name: str | None = setting(None)
+    max_drop_pct: float = setting(0.5, minimum=0, maximum=100)

@@ -1,0 +1,189 @@
+"""The int8 model in MLflow: logged so that it loads without this project, and registered by the champion's rule.
+
+An ONNX file goes through MLflow's own onnx flavour: it is data, and onnxruntime alone runs it. A TorchScript file
+goes through pyfunc "models from code" (`torchscript_model.py` is copied beside it) instead of mlflow.pytorch, whose
+default format cannot take a converted model and whose pickle executes what it holds when it is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from pipeline.champion import Contender, Verdict, judge
+from pipeline.files import sha256
+from pipeline.preprocessing import PREPROCESSING_FILE, Preprocessing
+from pipeline.shipping import RegisterConfig
+
+ALIAS = "champion"
+_NAME = "int8"  # of the model within its run
+_DIGEST = "sha256"
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """An exported model to keep with its run.
+
+    Attributes:
+        runtime: which runtime runs it: onnxruntime or torchscript.
+        file: the runtime's file; `preprocessing.json` lies beside it.
+        threads: how many it was measured with, and is served with.
+        engine: torch's quantized engine that it was converted for.
+    """
+
+    runtime: str
+    file: Path
+    threads: int
+    engine: str
+
+
+@dataclass(frozen=True)
+class Registration:
+    """The version of a registered model that a file has, and whether it is the champion now."""
+
+    version: int
+    verdict: Verdict
+
+
+def log_model(record: ModelRecord) -> str:
+    """Log a model to the active run, with signature, input example and preprocessing; gives its URI."""
+    preprocessing = Preprocessing.read(record.file.parent / PREPROCESSING_FILE)
+    shape = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
+    common = {
+        "name": _NAME,
+        "signature": _signature(shape, len(preprocessing.class_names)),
+        # An image of the mean colour: every value is 0, and its JSON stays small.
+        "input_example": np.zeros((1, *shape), np.float32),
+        "metadata": {"preprocessing": dataclasses.asdict(preprocessing), "runtime": record.runtime},
+    }
+    with _quietly():
+        log = {"onnxruntime": _log_onnx, "torchscript": _log_torchscript}[record.runtime]
+        return str(log(record, common).model_uri)
+
+
+def _signature(shape: tuple[int, int, int], classes: int) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    float32 = np.dtype(np.float32)
+    return ModelSignature(Schema([TensorSpec(float32, (-1, *shape))]), Schema([TensorSpec(float32, (-1, classes))]))
+
+
+def _log_onnx(record: ModelRecord, common: Mapping[str, Any]) -> Any:
+    import mlflow.onnx
+    import onnx
+
+    return mlflow.onnx.log_model(
+        onnx.load(record.file),
+        **common,
+        save_as_external_data=False,  # one file, as it was exported
+        extra_files=[str(record.file.parent / PREPROCESSING_FILE)],
+        onnx_execution_providers=["CPUExecutionProvider"],
+        onnx_session_options={"intra_op_num_threads": record.threads},
+        pip_requirements=_pinned("onnxruntime", "numpy"),
+    )
+
+
+def _log_torchscript(record: ModelRecord, common: Mapping[str, Any]) -> Any:
+    import mlflow.pyfunc
+
+    return mlflow.pyfunc.log_model(
+        **common,
+        python_model=str(Path(__file__).with_name("torchscript_model.py")),
+        artifacts={"model": str(record.file), "preprocessing": str(record.file.parent / PREPROCESSING_FILE)},
+        model_config={"engine": record.engine, "threads": record.threads},
+        pip_requirements=_pinned("torch", "numpy"),
+    )
+
+
+def _pinned(*names: str) -> list[str]:
+    """The installed version of each, without a local part (+cpu), which no registry has."""
+    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in names]
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without MLflow's lines and bars about its own doings."""
+    logger = logging.getLogger("mlflow")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def register(
+    config: RegisterConfig, outputs: Path, record: ModelRecord, model_uri: str, candidate: Contender
+) -> Registration:
+    """Register a logged model under `register.name`, and make it the champion if the rule says so.
+
+    A file that is registered already keeps its version, whose measurements become the new ones. The alias is set
+    last: whatever fails before leaves the champion that was.
+    """
+    import mlflow
+
+    client, name = mlflow.MlflowClient(), config.name
+    assert name is not None
+    tags = {key: str(value) for key, value in dataclasses.asdict(candidate).items()}
+    tags |= {"runtime": record.runtime, _DIGEST: sha256(record.file)}
+    outputs.mkdir(parents=True, exist_ok=True)
+    # Two jobs of a sweep may come at once; each has to see the champion that the other made.
+    with FileLock(outputs / ".register.lock"), _quietly():
+        model = _registered_model(client, name)
+        versions = {int(found.version): found for found in client.search_model_versions(f"name='{name}'")}
+        same = [number for number, found in versions.items() if found.tags.get(_DIGEST) == tags[_DIGEST]]
+        version = max(same) if same else _create_version(client, name, model_uri, mlflow.active_run(), tags)
+        for key, value in tags.items() if same else ():
+            client.set_model_version_tag(name, str(version), key, value)
+        verdict = _judge(candidate, version, versions, model.aliases.get(ALIAS), config.max_drop_pct)
+        client.set_model_version_tag(name, str(version), "verdict", verdict.reason)
+        if verdict.wins:
+            client.set_registered_model_alias(name, ALIAS, str(version))
+    return Registration(version, verdict)
+
+
+def _registered_model(client: Any, name: str) -> Any:
+    found = client.search_registered_models(f"name='{name}'")
+    return found[0] if found else client.create_registered_model(name)
+
+
+def _create_version(client: Any, name: str, model_uri: str, run: Any, tags: Mapping[str, str]) -> int:
+    model_id = model_uri.removeprefix("models:/")
+    made = client.create_model_version(name, model_uri, run.info.run_id, tags=tags, model_id=model_id)
+    return int(made.version)
+
+
+def _judge(
+    candidate: Contender, version: int, versions: Mapping[int, Any], champion: Any, max_drop_pct: float
+) -> Verdict:
+    if champion is None or int(champion) not in versions:  # none yet, or its version was deleted
+        return judge(candidate, None, max_drop_pct)
+    if int(champion) == version:
+        return Verdict(False, "it is the champion already")
+    present = _contender(versions[int(champion)].tags)
+    if present is None:
+        return Verdict(False, f"the champion, version {champion}, says nothing of its accuracy and latency")
+    return judge(candidate, present, max_drop_pct)
+
+
+def _contender(tags: Mapping[str, str]) -> Contender | None:
+    """What a version's tags say of it; None where a version was registered by other means."""
+    try:
+        return Contender(
+            accuracy_drop_pct=float(tags["accuracy_drop_pct"]),
+            latency_ms=float(tags["latency_ms"]),
+            parity=tags["parity"] == "True",
+            conditions=tags["conditions"],
+        )
+    except (KeyError, ValueError):
+        return None

@@ -1,0 +1,192 @@
+"""The int8 model in MLflow: logged, registered, made champion, found again. A real store, small models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+
+from pipeline.champion import Contender
+from pipeline.config import TrackingConfig
+from pipeline.errors import UserError
+from pipeline.exported import load
+from pipeline.runtimes import registry
+from pipeline.shipping import RegisterConfig
+from pipeline.tracking import RunRecord, open_run
+from pipeline.tracking.models import ModelRecord, Registration, log_model, register
+from pipeline.tracking.registry import find_registered
+from tests.onnx_models import write_brightness_model
+
+pytest.importorskip("onnxruntime")
+
+GOOD = Contender(accuracy_drop_pct=0.2, latency_ms=2.0, parity=True, conditions="1 thread")
+Register = Callable[..., Registration]
+
+
+@pytest.fixture
+def run(outputs: Path) -> Iterator[None]:
+    """An active run in an empty store."""
+    record = RunRecord("test", {}, {}, "", ("digits", "0", "nowhere"))
+    with open_run(TrackingConfig(), outputs, record):
+        yield
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> ModelRecord:
+    return ModelRecord("onnxruntime", write_brightness_model(tmp_path / "model") / "model.onnx", 1, "fbgemm")
+
+
+@pytest.fixture
+def registering(run: None, outputs: Path, model: ModelRecord) -> Register:
+    """Register one logged model again and again, as a new file each time, with other measurements."""
+    uri = log_model(model)
+
+    def once(same_file: bool = False, max_drop_pct: float = 0.5, **measured: Any) -> Registration:
+        if not same_file:
+            count = len(list(model.file.parent.iterdir()))
+            other = model.file.with_name(f"other-{count}.onnx")
+            other.write_bytes(model.file.read_bytes() + bytes(count))
+        record = model if same_file else replace(model, file=other)
+        return register(RegisterConfig("net", max_drop_pct), outputs, record, uri, replace(GOOD, **measured))
+
+    return once
+
+
+def champion() -> int | None:
+    aliases = mlflow.MlflowClient().get_registered_model("net").aliases
+    return int(aliases["champion"]) if aliases else None
+
+
+def test_champion_is_the_first_that_qualifies_when_the_registry_is_empty(registering: Register) -> None:
+    assert not registering(accuracy_drop_pct=0.6).verdict.wins
+    assert champion() is None
+    assert not registering(parity=False).verdict.wins
+    assert champion() is None
+    assert registering(latency_ms=9.0).verdict.wins
+    assert champion() == 3
+
+
+def test_champion_changes_hands_when_a_version_is_faster_and_stays_when_it_ties(registering: Register) -> None:
+    registering()
+    assert not registering(accuracy_drop_pct=0.0).verdict.wins  # a tie
+    assert champion() == 1
+    assert not registering(latency_ms=2.5).verdict.wins
+    assert not registering(latency_ms=1.0, parity=False).verdict.wins
+    assert champion() == 1
+    assert registering(latency_ms=1.5).verdict.wins
+    assert champion() == 5
+    tags = mlflow.MlflowClient().get_model_version("net", "2").tags
+    assert tags["verdict"] == "it takes 2.000 ms, the champion 2.000 ms"
+    assert tags["latency_ms"] == "2.0"
+
+
+def test_champion_stays_when_registering_the_next_version_fails(
+    registering: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registering()
+
+    def full(*arguments: object, **settings: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(mlflow.MlflowClient, "create_model_version", full)
+        with pytest.raises(OSError, match="the disk is full"):
+            registering(latency_ms=1.0)
+    assert champion() == 1
+    with monkeypatch.context() as broken:
+        broken.setattr(mlflow.MlflowClient, "set_model_version_tag", full)
+        with pytest.raises(OSError, match="the disk is full"):
+            registering(latency_ms=1.0)
+    assert champion() == 1
+    assert registering(latency_ms=1.0).verdict.wins  # and the lock is free again
+
+
+def test_version_is_kept_when_the_same_file_is_registered_again(registering: Register) -> None:
+    first = registering(same_file=True)
+    again = registering(same_file=True)
+    assert (first.version, again.version) == (1, 1)
+    assert first.verdict.wins
+    assert again.verdict.reason == "it is the champion already"
+    assert champion() == 1
+
+
+def test_first_that_qualifies_is_champion_when_the_champion_was_deleted(registering: Register) -> None:
+    registering()
+    mlflow.MlflowClient().delete_model_version("net", "1")
+    assert registering(latency_ms=9.0).verdict.wins
+    assert champion() == 2
+
+
+def test_champion_stays_when_it_was_registered_by_other_means(registering: Register) -> None:
+    registering(accuracy_drop_pct=0.6)
+    client = mlflow.MlflowClient()
+    source = client.get_model_version("net", "1").source
+    client.create_model_version("net", source)
+    client.set_registered_model_alias("net", "champion", "2")
+    done = registering(latency_ms=0.1)
+    assert not done.verdict.wins
+    assert "version 2, says nothing" in done.verdict.reason
+    assert champion() == 2
+
+
+def test_logged_model_has_signature_example_and_preprocessing(run: None, model: ModelRecord) -> None:
+    info = mlflow.models.get_model_info(log_model(model))
+    assert info.signature.inputs.to_dict()[0]["tensor-spec"] == {"dtype": "float32", "shape": (-1, 1, 8, 8)}
+    assert info.signature.outputs.to_dict()[0]["tensor-spec"] == {"dtype": "float32", "shape": (-1, 2)}
+    assert info.saved_input_example_info["type"] == "ndarray"
+    assert info.metadata["preprocessing"]["class_names"] == ["left", "right"]
+    active = mlflow.active_run()
+    assert active is not None
+    (output,) = mlflow.get_run(active.info.run_id).outputs.model_outputs
+    assert output.model_id == info.model_id
+
+
+def test_logged_file_is_the_exported_one_to_its_outputs_when_found_by_its_alias(
+    registering: Register, outputs: Path, model: ModelRecord
+) -> None:
+    registering(same_file=True)
+    folder = find_registered("models:/net@champion", TrackingConfig(), outputs)
+    assert find_registered("models:/net/1", TrackingConfig(), outputs) == folder
+    assert json.loads((folder / "extra_files" / "preprocessing.json").read_text())["class_names"] == ["left", "right"]
+    images = np.random.default_rng(0).normal(size=(5, 1, 8, 8)).astype(np.float32)
+    exported = registry()["onnxruntime"].load(model.file.parent, 1)(images)
+    assert np.array_equal(load(folder).predictor(images), exported)
+
+
+def test_registered_model_is_found_through_mlflow_when_the_tables_are_not_as_they_are_known(
+    registering: Register, outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.tracking import registry as module
+
+    registering(same_file=True)
+    monkeypatch.setattr(module, "_VERSIONS", "versions_of_another_schema")
+    folder = find_registered("models:/net@champion", TrackingConfig(), outputs)
+    assert not folder.is_relative_to(outputs)  # downloaded
+    assert load(folder).preprocessing.class_names == ("left", "right")
+    with pytest.raises(UserError, match="cannot be had from"):
+        find_registered("models:/nit@champion", TrackingConfig(), outputs)
+
+
+def test_model_is_refused_in_one_line_when_the_registry_does_not_have_it(registering: Register, outputs: Path) -> None:
+    registering(parity=False)
+
+    def refusal(uri: str, where: Path = outputs) -> str:
+        with pytest.raises(UserError) as refused:
+            find_registered(uri, TrackingConfig(), where)
+        assert "\n" not in str(refused.value)
+        return str(refused.value)
+
+    assert "net has no @champion; allowed: /1" in refusal("models:/net@champion")
+    assert "no model 'nett' is registered" in refusal("models:/nett/1")
+    assert "did you mean 'net'?" in refusal("models:/nett/1")
+    assert "net has no /2" in refusal("models:/net/2")
+    assert "allowed: models:/NAME@ALIAS" in refusal("models:/net")
+    assert "there is no store" in refusal("models:/net/1", outputs / "nowhere")
+    mlflow.MlflowClient().delete_model_version("net", "1")
+    assert "net has no /1" in refusal("models:/net/1")
