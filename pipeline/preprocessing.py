@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import UserError
 
@@ -126,7 +126,7 @@ def read_image(path: Path, channels: int) -> Image.Image:
 
 
 def _reason(path: Path, error: OSError) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return (
             "it is empty" if path.stat().st_size == 0 else "it is in no format that Pillow knows, such as PNG or JPEG"
         )

@@ -48,14 +48,37 @@ def _load_torchscript(folder: Path, threads: int) -> Predictor:
     return predict
 
 
+def _export_onnx(module: Any, example: Any, folder: Path) -> None:
+    import torch
+
+    axes = {"image": {0: "batch"}, "logits": {0: "batch"}}
+    torch.onnx.export(
+        module,
+        (example,),
+        str(folder / "model.onnx"),
+        dynamo=False,
+        opset_version=17,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_axes=axes,
+    )
+
+
+def _export_torchscript(module: Any, example: Any, folder: Path) -> None:
+    import torch
+
+    with torch.inference_mode():
+        torch.jit.freeze(torch.jit.trace(module, example)).save(str(folder / "model.torchscript.pt"))
+
+
 @functools.cache
 def registry() -> dict[str, Runtime]:
     def no_export(*_: Any) -> None:
         raise NotImplementedError
 
     runtimes = [
-        Runtime("torchscript", ("torch",), None, "model.torchscript.pt", no_export, _load_torchscript),
-        Runtime("onnxruntime", ("onnx", "onnxruntime"), "onnxruntime", "model.onnx", no_export, _load_onnx),
+        Runtime("torchscript", ("torch",), None, "model.torchscript.pt", _export_torchscript, _load_torchscript),
+        Runtime("onnxruntime", ("onnx", "onnxruntime"), "onnxruntime", "model.onnx", _export_onnx, _load_onnx),
         Runtime("openvino", ("openvino",), "openvino", "model.xml", no_export, _load_onnx),
     ]
     return {runtime.name: runtime for runtime in runtimes}
