@@ -1,20 +1,23 @@
-"""Vectorized fake-quantize against torch's own kernels: the same bits, forward, backward and in the observers."""
+"""Vectorized fake-quantize against torch's own, unfused: the same bits, forward, backward and in the observers."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.ao.nn.intrinsic.qat as nniqat
 from torch import Tensor, nn
-from torch.ao.quantization import FusedMovingAvgObsFakeQuantize, get_default_qat_qconfig
+from torch.ao.quantization import FakeQuantize, FusedMovingAvgObsFakeQuantize, QConfig, get_default_qat_qconfig
 
+from pipeline.quantization import straight_through
 from pipeline.quantization.vectorized import VectorizedFakeQuantize, vectorize
 
 
 def pair(backend: str, role: str) -> tuple[nn.Module, nn.Module]:
-    """torch's fake-quantize module, and one like it that computes vectorized."""
-    stock, ours = (getattr(get_default_qat_qconfig(backend), role)() for _ in range(2))
+    """torch's fake-quantize module without fused kernels, and one like it that computes vectorized."""
+    fused = getattr(get_default_qat_qconfig(backend), role)
+    stock, ours = FakeQuantize.with_args(**fused.p.keywords)(), fused()
+    assert type(ours) is FusedMovingAvgObsFakeQuantize
     vectorize(ours)
-    assert type(stock) is FusedMovingAvgObsFakeQuantize
     assert type(ours) is VectorizedFakeQuantize
     return stock, ours
 
@@ -26,7 +29,7 @@ def step(module: nn.Module, values: Tensor, gradient: Tensor) -> tuple[Tensor, T
     return output.detach(), values.grad
 
 
-def check(stock: nn.Module, ours: nn.Module, values: Tensor, ranges_alone: bool = False) -> None:
+def check(stock: nn.Module, ours: nn.Module, values: Tensor) -> None:
     gradient = torch.randn(values.shape, generator=torch.Generator().manual_seed(9))
     (expected, expected_gradient), (output, output_gradient) = (
         step(module, values, gradient) for module in (stock, ours)
@@ -37,8 +40,7 @@ def check(stock: nn.Module, ours: nn.Module, values: Tensor, ranges_alone: bool 
     assert torch.equal(output_gradient, expected_gradient)
     assert stock.state_dict().keys() == ours.state_dict().keys()
     for name, value in stock.state_dict().items():
-        if not (ranges_alone and name in ("scale", "zero_point")):  # torch then leaves them uninitialized
-            assert torch.equal(ours.state_dict()[name], value), name
+        assert torch.equal(ours.state_dict()[name], value.to(ours.state_dict()[name].dtype)), name
 
 
 @pytest.mark.parametrize("role", ["activation", "weight"])
@@ -78,8 +80,76 @@ def test_ranges_alone_move_when_fake_quantize_is_off(role: str) -> None:
         module.disable_fake_quant()  # type: ignore[operator]
     for _ in range(3):
         values = torch.randn(8, 4, 3, 3, generator=generator)
-        check(stock, ours, values, ranges_alone=True)
+        check(stock, ours, values)
     for module in (stock, ours):
         module.enable_fake_quant()  # type: ignore[operator]
         module.disable_observer()  # type: ignore[operator]
     check(stock, ours, torch.randn(8, 4, 3, 3, generator=generator))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("role", ["activation", "weight"])
+def test_bits_are_those_of_torchs_kernels_when_values_are_many_blocks_in_any_layout(
+    role: str, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(straight_through, "_BLOCK", 100)
+    stock, ours = pair("fbgemm", role)
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(2):
+        values = torch.randn(6, 5, 7, 3, generator=generator).contiguous(memory_format=memory_format)
+        check(stock, ours, values)
+    check(stock, ours, torch.randn(6, 10, 7, 3, generator=generator)[:, ::2])  # with gaps
+
+
+@pytest.mark.parametrize("gradient_ends", [(-128, 127), (0, 127), (0, 255), (-3, 124), (-114, 13)])
+def test_gradient_passes_exactly_where_a_level_is_in_range_when_values_lie_at_its_ends(
+    gradient_ends: tuple[int, int],
+) -> None:
+    low, high = gradient_ends
+    for scale in torch.tensor([0.1, 0.037, 1.0, 3e-7, 0.9999999]):
+        levels = torch.arange(low - 3, high + 4, 0.5)
+        ends = levels * scale
+        values = torch.cat((ends, ends.nextafter(torch.tensor(torch.inf)), ends.nextafter(torch.tensor(-torch.inf))))
+        values.requires_grad_()
+        straight_through.FakeQuantize.apply(values, None, scale.view(1), low, high).sum().backward()
+        rounded = (values.detach() * (1 / scale)).round()
+        assert torch.equal(values.grad, ((rounded >= low) & (rounded <= high)).float())
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_conv_bn_trains_as_torchs_when_its_weight_is_scaled_and_fake_quantized_in_one_go(relu: bool) -> None:
+    kind = nniqat.ConvBnReLU2d if relu else nniqat.ConvBn2d
+    fused = get_default_qat_qconfig("fbgemm")
+    unfused = QConfig(activation=fused.activation, weight=FakeQuantize.with_args(**fused.weight.p.keywords))
+    torch.manual_seed(0)
+    stock, ours = (kind(6, 8, 3, bias=False, padding=1, qconfig=qconfig) for qconfig in (unfused, fused))
+    ours.load_state_dict(stock.state_dict())
+    vectorize(ours)
+    for step_number in range(4):
+        with torch.no_grad():
+            for module in (stock, ours):  # factors of either sign, and a channel of one sign
+                module.bn.weight.copy_(torch.linspace(-2, 3, 8) + 0.3 * step_number)
+                module.weight[2] = module.weight[2].abs()
+        images = torch.randn(4, 6, 9, 9)
+        outputs = [module(images) for module in (stock, ours)]
+        assert torch.equal(outputs[1], outputs[0])
+        weighted = torch.randn_like(outputs[0])
+        for module, output in zip((stock, ours), outputs, strict=True):
+            module.zero_grad()
+            (output * weighted).sum().backward()
+        for (name, expected), actual in zip(stock.named_parameters(), ours.parameters(), strict=True):
+            torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+def test_fake_quantized_weights_are_those_that_convert_makes_when_a_channel_has_one_sign(backend: str) -> None:
+    _, ours = pair(backend, "weight")
+    weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(5))
+    weight[1], weight[2] = weight[1].abs() + 0.2, -weight[2].abs() - 0.1
+    simulated = ours(weight)
+    scale, zero_point = ours.calculate_qparams()  # type: ignore[operator]
+    if backend == "fbgemm":
+        quantized = torch.quantize_per_channel(weight, scale, zero_point, 0, torch.qint8)
+    else:
+        quantized = torch.quantize_per_tensor(weight, float(scale), int(zero_point), torch.qint8)
+    torch.testing.assert_close(simulated, quantized.dequantize(), rtol=1e-6, atol=0)

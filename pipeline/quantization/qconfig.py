@@ -32,12 +32,10 @@ def qat_qconfig(backend: BackendConfig) -> QConfig:
         return ptq_qconfig(backend)
     default = ao.get_default_qat_qconfig(backend.qconfig)
     arguments = _activation_arguments(backend, default)
-    if backend.observer in (None, "moving_average") and not backend.symmetric:
+    if backend.observer in (None, "moving_average"):
         activation = default.activation.with_args(**arguments)
-    else:
-        # The default's module fuses fake-quantization with its moving average, and computes a symmetric
-        # scheme otherwise than the observer, which has the word when the model is converted.
-        arguments["observer"] = _OBSERVERS[backend.observer or "moving_average"]
+    else:  # the default's module is made for a moving average alone
+        arguments["observer"] = _OBSERVERS[backend.observer]
         activation = FakeQuantize.with_args(**arguments)
     weight = {
         None: default.weight,

@@ -1,135 +1,173 @@
-"""Fake-quantize on the CPU at the speed of memory, to the same bits as torch's own.
+"""Fake-quantize for training: on the CPU at the speed of memory, and everywhere with the numbers that convert uses.
 
-torch's CPU kernels take 4 to 16 ns an element, one by one (a per-channel weight the most), which makes
-a QAT step of a small network twice as long as a float step. Here the same arithmetic is done by whole
-tensors: multiply by the reciprocal scale, round half to even, clamp, scale back. Observers are torch's:
-a minimum and a maximum are all that a moving average takes from a tensor, so they see these alone.
+torch's CPU kernels take 4 to 16 ns an element, one by one (a per-channel weight the most), and its Conv+BN scales the
+weight in passes of their own, which makes a QAT step of a small network twice as long as a float step. Here the same
+arithmetic is vectorized, and done block by block, so that its many small steps find a block in the processor's cache.
+
+torch's fused kernel also takes scale and zero point otherwise than its observers do, which have the word when the
+model is converted: a channel whose weights have all one sign, common in depthwise convolutions, trains with an offset
+that int8 does not have. Here both are the observer's, bit for bit those of torch's own, unfused, FakeQuantize.
 """
 
 from __future__ import annotations
 
 import math
+from types import MethodType
 from typing import Any
 
+import numpy as np
 import torch
+import torch.ao.nn.intrinsic.qat as nniqat
 from torch import Tensor, nn
 from torch.ao.quantization import FusedMovingAvgObsFakeQuantize
 
+from pipeline.quantization.straight_through import FakeQuantize, TracedFakeQuantize, Unscale, rows_of_block
+
+_CONV_BN = (nniqat.ConvBn2d, nniqat.ConvBnReLU2d)
+
 
 def vectorize(prepared: nn.Module) -> None:
-    """Let the fake-quantize modules of a prepared model compute vectorized; state and results stay the same."""
+    """Let the fake-quantize modules of a prepared model compute vectorized; its state stays the same."""
     for module in prepared.modules():
-        if type(module) is FusedMovingAvgObsFakeQuantize:
+        if type(module) is FusedMovingAvgObsFakeQuantize and module.ch_axis in (-1, 0):
             # The module as it is, buffers and all, with another forward: nothing is copied that could differ.
             module.__class__ = VectorizedFakeQuantize
+    for module in prepared.modules():
+        if type(module) in _CONV_BN and isinstance(module.weight_fake_quant, VectorizedFakeQuantize):
+            # Not another class here: convert folds the BatchNorm of exactly torch's own.
+            module._forward_approximate = MethodType(_convolve_and_normalize, module)  # type: ignore[assignment]
 
 
 def size_ranges(prepared: nn.Module) -> None:
-    """Give per-channel ranges that have seen nothing yet the length that torch gives them on first sight.
+    """Give per-channel ranges that have seen nothing yet the length that they get on first sight.
 
     A compiled model cannot: its graph is made for tensors of one shape.
     """
     for module in prepared.modules():
         fake_quantize = getattr(module, "weight_fake_quant", None)
-        if isinstance(fake_quantize, VectorizedFakeQuantize) and fake_quantize.is_per_channel:
-            observer, weight = fake_quantize.activation_post_process, module.weight
-            assert isinstance(weight, Tensor)
-            channels = len(weight)
-            if observer.min_val.numel() == 0:
-                observer.min_val.resize_(channels).fill_(math.inf)
-                observer.max_val.resize_(channels).fill_(-math.inf)
-                fake_quantize.scale.resize_(channels).fill_(1)
-                fake_quantize.zero_point.resize_(channels).zero_()
+        if isinstance(fake_quantize, VectorizedFakeQuantize):
+            assert isinstance(module.weight, Tensor)
+            fake_quantize.size_ranges(len(module.weight))
 
 
 class VectorizedFakeQuantize(FusedMovingAvgObsFakeQuantize):
-    """torch's fused observer and fake-quantize; on a GPU, where the kernels are fast, just that."""
+    """A moving average of minimum and maximum, and fake-quantize with the scale and zero point that follow from it."""
 
     def forward(self, X: Tensor) -> Tensor:
-        if X.device.type != "cpu" or X.dtype != torch.float32 or self.ch_axis not in (-1, 0):
-            return super().forward(X)
         if torch.compiler.is_compiling():  # no look at a value: the compiler fuses all of it
-            self._update(self._extremes(X.detach()))
-            low, high = self._bounds(self._along_channels(self.zero_point, X))
-            return torch.where(self.fake_quant_enabled == 1, self._fake_quantize(X, low, high), X)
-        observes = self.observer_enabled[0] == 1
-        self._update(self._extremes(X.detach()) if observes else X.new_zeros(len(X), 2))
-        if self.fake_quant_enabled[0] == 0:
+            self._move(*self._extremes(X.detach()), self.observer_enabled)
+            return torch.where(self.fake_quant_enabled == 1, self._fake_quantize_traced(X), X)
+        if self.observer_enabled.item():
+            self._move(*self._extremes(X.detach()))
+        if not self.fake_quant_enabled.item():
             return X
-        # A channel whose weights have all one sign gets a zero point of its own from torch's observer.
-        if (self.zero_point == self.zero_point[0]).all():
-            low, high = self._bounds(int(self.zero_point[0]))  # numbers: clamp is several times as fast with them
-        else:
-            low, high = self._bounds(self._along_channels(self.zero_point, X))
-        return self._fake_quantize(X, low, high)
+        if X.device.type != "cpu" or X.dtype != torch.float32:
+            return self._fake_quantize_by_torch(X)
+        return self._fake_quantize(X, None)
 
-    def _fake_quantize(self, values: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor:
-        scale = self._along_channels(self.scale, values)
-        fake_quantized: Tensor = _FakeQuantize.apply(values, 1 / scale, scale, low, high)
+    def scale_and_fake_quantize(self, weight: Tensor, factor: Tensor) -> Tensor:
+        """As `forward` of the product of `weight` (C, …) and `factor` (C), one for each channel."""
+        on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32 and self.is_per_channel
+        if torch.compiler.is_compiling() or not on_cpu or not self.fake_quant_enabled.item():
+            return self(weight * factor.view(-1, *(1,) * (weight.dim() - 1)))
+        if self.observer_enabled.item():
+            # A product is rounded monotonically, so its extremes are the products of the extremes.
+            ends = torch.stack(self._extremes(weight.detach())) * factor.detach()
+            self._move(*ends.aminmax(dim=0))
+        return self._fake_quantize(weight, factor)
+
+    def size_ranges(self, channels: int) -> None:
+        """Make room for so many channels, where nothing was seen yet."""
+        observer = self.activation_post_process
+        if self.is_per_channel and observer.min_val.numel() == 0:
+            observer.min_val.resize_(channels).fill_(math.inf)
+            observer.max_val.resize_(channels).fill_(-math.inf)
+            self.scale.resize_(channels).fill_(1)
+            self.zero_point.resize_(channels).zero_()
+
+    def _extremes(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Minimum and maximum: of each channel (C), or of all values ()."""
+        if not self.is_per_channel:
+            return torch.aminmax(values)
+        rows = values.flatten(1)
+        if torch.compiler.is_compiling():
+            return rows.amin(1), rows.amax(1)
+        blocks = rows.split(rows_of_block(rows))
+        both = [(block.amin(1), block.amax(1)) for block in blocks]
+        return torch.cat([low for low, _ in both]), torch.cat([high for _, high in both])
+
+    def _move(self, low: Tensor, high: Tensor, where: Tensor | None = None) -> None:
+        """Move the ranges towards what was seen (where given, only if it is 1), and take the numbers from them."""
+        self.size_ranges(low.numel())
+        observer = self.activation_post_process
+        buffers = (observer.min_val, observer.max_val, self.scale, self.zero_point)
+        if where is None and low.device.type == "cpu":
+            # A handful of numbers, in which torch's time a call would be all: numpy takes a tenth of it.
+            views = [buffer.numpy() for buffer in buffers]
+            with np.errstate(invalid="ignore"):  # the average with an infinite past, which is not taken
+                moved = _moved(np, observer, views[0], views[1], low.numpy(), high.numpy())
+            for view, value in zip(views, moved, strict=True):
+                view[...] = value
+            return
+        for buffer, value in zip(buffers, _moved(torch, observer, buffers[0], buffers[1], low, high), strict=True):
+            value = value.view(buffer.shape)
+            buffer.copy_(value if where is None else torch.where(where == 1, value, buffer))
+
+    def _fake_quantize_by_torch(self, values: Tensor) -> Tensor:
+        low, high = self.activation_post_process.quant_min, self.activation_post_process.quant_max
+        if self.is_per_channel:
+            return torch.fake_quantize_per_channel_affine(values, self.scale, self.zero_point, 0, low, high)
+        return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, low, high)
+
+    def _fake_quantize_traced(self, values: Tensor) -> Tensor:
+        shape = (-1, *(1,) * (values.dim() - 1)) if self.is_per_channel else ()
+        scale, zero_point = self.scale.view(shape), self.zero_point.view(shape)
+        observer = self.activation_post_process
+        low, high = observer.quant_min - zero_point, observer.quant_max - zero_point
+        fake_quantized: Tensor = TracedFakeQuantize.apply(values, 1 / scale, scale, low, high)
         return fake_quantized
 
-    def _extremes(self, values: Tensor) -> Tensor:
-        """Minimum and maximum: of each channel (C, 2), or of all values (2)."""
-        if self.is_per_channel:
-            rows = values.flatten(1)
-            return torch.stack((rows.amin(1), rows.amax(1)), dim=1)
-        return torch.stack(torch.aminmax(values))
-
-    def _update(self, extremes: Tensor) -> None:
-        """Move the ranges where the observer is on; take scale and zero point from them where fake-quantize is."""
-        observer = self.activation_post_process
-        torch.fused_moving_avg_obs_fake_quant(
-            extremes,
-            self.observer_enabled,
-            self.fake_quant_enabled,
-            observer.min_val,
-            observer.max_val,
-            self.scale,
-            self.zero_point,
-            observer.averaging_constant,
-            observer.quant_min,
-            observer.quant_max,
-            self.ch_axis,
-            self.is_per_channel,
-            self.is_symmetric_quant,
-        )
-
-    def _along_channels(self, parameter: Tensor, values: Tensor) -> Tensor:
-        """One number a channel (C), or one of all, in the shape that multiplies `values`."""
-        return parameter.view((-1, *(1,) * (values.dim() - 1)) if self.is_per_channel else ())
-
-    def _bounds(self, zero_point: Any) -> tuple[Any, Any]:
-        """The quantized range less the zero point, which then needs neither adding nor subtracting."""
-        observer = self.activation_post_process
-        return observer.quant_min - zero_point, observer.quant_max - zero_point
+    def _fake_quantize(self, values: Tensor, factor: Tensor | None) -> Tensor:
+        observer, zero_point = self.activation_post_process, int(self.zero_point[0])
+        # One for all, since the scheme by channel is symmetric.
+        assert (self.zero_point == zero_point).all()
+        low, high = observer.quant_min - zero_point, observer.quant_max - zero_point
+        fake_quantized: Tensor = FakeQuantize.apply(values, factor, self.scale, low, high)
+        return fake_quantized
 
 
-class _FakeQuantize(torch.autograd.Function):
-    """Straight-through estimator (Bengio et al. 2013): the gradient of 1 within the range, of 0 outside."""
+def _moved(library: Any, observer: Any, past_low: Any, past_high: Any, low: Any, high: Any) -> tuple[Any, ...]:
+    """The ranges moved to what was seen, and their scale and zero point, all as arrays of numpy or of torch.
 
-    @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, reciprocal: Tensor, scale: Tensor, low: Tensor | int, high: Tensor | int
-    ) -> Tensor:
-        levels = (values * reciprocal).round_()
-        ctx.clips = _may_clip(levels, low, high)
-        if ctx.clips:
-            clamped = levels.clamp(low, high)  # type: ignore[arg-type]
-            ctx.save_for_backward(clamped == levels)
-            levels = clamped
-        return levels.mul_(scale)
+    By the arithmetic of torch's moving-average observers and of their `calculate_qparams`, which can be neither
+    compiled nor asked for others' ranges.
+    """
+    low, high = (
+        library.where(library.isinf(past), now, past + observer.averaging_constant * (now - past))
+        for past, now in ((past_low, low), (past_high, high))
+    )
+    quant_min, quant_max, eps = observer.quant_min, observer.quant_max, torch.finfo(torch.float32).eps
+    below, above = library.clip(low, None, 0), library.clip(high, 0, None)
+    if observer.qscheme in (torch.per_tensor_symmetric, torch.per_channel_symmetric):
+        larger = library.maximum(-below, above)
+        scale = library.clip(larger / (float(quant_max - quant_min) / 2), eps, None)
+        middle = (quant_min + quant_max) // 2 if observer.has_customized_qrange else 128
+        return low, high, scale, library.full_like(scale, 0 if observer.dtype == torch.qint8 else middle)
+    scale = library.clip((above - below) / float(quant_max - quant_min), eps, None)
+    zero_point = quant_min - library.round(below / scale)
+    return low, high, scale, library.clip(zero_point, quant_min, quant_max)
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if ctx.clips:
-            (within,) = ctx.saved_tensors
-            gradient = torch.where(within, gradient, 0.0)
-        return gradient, None, None, None, None
 
+def _convolve_and_normalize(self: Any, input: Tensor) -> Tensor:
+    """Conv+BN as torch's ConvBn2d computes it in training, with its scaled weight made in one go.
 
-def _may_clip(levels: Tensor, low: Tensor | int, high: Tensor | int) -> bool:
-    """Whether a level may be out of the range, by one quick look where one is allowed."""
-    if isinstance(low, Tensor):
-        return True
-    smallest, largest = torch.aminmax(levels)
-    return bool(smallest < low) or bool(largest > high)
+    Convolved with the weight times gamma / sigma, which is what will be quantized; divided by it again, so that
+    BatchNorm finds what it would find in a float model (Krishnamoorthi 2018, "Quantizing deep convolutional networks
+    for efficient inference", section 3.2.2).
+    """
+    factor = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)
+    weight = self.weight_fake_quant.scale_and_fake_quantize(self.weight, factor)
+    convolved: Tensor = Unscale.apply(self._conv_forward(input, weight, None), factor)
+    if self.bias is not None:
+        convolved = convolved + self.bias.view(1, -1, 1, 1)
+    return self.bn(convolved)

@@ -93,7 +93,7 @@ STAGE = Stage(
     produces="qat",
     ignores=("dataset.max_test_samples", "ptq.observer"),
     parts=("train",),
-    version=2,
+    version=3,
     extends=("qat", "epochs"),
     is_open_ended=lambda config: optimization.is_open_ended(config.qat),
 )
