@@ -7,6 +7,7 @@ Its manifest, with the hash of every file, is written last; then the folder is r
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -30,19 +31,26 @@ _said: set[Path] = set()
 class Artifact:
     """A stage's complete result: its folder, the metrics it reported and the files it shows.
 
-    `model_hash` is its checkpoint's, `inputs` those of the artifacts that it was made from: a key says
-    what was asked for, the hashes which of two results of the same key was used.
+    `content_hash` is its checkpoint's, or that of all its files, `inputs` those of the artifacts that it was made
+    from: a key says what was asked for, the hashes which of two results of the same key was used.
     """
 
     folder: Path
     metrics: tuple[Metric, ...]
     attachments: tuple[Path, ...]
-    model_hash: str | None
+    content_hash: str | None
     inputs: dict[str, str | None]
 
     @property
-    def model(self) -> Path:
-        return self.folder / MODEL_FILE
+    def product(self) -> Path:
+        """What later stages consume: the checkpoint, or the folder of a result that is no single form."""
+        checkpoint = self.folder / MODEL_FILE
+        return checkpoint if checkpoint.is_file() else self.folder
+
+
+def _content_hash(files: dict[str, str]) -> str:
+    """Of a manifest's files: the checkpoint's hash, or one of all hashes."""
+    return files.get(MODEL_FILE) or hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -72,13 +80,13 @@ class Store:
                 if sha256(folder / file) != digest:
                     raise ValueError(f"{file} does not match its manifest")
             attachments = tuple(folder / file for file in manifest["attachments"])
-            model_hash, inputs = manifest["files"].get(MODEL_FILE), dict(manifest["inputs"])
+            content_hash, inputs = _content_hash(manifest["files"]), dict(manifest["inputs"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             if folder not in _said:
                 terminal.warn(f"{folder} is damaged and will be made again: {error}")
             _said.add(folder)
             return None
-        return Artifact(folder, metrics, attachments, model_hash, inputs)
+        return Artifact(folder, metrics, attachments, content_hash, inputs)
 
     @contextmanager
     def making(self, name: str) -> Iterator[None]:
@@ -145,7 +153,8 @@ class Store:
         partial, folder = self.root / f"{name}.partial", self.root / name
         if not keep_progress:
             (partial / PROGRESS_FILE).unlink(missing_ok=True)
-        files = {path.name: sha256(path) for path in sorted(partial.iterdir()) if path.name != _MANIFEST}
+        paths = {path.relative_to(partial).as_posix(): path for path in sorted(partial.rglob("*")) if path.is_file()}
+        files = {name: sha256(path) for name, path in paths.items() if name != _MANIFEST}
         manifest = {
             **record,
             "metrics": metrics,
@@ -159,4 +168,4 @@ class Store:
         partial.rename(folder)
         _said.discard(folder)
         shown = tuple(folder / path.name for path in attachments)
-        return Artifact(folder, tuple(metrics), shown, files.get(MODEL_FILE), dict(record["inputs"]))
+        return Artifact(folder, tuple(metrics), shown, _content_hash(files), dict(record["inputs"]))

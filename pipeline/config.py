@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import UserError
 from pipeline.setting import check_settings, setting
-from pipeline.shipping import RegisterConfig, RuntimeConfig
+from pipeline.shipping import ExportConfig, RegisterConfig, RuntimeConfig
 
 OBSERVERS = ("moving_average", "histogram", "min_max")
 
@@ -177,6 +177,7 @@ class Config:
     sensitivity: SensitivityConfig = field(default_factory=SensitivityConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     register: RegisterConfig = field(default_factory=RegisterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = setting(0, minimum=0, maximum=2**32 - 1)

@@ -16,8 +16,7 @@ from pipeline import datasets, environment, stages
 from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
 from pipeline.models import weights
-from pipeline.quantization import Form
-from pipeline.stage import Stage
+from pipeline.stage import Product, Stage
 
 _KEY_LENGTH = 16
 
@@ -29,7 +28,7 @@ class Step:
     stage: Stage
     key: str
     hashed: dict[str, Any]
-    consumes: dict[Form, str]
+    consumes: dict[Product, str]
 
     @property
     def artifact(self) -> str:
@@ -56,7 +55,7 @@ def make_plan(config: Config) -> Plan:
             raise UserError(f"stages=[{','.join(config.stages)}]: no stage '{name}'; {suggestion(name, declared)}")
     if len(set(config.stages)) < len(config.stages):
         raise UserError(f"stages=[{','.join(config.stages)}]: allowed: each stage once")
-    producers: dict[Form, Stage] = {stage.produces: stage for stage in declared.values() if stage.produces}
+    producers: dict[Product, Stage] = {stage.produces: stage for stage in declared.values() if stage.produces}
     for position, name in enumerate(config.stages):
         for form in declared[name].inputs(config):
             producer = producers[form].name
@@ -74,7 +73,7 @@ def make_plan(config: Config) -> Plan:
     )
 
 
-def _add_step(stage: Stage, producers: dict[Form, Stage], config: Config, steps: dict[str, Step]) -> Step:
+def _add_step(stage: Stage, producers: dict[Product, Stage], config: Config, steps: dict[str, Step]) -> Step:
     """Key a stage, those before it first; every step once."""
     if stage.name not in steps:
         parents = {form: _add_step(producers[form], producers, config, steps) for form in stage.inputs(config)}

@@ -21,6 +21,7 @@ from pipeline.models import weights
 from pipeline.plan import Plan, Step, make_plan, visible_config
 from pipeline.registration import check_registration, keep_model
 from pipeline.request import Request, describe, tell_qconfigs
+from pipeline.runtimes import check_runtimes
 from pipeline.stage import Context
 from pipeline.tracking import Tracker, open_run
 
@@ -81,6 +82,7 @@ def check_parts(config: Config) -> Plan:
     if config.model.weights is not None:
         weights.load_into(models.build(config.model, datasets.info(config.dataset)), config.model)
     _forced(config)
+    check_runtimes(config.runtime.names)
     check_registration(config)
     return make_plan(config)
 
@@ -140,7 +142,7 @@ class _Walk:
 
     def _hashes(self, step: Step) -> dict[str, str | None]:
         """Which results a step is made from, by their content."""
-        return {name: self.done[name].model_hash for name in step.consumes.values() if name in self.done}
+        return {name: self.done[name].content_hash for name in step.consumes.values() if name in self.done}
 
     def _is_current(self, step: Step, artifact: Artifact) -> bool:
         """Whether an artifact was made from the very results that are there now."""
@@ -188,7 +190,7 @@ class _Walk:
             machine=self.machine,
             on_metric=self._on_metric,
         )
-        inputs = {form: self.done[name].model for form, name in step.consumes.items()}
+        inputs = {form: self.done[name].product for form, name in step.consumes.items()}
         step.stage.run(visible_config(step.stage, self.config), inputs, context)
         seconds = time.perf_counter() - started
         record = {

@@ -15,6 +15,13 @@ class RuntimeConfig:
 
 
 @dataclass
+class ExportConfig:
+    """How far an exported model may differ from torch's own: the test images, in percent, with the same class."""
+
+    min_agreement: float = setting(99.9, minimum=0, maximum=100)
+
+
+@dataclass
 class RegisterConfig:
     """Under which name the int8 model is registered (null: it is not), and which version is its champion.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -70,7 +71,9 @@ class Context:
         return self.folder / name
 
 
-Inputs = Mapping[Form, Path]
+# What one stage makes and others consume: a form of the model, or a folder of exported models.
+Product = Form | Literal["exports"]
+Inputs = Mapping[Product, Path]
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Stage:
         sections: the settings of the configuration that it may read; they go into its key.
         also_reads: more sections that it reads, and that come into its key, for this configuration.
         ignores: dotted settings of those sections that do not change its result.
-        consumes: the forms it needs, as checkpoints.
+        consumes: the forms it needs, as checkpoints (exports: as a folder).
         also_consumes: the forms that it takes too for this configuration; it may look at `stages`. They come
             into its key with the stages that make them.
         produces: the form it makes, or None for one that only measures.
@@ -98,9 +101,9 @@ class Stage:
     run: Callable[[Config, Inputs, Context], None]
     sections: tuple[str, ...]
     also_reads: Callable[[Config], tuple[str, ...]] = lambda config: ()
-    consumes: tuple[Form, ...] = ()
-    also_consumes: Callable[[Config], tuple[Form, ...]] = lambda config: ()
-    produces: Form | None = None
+    consumes: tuple[Product, ...] = ()
+    also_consumes: Callable[[Config], tuple[Product, ...]] = lambda config: ()
+    produces: Product | None = None
     ignores: tuple[str, ...] = ()
     parts: tuple[PartName, ...] = ()
     version: int = 1
@@ -108,7 +111,7 @@ class Stage:
     extends: tuple[str, str] | None = None
     is_open_ended: Callable[[Config], bool] = lambda config: False
 
-    def inputs(self, config: Config) -> tuple[Form, ...]:
+    def inputs(self, config: Config) -> tuple[Product, ...]:
         """Every form that it takes for this configuration."""
         return (*self.consumes, *self.also_consumes(config))
 

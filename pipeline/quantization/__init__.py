@@ -35,7 +35,13 @@ from pipeline.quantization.graph import (
     rebuild,
 )
 from pipeline.quantization.layers import check_skip_layers, quantizable_layers
-from pipeline.quantization.qconfig import resolved_ptq_qconfig, resolved_qconfig, saturation_warning
+from pipeline.quantization.qconfig import (
+    activation_levels,
+    has_vnni,
+    resolved_ptq_qconfig,
+    resolved_qconfig,
+    saturation_warning,
+)
 from pipeline.quantization.vectorized import size_ranges
 
 # The stubs and FloatFunctional are here for the quantizable twins, which must not import torch.ao themselves.
@@ -44,6 +50,7 @@ __all__ = [
     "FloatFunctional",
     "Form",
     "QuantStub",
+    "activation_levels",
     "check_backend",
     "check_skip_layers",
     "convert",
@@ -53,6 +60,7 @@ __all__ = [
     "freeze_observers",
     "fuse",
     "fuse_modules",
+    "has_vnni",
     "observers_off",
     "prepare",
     "prepare_ptq",

@@ -6,7 +6,7 @@ of `backend` override. Every combination of them runs on every engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,17 +82,28 @@ def saturation_warning(backend: BackendConfig, capabilities: Mapping[str, Any] |
     Args:
         capabilities: of the processor, as `torch.cpu.get_capabilities` names them (None: this one's).
     """
-    capabilities = torch.cpu.get_capabilities() if capabilities is None else capabilities
     instructions = _VNNI.get(backend.engine, ())
-    activation = ptq_qconfig(backend).activation()
-    has_vnni = any(capabilities.get(name) for name in instructions)
-    if not instructions or has_vnni or activation.quant_max - activation.quant_min < 128:
+    if not instructions or has_vnni(capabilities, instructions) or activation_levels(backend) <= 128:
         return None
     return (
         f"backend.engine={backend.engine} with activations of 8 bits saturates on this processor, which lacks VNNI "
         f"({' or '.join(instructions)}): it adds up products in 16 bits; int8 accuracy may fall: "
         "backend.activation_bits=7 avoids it"
     )
+
+
+def activation_levels(backend: BackendConfig) -> int:
+    """How many values a quantized activation may have: 256, or 128 with a bit in reserve."""
+    activation = ptq_qconfig(backend).activation()
+    return int(activation.quant_max - activation.quant_min + 1)
+
+
+def has_vnni(
+    capabilities: Mapping[str, Any] | None = None, instructions: Sequence[str] = ("avx512_vnni", "avx_vnni")
+) -> bool:
+    """Whether a processor (None: this one) has one of the instructions that add products of 8 bits in 32."""
+    capabilities = torch.cpu.get_capabilities() if capabilities is None else capabilities
+    return any(capabilities.get(name) for name in instructions)
 
 
 def _activation_arguments(backend: BackendConfig, default: QConfig) -> dict[str, Any]:

@@ -1,92 +1,54 @@
-"""The runtimes that an exported model runs on (a stand-in until branch `runtimes` is merged)."""
+"""The runtimes that a model can be shipped to, behind one small interface.
+
+    eager.py         the model in this process, as it was trained or converted
+    torchscript.py   traced and frozen
+    onnx.py          ONNX (int8 in QDQ form), run by onnxruntime
+    openvino.py      OpenVINO's IR, made from the ONNX file
+
+Importing this imports none of them: each file imports its runtime where it uses it, so that a program which
+predicts with one starts without the others.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
+from collections.abc import Sequence
 
 from pipeline.errors import UserError, suggestion
+from pipeline.runtimes import onnx, openvino, torchscript
+from pipeline.runtimes.contract import Predictor, Runtime
 
-Predictor = Callable[[np.ndarray], np.ndarray]
+__all__ = ["EAGER", "Predictor", "Runtime", "check_runtimes", "exported_to", "registry"]
 
-
-@dataclass(frozen=True)
-class Runtime:
-    name: str
-    modules: tuple[str, ...]
-    extra: str | None
-    file: str
-    export: Callable[[Any, Any, Path], None]
-    load: Callable[[Path, int], Predictor]
-
-
-def _load_onnx(folder: Path, threads: int) -> Predictor:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
-    (name,) = (each.name for each in session.get_inputs())
-    return lambda images: session.run(None, {name: images})[0]
-
-
-def _load_torchscript(folder: Path, threads: int) -> Predictor:
-    import torch
-
-    module = torch.jit.load(str(folder / "model.torchscript.pt"), map_location="cpu").eval()
-
-    def predict(images: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return module(torch.from_numpy(images)).numpy()
-
-    return predict
-
-
-def _export_onnx(module: Any, example: Any, folder: Path) -> None:
-    import torch
-
-    axes = {"image": {0: "batch"}, "logits": {0: "batch"}}
-    torch.onnx.export(
-        module,
-        (example,),
-        str(folder / "model.onnx"),
-        dynamo=False,
-        opset_version=17,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_axes=axes,
-    )
-
-
-def _export_torchscript(module: Any, example: Any, folder: Path) -> None:
-    import torch
-
-    with torch.inference_mode():
-        torch.jit.freeze(torch.jit.trace(module, example)).save(str(folder / "model.torchscript.pt"))
+# Needs no file: the stages have the model itself.
+EAGER = "eager"
 
 
 @functools.cache
 def registry() -> dict[str, Runtime]:
-    def no_export(*_: Any) -> None:
-        raise NotImplementedError
+    """The runtimes that a model is exported for, by name."""
+    return {runtime.name: runtime for runtime in (torchscript.RUNTIME, onnx.RUNTIME, openvino.RUNTIME)}
 
-    runtimes = [
-        Runtime("torchscript", ("torch",), None, "model.torchscript.pt", _export_torchscript, _load_torchscript),
-        Runtime("onnxruntime", ("onnx", "onnxruntime"), "onnxruntime", "model.onnx", _export_onnx, _load_onnx),
-        Runtime("openvino", ("openvino",), "openvino", "model.xml", no_export, _load_onnx),
-    ]
-    return {runtime.name: runtime for runtime in runtimes}
+
+def exported_to(names: Sequence[str]) -> list[Runtime]:
+    """Those of `runtime.names` that need a file, each once."""
+    return [registry()[name] for name in dict.fromkeys(names) if name != EAGER]
 
 
 def check_runtimes(names: Sequence[str]) -> None:
+    """Refuse a runtime that does not exist or is not installed.
+
+    Raises:
+        UserError: for the first one, with the nearest name or the line that installs it.
+    """
     for name in names:
+        if name == EAGER:
+            continue
         if name not in registry():
-            raise UserError(f"runtime.names: {suggestion(name, registry())}")
-        if any(importlib.util.find_spec(module) is None for module in registry()[name].modules):
-            raise UserError(f"{name} is not installed")
+            raise UserError(f"runtime.names=[{','.join(names)}]: {name}: {suggestion(name, [EAGER, *registry()])}")
+        runtime = registry()[name]
+        missing = [module for module in runtime.modules if importlib.util.find_spec(module) is None]
+        if missing:
+            how = f"pip install -e '.[{runtime.extra}]'" if runtime.extra else f"pip install {' '.join(missing)}"
+            raise UserError(f"runtime.names=[{','.join(names)}]: {name} is not installed here; {how} brings it")

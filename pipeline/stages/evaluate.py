@@ -23,7 +23,7 @@ from pipeline.statistics import accuracy_interval, mcnemar_p
 from pipeline.training import accuracy_pct, predict
 
 # What the metrics of a form begin with.
-_PREFIXES: dict[Form, str] = {
+PREFIXES: dict[Form, str] = {
     "float": "fp32",
     "float_finetuned": "fp32_finetuned",
     "ptq_int8": "ptq_int8",
@@ -39,7 +39,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     test = context.load_test()
     models = {
         prefix: forms.load(form, inputs[form], config, context.info)
-        for form, prefix in _PREFIXES.items()
+        for form, prefix in PREFIXES.items()
         if form in inputs
     }
     predicted = {name: _predict(name, model, test, config, context) for name, model in models.items()}

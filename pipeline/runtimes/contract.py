@@ -1,0 +1,37 @@
+"""What every runtime offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:  # a program that predicts with onnxruntime does not import torch
+    from torch import Tensor, nn
+
+# Normalized images, float32 (N, C, H, W), to logits, float32 (N, classes); any N.
+Predictor = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A way to run a model outside of training.
+
+    Attributes:
+        name: as in `runtime.names`.
+        modules: what must be importable.
+        extra: of this project's optional dependencies, the one that brings them.
+        file: the file that `export` writes and `load` reads, beside which it may put others.
+        export: writes a model (on the CPU, in evaluation mode) for an example (1, C, H, W) into a folder.
+        load: gives the predictor of what is in a folder, with so many threads.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    extra: str | None
+    file: str
+    export: Callable[[nn.Module, Tensor, Path], None]
+    load: Callable[[Path, int], Predictor]

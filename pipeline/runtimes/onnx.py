@@ -1,0 +1,64 @@
+"""ONNX, run by onnxruntime: int8 as pairs of QuantizeLinear and DequantizeLinear (QDQ), fused to int8 kernels there."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.runtimes.contract import Predictor, Runtime
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+FILE = "model.onnx"
+_INPUT, _OUTPUT = "image", "logits"
+# The oldest with QuantizeLinear by channel that every runtime here reads; the exporter knows up to 20.
+_OPSET = 17
+
+
+def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
+    """Write a float or a converted model as ONNX, for batches of any size.
+
+    By the older exporter: torch.export, on which the newer one rests, cannot take a converted model.
+    """
+    import torch
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", message="You are using the legacy TorchScript-based ONNX export")
+        warnings.filterwarnings("ignore", message="The feature will be removed. Please remove usage of this function")
+        torch.onnx.export(
+            model.eval(),
+            (example,),
+            str(path),
+            dynamo=False,
+            opset_version=_OPSET,
+            input_names=[_INPUT],
+            output_names=[_OUTPUT],
+            dynamic_axes={_INPUT: {0: "batch"}, _OUTPUT: {0: "batch"}},
+        )
+
+
+def _export(model: nn.Module, example: Tensor, folder: Path) -> None:
+    export_onnx(model, example, folder / FILE)
+
+
+def _load(folder: Path, threads: int) -> Predictor:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Idle threads that spin would take the processor from whatever runs in between.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(folder / FILE, options, providers=["CPUExecutionProvider"])
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        (logits,) = session.run([_OUTPUT], {_INPUT: images})
+        return logits  # type: ignore[no-any-return]
+
+    return predict
+
+
+RUNTIME = Runtime("onnxruntime", ("onnx", "onnxruntime"), "onnxruntime", FILE, _export, _load)

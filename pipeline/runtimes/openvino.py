@@ -1,0 +1,48 @@
+"""OpenVINO: its intermediate representation (IR), made from the ONNX file of the same model."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.runtimes.contract import Predictor, Runtime
+from pipeline.runtimes.onnx import export_onnx
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+_FILE = "model.xml"  # its weights are in model.bin
+
+
+def _export(model: nn.Module, example: Tensor, folder: Path) -> None:
+    import openvino
+
+    with tempfile.TemporaryDirectory() as made:
+        path = Path(made) / "model.onnx"
+        export_onnx(model, example, path)
+        openvino.save_model(openvino.convert_model(path), folder / _FILE, compress_to_fp16=False)
+
+
+def _load(folder: Path, threads: int) -> Predictor:
+    import openvino
+
+    compiled = openvino.Core().compile_model(
+        folder / _FILE,
+        "CPU",
+        {
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            # On processors with bf16 it would else compute what is float in bf16, and compare unlike things.
+            "INFERENCE_PRECISION_HINT": "f32",
+        },
+    )
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        return compiled(images)[0].copy()  # type: ignore[no-any-return]
+
+    return predict
+
+
+RUNTIME = Runtime("openvino", ("onnx", "openvino"), "openvino", _FILE, _export, _load)

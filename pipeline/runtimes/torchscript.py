@@ -1,0 +1,47 @@
+"""TorchScript: the traced graph with its constants folded in, run without the model's Python code."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.runtimes.contract import Predictor, Runtime
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_FILE = "model.torchscript.pt"
+
+
+def _export(model: nn.Module, example: Tensor, folder: Path) -> None:
+    import torch
+
+    with _without_deprecation(), torch.inference_mode(False), torch.no_grad():
+        frozen = torch.jit.freeze(torch.jit.trace(model.eval(), example))
+        frozen.save(str(folder / _FILE))
+
+
+def _load(folder: Path, threads: int) -> Predictor:
+    import torch
+
+    from pipeline.runtimes import eager
+
+    with _without_deprecation():
+        module = torch.jit.load(str(folder / _FILE), map_location="cpu").eval()
+        # Convolutions in oneDNN's own layout; cannot be saved, so it is done on loading. Quantized ones stay.
+        module = torch.jit.optimize_for_inference(module)
+    return eager.predictor(module, threads)
+
+
+@contextmanager
+def _without_deprecation() -> Iterator[None]:
+    """Without the lines that recommend torch.export, which cannot take a converted model."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is (deprecated|not supported)")
+        yield
+
+
+RUNTIME = Runtime("torchscript", ("torch",), None, _FILE, _export, _load)

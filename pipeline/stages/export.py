@@ -1,0 +1,143 @@
+"""Export the float and the int8 models to each runtime, and test each file against the model it was made from.
+
+`<form>/<runtime>/` holds the runtime's file and the preprocessing. A runtime whose file does not choose the classes
+that torch's own model chooses fails for that form, with its likely cause; the others go on. `parity.json` tells
+later stages which files may be measured and shipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline import datasets, forms, parity, quantization, terminal
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.measurement import MEGABYTE
+from pipeline.runtimes import Runtime, eager, exported_to
+from pipeline.stage import Context, Inputs, Product, Stage
+from pipeline.stages.evaluate import PREFIXES
+
+PARITY_FILE = "parity.json"
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A form of the model as torch runs it, and its logits for the test part (N, classes)."""
+
+    prefix: str
+    model: nn.Module
+    logits: np.ndarray
+    labels: np.ndarray
+
+
+def run(config: Config, inputs: Inputs, context: Context) -> None:
+    test, runtimes = context.load_test(), exported_to(config.runtime.names)
+    if not runtimes:
+        raise UserError(
+            f"runtime.names=[{','.join(config.runtime.names)}]: nothing to export; allowed: runtime=all, or the stage "
+            "export left out"
+        )
+    verdicts: dict[str, dict[str, bool]] = {}
+    with parity.torch_threads_kept():
+        for form, checkpoint in inputs.items():
+            assert form != "exports"
+            prefix, model = PREFIXES[form], forms.load(form, checkpoint, config, context.info).eval()
+            predictor = eager.predictor(model, torch.get_num_threads())
+            size, labels = config.evaluate.batch_size, test.labels.numpy()
+            logits = parity.outputs(predictor, test, config.dataset, size, f"eager {prefix}")
+            reference = _Reference(prefix, model, logits, labels)
+            verdicts[prefix] = {runtime.name: _ship(runtime, reference, config, context) for runtime in runtimes}
+    if not any(verdicts["int8"].values()):
+        raise UserError(
+            f"runtime.names=[{','.join(config.runtime.names)}]: no exported int8 model agrees with torch's own; the "
+            "reasons stand above"
+        )
+    context.attach(PARITY_FILE).write_text(json.dumps(verdicts, indent=1))
+
+
+def _ship(runtime: Runtime, reference: _Reference, config: Config, context: Context) -> bool:
+    """Export a form to a runtime and test it there; report the numbers, and say whether it may be shipped."""
+    name = f"{runtime.name}/{reference.prefix}"
+    folder = context.folder / reference.prefix / runtime.name
+    try:
+        found = _export_and_compare(runtime, reference, folder, config, context)
+    except Exception as error:  # whatever an exporter or a runtime raises for a network that it cannot take
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        terminal.warn(f"{name}: fails: {reason}")
+        shutil.rmtree(folder, ignore_errors=True)
+        context.metric(f"{name}/parity", 0)
+        return False
+    passed = found.agreement_pct >= config.export.min_agreement
+    for what, value in dataclasses.asdict(found).items():
+        context.metric(f"{name}/{what}", value)
+    context.metric(f"{name}/file_mb", sum(path.stat().st_size for path in folder.iterdir()) / MEGABYTE)
+    context.metric(f"{name}/parity", float(passed))
+    line = (
+        f"{name}: agrees on {found.agreement_pct:.2f} % of {len(reference.labels)} test images, outputs differ by "
+        f"{found.max_difference:.3g} at most, {found.mean_difference:.3g} on average"
+    )
+    if passed:
+        terminal.say(f"  {line}")
+    else:
+        terminal.warn(f"{line}; export.min_agreement={config.export.min_agreement:g}: fails{_likely_cause(config)}")
+    return passed
+
+
+def _export_and_compare(
+    runtime: Runtime, reference: _Reference, folder: Path, config: Config, context: Context
+) -> parity.Parity:
+    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
+    folder.mkdir(parents=True)
+    size = config.dataset.image_size
+    runtime.export(reference.model, torch.zeros(1, context.info.channels, size, size), folder)
+    datasets.preprocessing(config.dataset).write(folder)
+    predictor = runtime.load(folder, torch.get_num_threads())
+    description = f"{runtime.name} {reference.prefix}"
+    test, batch_size = context.load_test(), config.evaluate.batch_size
+    with context.machine.computing():
+        logits = parity.outputs(predictor, test, config.dataset, batch_size, description)
+    return parity.compare(logits, reference.logits, reference.labels)
+
+
+def _likely_cause(config: Config) -> str:
+    """What is known to set runtimes apart, as the end of a line."""
+    if quantization.activation_levels(config.backend) > 128 and not quantization.has_vnni():
+        return (
+            "; likely cause: activations of 8 bits saturate in its kernels on this processor, which lacks VNNI: "
+            "backend.activation_bits=7"
+        )
+    return ""
+
+
+def _controls(config: Config) -> tuple[Product, ...]:
+    return ("ptq_int8",) if "ptq" in config.stages else ()
+
+
+STAGE = Stage(
+    name="export",
+    run=run,
+    sections=("model", "dataset", "backend", "fuse", "runtime", "export", "evaluate"),
+    consumes=("float", "int8"),
+    also_consumes=_controls,
+    produces="exports",
+    ignores=(
+        "dataset.max_train_samples",
+        "dataset.validation_fraction",
+        "dataset.crop_padding",
+        "dataset.horizontal_flip",
+        "evaluate.fake_quantized",
+        "evaluate.threads",
+        "evaluate.warmup",
+        "evaluate.repeats",
+    ),
+    parts=("test",),
+    measures_machine=True,  # whether kernels saturate is the processor's doing
+)
