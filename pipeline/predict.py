@@ -7,6 +7,7 @@ the first result is there in a fraction of a second.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -49,6 +50,8 @@ def _parser() -> Parser:
 def _run(arguments: argparse.Namespace) -> None:
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top}: allowed: at least 1")
+    # torch, where it is imported, tells of each start that its quantized tensors are deprecated.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     folder = exported.locate(arguments.model, arguments.outputs, arguments.tracking_uri)
     model = exported.load(folder)
     # Of transparency in palettes, which is ignored, and of images that are large but not refused.

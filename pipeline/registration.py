@@ -32,7 +32,7 @@ def check_registration(config: Config) -> None:
         return
     key = f"register.name={config.register.name}"
     if not config.register.name.strip() or any(sign in config.register.name for sign in "/:@"):
-        raise UserError(f"{key!r}: allowed: a name without / : @")
+        raise UserError(f"{key}: allowed: a name without / : @")
     if not config.tracking.enabled:
         raise UserError(f"{key}: allowed: with tracking.enabled=true")
     for stage in _NEEDED:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -188,3 +190,20 @@ def test_predict_imports_neither_torch_nor_mlflow_when_the_model_is_onnx(model: 
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "left" in done.stdout
+
+
+def test_program_of_the_documentation_predicts_without_this_project(
+    tmp_path: Path, bright_left: Path, command: Command
+) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (PROJECT_ROOT / "docs" / "serving.md").read_text(), re.DOTALL)
+    exported = write_brightness_model(tmp_path / "exported")
+    bright_left.rename(tmp_path / "seven.png")
+    alone = "import sys; assert not {'pipeline', 'torch', 'mlflow'} & set(sys.modules)\nprint(logits.tolist())"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program + alone], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    name, logits = done.stdout.splitlines()
+    assert name == "left"
+    _, out, _ = command("--model", exported, tmp_path / "seven.png")
+    odds = np.exp(json.loads(logits))
+    assert float(out.split()[1]) == pytest.approx(100 * odds[0] / odds.sum(), abs=0.5)  # 8-bit rounding apart

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,9 +21,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.files import PROJECT_ROOT
 from tests.shipped_models import Shipped, ship
 
 pytest.importorskip("onnxruntime")
+
+# Where nginx buffers, by the names of its settings; its defaults lie where only root may write.
+NGINX_FOLDERS = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +35,16 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
     return ship("onnxruntime", tmp_path_factory.mktemp("shipped"))
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
 def server(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`mlflow models serve` on a free port; gives the address to post to."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     scripts = sysconfig.get_path("scripts")
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", shipped.uri, "--env-manager", "local"]
     variables = shipped.elsewhere | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
@@ -61,6 +71,8 @@ def _wait_until_up(address: str, process: subprocess.Popen[bytes], log: Path) ->
     for _ in range(600):
         try:
             urllib.request.urlopen(address, timeout=5).close()
+            return
+        except urllib.error.HTTPError:  # it answers
             return
         except OSError:
             assert process.poll() is None, log.read_text()
@@ -118,3 +130,34 @@ def test_server_refuses_and_serves_on_when_the_body_is_oversized(server: str, sh
     assert status == 400
     assert f"({values},)" in words
     assert post(server, json.dumps({"inputs": shipped.images.tolist()}).encode())[0] == 200
+
+
+@pytest.fixture
+def proxy(server: str, tmp_path: Path) -> Iterator[str]:
+    """The proxy of docs/serving.md in front of the server; gives the address to post to."""
+    nginx = shutil.which("nginx")
+    if nginx is None:
+        pytest.skip("no nginx in PATH")
+    (written,) = re.findall(r"```nginx\n(.*?)```", (PROJECT_ROOT / "docs" / "serving.md").read_text(), re.DOTALL)
+    port = free_port()
+    written = written.replace("http://127.0.0.1:5001", server.removesuffix("/invocations"))
+    folders = "".join(f" {name}_temp_path {tmp_path}/{name};" for name in NGINX_FOLDERS)
+    settings = written.replace(":8080", f":{port}").replace("http {", f"http {{ access_log off;{folders}", 1)
+    (tmp_path / "nginx.conf").write_text(f"pid {tmp_path}/pid;\n{settings}")
+    command = [nginx, "-e", "stderr", "-p", str(tmp_path), "-c", "nginx.conf", "-g", "daemon off; master_process off;"]
+    with (tmp_path / "error.log").open("w") as log:
+        process = subprocess.Popen(command, stderr=log)
+    try:
+        _wait_until_up(f"http://127.0.0.1:{port}/", process, tmp_path / "error.log")
+        yield f"http://127.0.0.1:{port}/invocations"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_proxy_passes_good_bodies_and_refuses_oversized_ones(proxy: str, shipped: Shipped) -> None:
+    status, answer = post(proxy, json.dumps({"inputs": shipped.images.tolist()}).encode())
+    assert status == 200
+    np.testing.assert_array_equal(predictions(answer), shipped.outputs)
+    assert post(proxy, b'{"inputs": [' + b"0," * 2_500_000 + b"0]}")[0] == 413
+    assert post(proxy, json.dumps({"inputs": shipped.images.tolist()}).encode())[0] == 200

@@ -96,13 +96,17 @@ def _log_onnx(record: ModelRecord, common: Mapping[str, Any]) -> Any:
 def _log_torchscript(record: ModelRecord, common: Mapping[str, Any]) -> Any:
     import mlflow.pyfunc
 
-    return mlflow.pyfunc.log_model(
-        **common,
-        python_model=str(Path(__file__).with_name("torchscript_model.py")),
-        artifacts={"model": str(record.file), "preprocessing": str(record.file.parent / PREPROCESSING_FILE)},
-        model_config={"engine": record.engine, "threads": record.threads},
-        pip_requirements=_pinned("torch", "numpy"),
-    )
+    from pipeline.measurement import threads
+
+    # MLflow tries the model with the input example, here, and the model sets the number of threads.
+    with threads(record.threads):
+        return mlflow.pyfunc.log_model(
+            **common,
+            python_model=str(Path(__file__).with_name("torchscript_model.py")),
+            artifacts={"model": str(record.file), "preprocessing": str(record.file.parent / PREPROCESSING_FILE)},
+            model_config={"engine": record.engine, "threads": record.threads},
+            pip_requirements=_pinned("torch", "numpy"),
+        )
 
 
 def _pinned(*names: str) -> list[str]:
@@ -113,13 +117,17 @@ def _pinned(*names: str) -> list[str]:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without MLflow's lines and bars about its own doings."""
-    logger = logging.getLogger("mlflow")
-    before = logger.level
+    import mlflow.environment_variables as mlflow_variables
+
+    logger, bars = logging.getLogger("mlflow"), mlflow_variables.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
+    level, shown = logger.level, bars.get_raw()
     logger.setLevel(logging.ERROR)
+    bars.set(False)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.setLevel(level)
+        bars.unset() if shown is None else bars.set(shown)
 
 
 def register(
