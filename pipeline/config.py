@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import UserError
 from pipeline.setting import check_settings, setting
-from pipeline.shipping import ExportConfig, RegisterConfig, RuntimeConfig
+from pipeline.shipping import BenchmarkConfig, ExportConfig, RegisterConfig, RuntimeConfig
 
 OBSERVERS = ("moving_average", "histogram", "min_max")
 
@@ -178,6 +178,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     register: RegisterConfig = field(default_factory=RegisterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = setting(0, minimum=0, maximum=2**32 - 1)

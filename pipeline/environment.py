@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 
 import torch
@@ -48,6 +50,40 @@ def resolve_device(name: str) -> torch.device:
 def machine() -> dict[str, str]:
     """What a measured latency depends on besides the configuration."""
     return {"cpu": cpu_name(), "torch": torch.__version__, "python": platform.python_version()}
+
+
+def hardware() -> dict[str, str]:
+    """What else a latency depends on: vector instructions, frequency governor, and how busy the machine is now."""
+    known = torch.cpu.get_capabilities()
+    names = {
+        "avx2": "AVX2",
+        "avx512_f": "AVX512",
+        "avx512_vnni": "AVX512-VNNI",
+        "avx_vnni": "AVX-VNNI",
+        "amx_int8": "AMX",
+    }
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return {
+        "cpu_instructions": " ".join(shown for name, shown in names.items() if known.get(name)) or "none known",
+        "cpu_governor": governor.read_text().strip() if governor.exists() else "unknown",
+        "load_average": f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown",
+    }
+
+
+def busy_share(seconds: float = 0.5) -> float | None:
+    """The share of this machine's processors that others use while this process waits; None where none can tell."""
+    counters = Path("/proc/stat")
+    if not counters.exists():
+        return None
+
+    def read() -> tuple[int, int]:
+        ticks = [int(count) for count in counters.read_text().splitlines()[0].split()[1:9]]
+        return sum(ticks), ticks[3] + ticks[4]  # idle, and waiting for a disk
+
+    all_before, idle_before = read()
+    time.sleep(seconds)
+    everything, idle = read()
+    return 1 - (idle - idle_before) / max(1, everything - all_before)
 
 
 def _output(*command: str) -> str | None:

@@ -60,6 +60,7 @@ def describe(request: Request, plan: Plan) -> RunRecord:
         "git_commit": environment.git_commit(),
         "torch_version": torch.__version__,
         "cpu": environment.cpu_name(),
+        **environment.hardware(),
         "device": str(environment.resolve_device(config.device)),
         "threads": str(torch.get_num_threads()),
         "latency_threads": str(config.evaluate.threads),

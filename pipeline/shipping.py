@@ -22,6 +22,19 @@ class ExportConfig:
 
 
 @dataclass
+class BenchmarkConfig:
+    """How latencies on the runtimes are measured; the method is that of docs/latency.md."""
+
+    threads: list[int] = setting([1])
+    batch_sizes: list[int] = setting([1, 8])
+    min_repeats: int = setting(200, minimum=1)
+    interval_pct: float = setting(2.0, above=0)
+    max_seconds: float = setting(60.0, above=0)
+    pin: bool = setting(False)
+    memory: bool = setting(True)
+
+
+@dataclass
 class RegisterConfig:
     """Under which name the int8 model is registered (null: it is not), and which version is its champion.
 

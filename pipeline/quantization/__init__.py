@@ -8,6 +8,7 @@ but without a removal version: when it goes, this is the room to refurnish.
     layers.py          the quantizable layers by name, and those that stay float
     graph.py           the forms of a model: fuse, prepare, convert, rebuild
     fake_quantize.py   switching observers and fake-quantize modules of a prepared model
+    products.py        int8 matrix products, for the machine's peak
     vectorized.py      the arithmetic of fake-quantize on the CPU, to torch's bits in a fraction of its time
 """
 
@@ -35,6 +36,7 @@ from pipeline.quantization.graph import (
     rebuild,
 )
 from pipeline.quantization.layers import check_skip_layers, quantizable_layers
+from pipeline.quantization.products import int8_products
 from pipeline.quantization.qconfig import (
     activation_levels,
     has_vnni,
@@ -61,6 +63,7 @@ __all__ = [
     "fuse",
     "fuse_modules",
     "has_vnni",
+    "int8_products",
     "observers_off",
     "prepare",
     "prepare_ptq",

@@ -30,9 +30,8 @@ def _load(folder: Path, threads: int) -> Predictor:
     from pipeline.runtimes import eager
 
     with _without_deprecation():
+        # As it is: torch.jit.optimize_for_inference makes fp32 twice as slow on small images, and int8 no faster.
         module = torch.jit.load(str(folder / _FILE), map_location="cpu").eval()
-        # Convolutions in oneDNN's own layout; cannot be saved, so it is done on loading. Quantized ones stay.
-        module = torch.jit.optimize_for_inference(module)
     return eager.predictor(module, threads)
 
 
