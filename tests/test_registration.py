@@ -160,7 +160,7 @@ def test_logged_file_is_the_exported_one_to_its_outputs_when_found_by_its_alias(
 
 
 def test_registered_model_is_found_through_mlflow_when_the_tables_are_not_as_they_are_known(
-    registering: Register, outputs: Path, monkeypatch: pytest.MonkeyPatch
+    registering: Register, outputs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from pipeline.tracking import registry as module
 
@@ -168,6 +168,7 @@ def test_registered_model_is_found_through_mlflow_when_the_tables_are_not_as_the
     monkeypatch.setattr(module, "_VERSIONS", "versions_of_another_schema")
     folder = find_registered("models:/net@champion", TrackingConfig(), outputs)
     assert not folder.is_relative_to(outputs)  # downloaded
+    assert capfd.readouterr() == ("", "")
     assert load(folder).preprocessing.class_names == ("left", "right")
     with pytest.raises(UserError, match="cannot be had from"):
         find_registered("models:/nit@champion", TrackingConfig(), outputs)
