@@ -129,7 +129,8 @@ def test_version_is_kept_when_the_same_file_is_registered_again(registering: Reg
     again = registering(same_file=True)
     assert (first.version, again.version) == (1, 1)
     assert first.verdict.wins
-    assert again.verdict.reason == "it is the champion already"
+    assert again.verdict.reason == "as before"
+    assert mlflow.MlflowClient().get_model_version(name, "1").tags["verdict"] == "there is no champion yet"
     assert champion(name) == 1
 
 

@@ -136,7 +136,10 @@ def register(
         version = max(same) if same else _create_version(client, name, model_uri, mlflow.active_run(), tags)
         for key, value in tags.items() if same else ():
             client.set_model_version_tag(name, str(version), key, value)
-        verdict = _judge(candidate, version, versions, model.aliases.get(ALIAS), config.max_drop_pct)
+        champion = model.aliases.get(ALIAS)
+        if champion is not None and int(champion) == version:
+            return Registration(version, Verdict(True, "as before"))
+        verdict = _judge(candidate, versions, champion, config.max_drop_pct)
         client.set_model_version_tag(name, str(version), "verdict", verdict.reason)
         if verdict.wins:
             client.set_registered_model_alias(name, ALIAS, str(version))
@@ -154,13 +157,9 @@ def _create_version(client: Any, name: str, model_uri: str, run: Any, tags: Mapp
     return int(made.version)
 
 
-def _judge(
-    candidate: Contender, version: int, versions: Mapping[int, Any], champion: Any, max_drop_pct: float
-) -> Verdict:
+def _judge(candidate: Contender, versions: Mapping[int, Any], champion: Any, max_drop_pct: float) -> Verdict:
     if champion is None or int(champion) not in versions:  # none yet, or its version was deleted
         return judge(candidate, None, max_drop_pct)
-    if int(champion) == version:
-        return Verdict(False, "it is the champion already")
     present = _contender(versions[int(champion)].tags)
     if present is None:
         return Verdict(False, f"the champion, version {champion}, says nothing of its accuracy and latency")
