@@ -50,22 +50,33 @@ def exports(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The outputs of every test here, each of which registers under a name of its own."""
+    return tmp_path_factory.mktemp("registering") / "outputs"
+
+
 @pytest.fixture
-def run(outputs: Path) -> Iterator[None]:
-    with open_run(TrackingConfig(), outputs, RunRecord("test", {}, {}, "", ("digits", "0", "nowhere"))):
+def run(store: Path) -> Iterator[None]:
+    with open_run(TrackingConfig(), store, RunRecord("test", {}, {}, "", ("digits", "0", "nowhere"))):
         yield
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.node.name)
 
 
 Keep = Callable[..., Mapping[str, str] | None]
 
 
 @pytest.fixture
-def keep(run: None, exports: Path, small_request: Callable[..., Request]) -> Keep:
+def keep(run: None, exports: Path, store: Path, small_request: Callable[..., Request]) -> Keep:
     """Keep the model of a run with these metrics; gives the flavours of what was logged."""
 
     def once(*overrides: str, **metrics: float) -> Mapping[str, str] | None:
         changed = {name.replace("__", "/"): value for name, value in metrics.items()}
-        keep_model(small_request(STAGES, *overrides).config, exports, METRICS | changed)
+        keep_model(small_request(STAGES, f"outputs={store}", *overrides).config, exports, METRICS | changed)
         active = mlflow.active_run()
         assert active is not None
         logged = mlflow.get_run(active.info.run_id).outputs
@@ -76,37 +87,42 @@ def keep(run: None, exports: Path, small_request: Callable[..., Request]) -> Kee
     return once
 
 
-def version() -> Mapping[str, str]:
-    return mlflow.MlflowClient().get_model_version_by_alias("digits", "champion").tags
+def champion(name: str) -> Mapping[str, str]:
+    """The tags of the champion's version."""
+    return mlflow.MlflowClient().get_model_version_by_alias(name, "champion").tags
 
 
-def test_model_is_logged_as_onnx_and_not_registered_when_no_name_is_given(keep: Keep) -> None:
+def registered(name: str) -> bool:
+    return bool(mlflow.MlflowClient().search_registered_models(f"name='{name}'"))
+
+
+def test_model_is_logged_as_onnx_and_not_registered_when_no_name_is_given(keep: Keep, name: str) -> None:
     flavours = keep()
     assert flavours is not None
     assert "onnx" in flavours
-    assert mlflow.MlflowClient().search_registered_models() == []
+    assert not registered(name)
 
 
 def test_model_is_registered_with_what_the_rule_reads_when_a_name_is_given(
-    keep: Keep, capsys: pytest.CaptureFixture[str]
+    keep: Keep, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keep("register.name=digits")
-    tags = version()
+    keep(f"register.name={name}")
+    tags = champion(name)
     assert float(tags["accuracy_drop_pct"]) == pytest.approx(0.1)
     assert tags["latency_ms"] == "1.5"
     assert tags["conditions"].startswith("exported, 1 thread, ")
-    assert "registered digits version 1, champion: there is no champion yet" in capsys.readouterr().out
+    assert f"registered {name} version 1, champion: there is no champion yet" in capsys.readouterr().out
 
 
-def test_torchscript_is_logged_when_onnx_fails_parity(keep: Keep, capfd: pytest.CaptureFixture[str]) -> None:
+def test_torchscript_is_logged_when_onnx_fails_parity(keep: Keep, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     with measurement.threads(threads + 1):
-        flavours = keep("register.name=digits", onnxruntime__int8__parity=0.0)
+        flavours = keep(f"register.name={name}", onnxruntime__int8__parity=0.0)
         assert torch.get_num_threads() == threads + 1  # the jobs that follow in a sweep keep theirs
     assert capfd.readouterr().err == ""
     assert flavours is not None
     assert "onnx" not in flavours
-    tags = version()
+    tags = champion(name)
     assert tags["runtime"] == "torchscript"
     assert float(tags["accuracy_drop_pct"]) == pytest.approx(0.2)
     # It was not measured: the latency is that of the eager model, which is not compared with exported ones.
@@ -114,18 +130,18 @@ def test_torchscript_is_logged_when_onnx_fails_parity(keep: Keep, capfd: pytest.
     assert tags["conditions"].startswith("eager, 1 thread, ")
 
 
-def test_nothing_is_logged_when_nothing_has_parity(keep: Keep, capsys: pytest.CaptureFixture[str]) -> None:
-    assert keep("register.name=digits", onnxruntime__int8__parity=0.0, torchscript__int8__parity=0.0) is None
-    assert mlflow.MlflowClient().search_registered_models() == []
+def test_nothing_is_logged_when_nothing_has_parity(keep: Keep, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert keep(f"register.name={name}", onnxruntime__int8__parity=0.0, torchscript__int8__parity=0.0) is None
+    assert not registered(name)
     assert "nothing is registered: no exported model has parity" in capsys.readouterr().err
 
 
-def test_champion_stays_when_the_next_run_loses_too_much(keep: Keep) -> None:
-    keep("register.name=digits", onnxruntime__int8__accuracy_pct=98.4)
+def test_champion_stays_when_the_next_run_loses_too_much(keep: Keep, name: str) -> None:
+    keep(f"register.name={name}", onnxruntime__int8__accuracy_pct=98.4)
     client = mlflow.MlflowClient()
-    assert client.get_registered_model("digits").aliases == {}
-    keep("register.name=digits", "register.max_drop_pct=0.6", onnxruntime__int8__accuracy_pct=98.4)
-    assert float(version()["accuracy_drop_pct"]) == pytest.approx(0.6)
+    assert client.get_registered_model(name).aliases == {}
+    keep(f"register.name={name}", "register.max_drop_pct=0.6", onnxruntime__int8__accuracy_pct=98.4)
+    assert float(champion(name)["accuracy_drop_pct"]) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -29,65 +30,81 @@ GOOD = Contender(accuracy_drop_pct=0.2, latency_ms=2.0, parity=True, conditions=
 Register = Callable[..., Registration]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for every test here, each of which registers under a name of its own."""
+    return tmp_path_factory.mktemp("registration") / "outputs"
+
+
+@pytest.fixture(scope="module")
 def run(outputs: Path) -> Iterator[None]:
-    """An active run in an empty store."""
     record = RunRecord("test", {}, {}, "", ("digits", "0", "nowhere"))
     with open_run(TrackingConfig(), outputs, record):
         yield
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> ModelRecord:
-    return ModelRecord("onnxruntime", write_brightness_model(tmp_path / "model") / "model.onnx", 1, "fbgemm")
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelRecord:
+    folder = write_brightness_model(tmp_path_factory.mktemp("model"))
+    return ModelRecord("onnxruntime", folder / "model.onnx", 1, "fbgemm")
+
+
+@pytest.fixture(scope="module")
+def logged(run: None, model: ModelRecord) -> str:
+    return log_model(model)
 
 
 @pytest.fixture
-def registering(run: None, outputs: Path, model: ModelRecord) -> Register:
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.node.name)
+
+
+@pytest.fixture
+def registering(logged: str, outputs: Path, model: ModelRecord, name: str, tmp_path: Path) -> Register:
     """Register one logged model again and again, as a new file each time, with other measurements."""
-    uri = log_model(model)
+    numbers = itertools.count(1)
 
     def once(same_file: bool = False, max_drop_pct: float = 0.5, **measured: Any) -> Registration:
-        if not same_file:
-            count = len(list(model.file.parent.iterdir()))
-            other = model.file.with_name(f"other-{count}.onnx")
-            other.write_bytes(model.file.read_bytes() + bytes(count))
+        other = tmp_path / "model.onnx"
+        other.write_bytes(model.file.read_bytes() + bytes(next(numbers)))
         record = model if same_file else replace(model, file=other)
-        return register(RegisterConfig("net", max_drop_pct), outputs, record, uri, replace(GOOD, **measured))
+        return register(RegisterConfig(name, max_drop_pct), outputs, record, logged, replace(GOOD, **measured))
 
     return once
 
 
-def champion() -> int | None:
-    aliases = mlflow.MlflowClient().get_registered_model("net").aliases
+def champion(name: str) -> int | None:
+    aliases = mlflow.MlflowClient().get_registered_model(name).aliases
     return int(aliases["champion"]) if aliases else None
 
 
-def test_champion_is_the_first_that_qualifies_when_the_registry_is_empty(registering: Register) -> None:
+def test_champion_is_the_first_that_qualifies_when_the_registry_is_empty(registering: Register, name: str) -> None:
     assert not registering(accuracy_drop_pct=0.6).verdict.wins
-    assert champion() is None
+    assert champion(name) is None
     assert not registering(parity=False).verdict.wins
-    assert champion() is None
+    assert champion(name) is None
     assert registering(latency_ms=9.0).verdict.wins
-    assert champion() == 3
+    assert champion(name) == 3
 
 
-def test_champion_changes_hands_when_a_version_is_faster_and_stays_when_it_ties(registering: Register) -> None:
+def test_champion_changes_hands_when_a_version_is_faster_and_stays_when_it_ties(
+    registering: Register, name: str
+) -> None:
     registering()
     assert not registering(accuracy_drop_pct=0.0).verdict.wins  # a tie
-    assert champion() == 1
+    assert champion(name) == 1
     assert not registering(latency_ms=2.5).verdict.wins
     assert not registering(latency_ms=1.0, parity=False).verdict.wins
-    assert champion() == 1
+    assert champion(name) == 1
     assert registering(latency_ms=1.5).verdict.wins
-    assert champion() == 5
-    tags = mlflow.MlflowClient().get_model_version("net", "2").tags
+    assert champion(name) == 5
+    tags = mlflow.MlflowClient().get_model_version(name, "2").tags
     assert tags["verdict"] == "it takes 2.000 ms, the champion 2.000 ms"
     assert tags["latency_ms"] == "2.0"
 
 
 def test_champion_stays_when_registering_the_next_version_fails(
-    registering: Register, monkeypatch: pytest.MonkeyPatch
+    registering: Register, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registering()
 
@@ -98,45 +115,46 @@ def test_champion_stays_when_registering_the_next_version_fails(
         broken.setattr(mlflow.MlflowClient, "create_model_version", full)
         with pytest.raises(OSError, match="the disk is full"):
             registering(latency_ms=1.0)
-    assert champion() == 1
+    assert champion(name) == 1
     with monkeypatch.context() as broken:
         broken.setattr(mlflow.MlflowClient, "set_model_version_tag", full)
         with pytest.raises(OSError, match="the disk is full"):
             registering(latency_ms=1.0)
-    assert champion() == 1
+    assert champion(name) == 1
     assert registering(latency_ms=1.0).verdict.wins  # and the lock is free again
 
 
-def test_version_is_kept_when_the_same_file_is_registered_again(registering: Register) -> None:
+def test_version_is_kept_when_the_same_file_is_registered_again(registering: Register, name: str) -> None:
     first = registering(same_file=True)
     again = registering(same_file=True)
     assert (first.version, again.version) == (1, 1)
     assert first.verdict.wins
-    assert again.verdict.reason == "it is the champion already"
-    assert champion() == 1
+    assert again.verdict.reason == "as before"
+    assert mlflow.MlflowClient().get_model_version(name, "1").tags["verdict"] == "there is no champion yet"
+    assert champion(name) == 1
 
 
-def test_first_that_qualifies_is_champion_when_the_champion_was_deleted(registering: Register) -> None:
+def test_first_that_qualifies_is_champion_when_the_champion_was_deleted(registering: Register, name: str) -> None:
     registering()
-    mlflow.MlflowClient().delete_model_version("net", "1")
+    mlflow.MlflowClient().delete_model_version(name, "1")
     assert registering(latency_ms=9.0).verdict.wins
-    assert champion() == 2
+    assert champion(name) == 2
 
 
-def test_champion_stays_when_it_was_registered_by_other_means(registering: Register) -> None:
+def test_champion_stays_when_it_was_registered_by_other_means(registering: Register, name: str) -> None:
     registering(accuracy_drop_pct=0.6)
     client = mlflow.MlflowClient()
-    source = client.get_model_version("net", "1").source
-    client.create_model_version("net", source)
-    client.set_registered_model_alias("net", "champion", "2")
+    source = client.get_model_version(name, "1").source
+    client.create_model_version(name, source)
+    client.set_registered_model_alias(name, "champion", "2")
     done = registering(latency_ms=0.1)
     assert not done.verdict.wins
     assert "version 2, says nothing" in done.verdict.reason
-    assert champion() == 2
+    assert champion(name) == 2
 
 
-def test_logged_model_has_signature_example_and_preprocessing(run: None, model: ModelRecord) -> None:
-    info = mlflow.models.get_model_info(log_model(model))
+def test_logged_model_has_signature_example_and_preprocessing(logged: str) -> None:
+    info = mlflow.models.get_model_info(logged)
     assert info.signature.inputs.to_dict()[0]["tensor-spec"] == {"dtype": "float32", "shape": (-1, 1, 8, 8)}
     assert info.signature.outputs.to_dict()[0]["tensor-spec"] == {"dtype": "float32", "shape": (-1, 2)}
     assert info.saved_input_example_info["type"] == "ndarray"
@@ -148,11 +166,11 @@ def test_logged_model_has_signature_example_and_preprocessing(run: None, model: 
 
 
 def test_logged_file_is_the_exported_one_to_its_outputs_when_found_by_its_alias(
-    registering: Register, outputs: Path, model: ModelRecord
+    registering: Register, name: str, outputs: Path, model: ModelRecord
 ) -> None:
     registering(same_file=True)
-    folder = find_registered("models:/net@champion", TrackingConfig(), outputs)
-    assert find_registered("models:/net/1", TrackingConfig(), outputs) == folder
+    folder = find_registered(f"models:/{name}@champion", TrackingConfig(), outputs)
+    assert find_registered(f"models:/{name}/1", TrackingConfig(), outputs) == folder
     assert json.loads((folder / "extra_files" / "preprocessing.json").read_text())["class_names"] == ["left", "right"]
     images = np.random.default_rng(0).normal(size=(5, 1, 8, 8)).astype(np.float32)
     exported = registry()["onnxruntime"].load(model.file.parent, 1)(images)
@@ -160,20 +178,23 @@ def test_logged_file_is_the_exported_one_to_its_outputs_when_found_by_its_alias(
 
 
 def test_registered_model_is_found_through_mlflow_when_the_tables_are_not_as_they_are_known(
-    registering: Register, outputs: Path, monkeypatch: pytest.MonkeyPatch
+    registering: Register, name: str, outputs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from pipeline.tracking import registry as module
 
     registering(same_file=True)
     monkeypatch.setattr(module, "_VERSIONS", "versions_of_another_schema")
-    folder = find_registered("models:/net@champion", TrackingConfig(), outputs)
+    folder = find_registered(f"models:/{name}@champion", TrackingConfig(), outputs)
     assert not folder.is_relative_to(outputs)  # downloaded
+    assert capfd.readouterr() == ("", "")
     assert load(folder).preprocessing.class_names == ("left", "right")
     with pytest.raises(UserError, match="cannot be had from"):
         find_registered("models:/nit@champion", TrackingConfig(), outputs)
 
 
-def test_model_is_refused_in_one_line_when_the_registry_does_not_have_it(registering: Register, outputs: Path) -> None:
+def test_model_is_refused_in_one_line_when_the_registry_does_not_have_it(
+    registering: Register, name: str, outputs: Path
+) -> None:
     registering(parity=False)
 
     def refusal(uri: str, where: Path = outputs) -> str:
@@ -182,11 +203,11 @@ def test_model_is_refused_in_one_line_when_the_registry_does_not_have_it(registe
         assert "\n" not in str(refused.value)
         return str(refused.value)
 
-    assert "net has no @champion; allowed: /1" in refusal("models:/net@champion")
-    assert "no model 'nett' is registered" in refusal("models:/nett/1")
-    assert "did you mean 'net'?" in refusal("models:/nett/1")
-    assert "net has no /2" in refusal("models:/net/2")
-    assert "allowed: models:/NAME@ALIAS" in refusal("models:/net")
-    assert "there is no store" in refusal("models:/net/1", outputs / "nowhere")
-    mlflow.MlflowClient().delete_model_version("net", "1")
-    assert "net has no /1" in refusal("models:/net/1")
+    assert f"{name} has no @champion; allowed: /1" in refusal(f"models:/{name}@champion")
+    assert f"no model '{name}t' is registered" in refusal(f"models:/{name}t/1")
+    assert f"did you mean '{name}'?" in refusal(f"models:/{name}t/1")
+    assert f"{name} has no /2" in refusal(f"models:/{name}/2")
+    assert "allowed: models:/NAME@ALIAS" in refusal(f"models:/{name}")
+    assert "there is no store" in refusal(f"models:/{name}/1", outputs / "nowhere")
+    mlflow.MlflowClient().delete_model_version(name, "1")
+    assert f"{name} has no /1" in refusal(f"models:/{name}/1")

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from pipeline.champion import Contender, Verdict, judge
 from pipeline.files import sha256
 from pipeline.preprocessing import PREPROCESSING_FILE, Preprocessing
 from pipeline.shipping import RegisterConfig
+from pipeline.tracking.store import silence
 
 ALIAS = "champion"
 _NAME = "int8"  # of the model within its run
@@ -65,7 +64,7 @@ def log_model(record: ModelRecord) -> str:
         "input_example": np.zeros((1, *shape), np.float32),
         "metadata": {"preprocessing": dataclasses.asdict(preprocessing), "runtime": record.runtime},
     }
-    with _quietly():
+    with silence():
         log = {"onnxruntime": _log_onnx, "torchscript": _log_torchscript}[record.runtime]
         return str(log(record, common).model_uri)
 
@@ -114,22 +113,6 @@ def _pinned(*names: str) -> list[str]:
     return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in names]
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without MLflow's lines and bars about its own doings."""
-    import mlflow.environment_variables as mlflow_variables
-
-    logger, bars = logging.getLogger("mlflow"), mlflow_variables.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
-    level, shown = logger.level, bars.get_raw()
-    logger.setLevel(logging.ERROR)
-    bars.set(False)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        bars.unset() if shown is None else bars.set(shown)
-
-
 def register(
     config: RegisterConfig, outputs: Path, record: ModelRecord, model_uri: str, candidate: Contender
 ) -> Registration:
@@ -146,14 +129,17 @@ def register(
     tags |= {"runtime": record.runtime, _DIGEST: sha256(record.file)}
     outputs.mkdir(parents=True, exist_ok=True)
     # Two jobs of a sweep may come at once; each has to see the champion that the other made.
-    with FileLock(outputs / ".register.lock"), _quietly():
+    with FileLock(outputs / ".register.lock"), silence():
         model = _registered_model(client, name)
         versions = {int(found.version): found for found in client.search_model_versions(f"name='{name}'")}
         same = [number for number, found in versions.items() if found.tags.get(_DIGEST) == tags[_DIGEST]]
         version = max(same) if same else _create_version(client, name, model_uri, mlflow.active_run(), tags)
         for key, value in tags.items() if same else ():
             client.set_model_version_tag(name, str(version), key, value)
-        verdict = _judge(candidate, version, versions, model.aliases.get(ALIAS), config.max_drop_pct)
+        champion = model.aliases.get(ALIAS)
+        if champion is not None and int(champion) == version:
+            return Registration(version, Verdict(True, "as before"))
+        verdict = _judge(candidate, versions, champion, config.max_drop_pct)
         client.set_model_version_tag(name, str(version), "verdict", verdict.reason)
         if verdict.wins:
             client.set_registered_model_alias(name, ALIAS, str(version))
@@ -171,13 +157,9 @@ def _create_version(client: Any, name: str, model_uri: str, run: Any, tags: Mapp
     return int(made.version)
 
 
-def _judge(
-    candidate: Contender, version: int, versions: Mapping[int, Any], champion: Any, max_drop_pct: float
-) -> Verdict:
+def _judge(candidate: Contender, versions: Mapping[int, Any], champion: Any, max_drop_pct: float) -> Verdict:
     if champion is None or int(champion) not in versions:  # none yet, or its version was deleted
         return judge(candidate, None, max_drop_pct)
-    if int(champion) == version:
-        return Verdict(False, "it is the champion already")
     present = _contender(versions[int(champion)].tags)
     if present is None:
         return Verdict(False, f"the champion, version {champion}, says nothing of its accuracy and latency")

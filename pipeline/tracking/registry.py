@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pipeline.config import TrackingConfig
 from pipeline.errors import UserError, suggestion
-from pipeline.tracking.store import few_retries, quiet, store_uri
+from pipeline.tracking.store import few_retries, silence, store_uri
 
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 _SQLITE = "sqlite:///"
@@ -84,11 +84,10 @@ def _download(uri: str, store: str) -> Path:
     """The model's folder by way of mlflow: seconds for its import, and the download where the store is a server."""
     import mlflow
 
-    quiet()
     folder = tempfile.mkdtemp(prefix="model-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
-        with few_retries():
+        with few_retries(), silence():
             mlflow.set_tracking_uri(store)
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
     except mlflow.exceptions.MlflowException as error:

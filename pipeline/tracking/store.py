@@ -19,6 +19,7 @@ _SQLITE = "sqlite:///"
 _DATABASE = "mlflow.db"
 _ARTIFACTS = "mlartifacts"
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 # Lets the MLflow UI open the experiment as model training, with its charts, instead of as GenAI.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 
@@ -34,6 +35,20 @@ def quiet() -> None:
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Silence even MLflow's warnings, and its progress bars: for what is known to work as it is done here."""
+    logger, before = logging.getLogger("mlflow"), os.environ.get(_BARS)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    os.environ[_BARS] = "false"
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        _restore(_BARS, before)
 
 
 def connect(mlflow: Any, config: TrackingConfig, outputs: Path) -> str:
@@ -73,5 +88,11 @@ def few_retries() -> Iterator[None]:
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[_RETRIES]
+        _restore(_RETRIES, before)
+
+
+def _restore(variable: str, before: str | None) -> None:
+    if before is None:
+        os.environ.pop(variable, None)
+    else:
+        os.environ[variable] = before
