@@ -12,6 +12,15 @@ from pipeline.config import Config
 from pipeline.datasets.spec import DatasetInfo
 from pipeline.quantization import Form
 
+# What the metrics of a form begin with.
+PREFIXES: dict[Form, str] = {
+    "float": "fp32",
+    "float_finetuned": "fp32_finetuned",
+    "ptq_int8": "ptq_int8",
+    "qat": "qat_fake",
+    "int8": "int8",
+}
+
 
 def load(form: Form, checkpoint: Path, config: Config, info: DatasetInfo) -> nn.Module:
     """The model in `form`, on the CPU: the plain float network, or the quantizable twin's other forms.

@@ -15,6 +15,9 @@ from pipeline.datasets.loader import count_batches, evaluation_batches
 from pipeline.datasets.spec import Part
 from pipeline.runtimes import Predictor
 
+# In the folder of exported models: {form: {runtime: whether it has parity}}.
+FILE = "parity.json"
+
 
 @dataclass(frozen=True)
 class Parity:

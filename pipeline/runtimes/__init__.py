@@ -16,8 +16,10 @@ import importlib.util
 from collections.abc import Sequence
 
 from pipeline.errors import UserError, suggestion
-from pipeline.runtimes import onnx, openvino, torchscript
 from pipeline.runtimes.contract import Predictor, Runtime
+from pipeline.runtimes.onnx import RUNTIME as ONNXRUNTIME
+from pipeline.runtimes.openvino import RUNTIME as OPENVINO
+from pipeline.runtimes.torchscript import RUNTIME as TORCHSCRIPT
 
 __all__ = ["EAGER", "Predictor", "Runtime", "check_runtimes", "exported_to", "registry"]
 
@@ -28,7 +30,7 @@ EAGER = "eager"
 @functools.cache
 def registry() -> dict[str, Runtime]:
     """The runtimes that a model is exported for, by name."""
-    return {runtime.name: runtime for runtime in (torchscript.RUNTIME, onnx.RUNTIME, openvino.RUNTIME)}
+    return {runtime.name: runtime for runtime in (TORCHSCRIPT, ONNXRUNTIME, OPENVINO)}
 
 
 def exported_to(names: Sequence[str]) -> list[Runtime]:

@@ -27,12 +27,12 @@ def _export(model: nn.Module, example: Tensor, folder: Path) -> None:
 def _load(folder: Path, threads: int) -> Predictor:
     import torch
 
-    from pipeline.runtimes import eager
+    from pipeline.runtimes.eager import predictor
 
     with _without_deprecation():
         # As it is: torch.jit.optimize_for_inference makes fp32 twice as slow on small images, and int8 no faster.
         module = torch.jit.load(str(folder / _FILE), map_location="cpu").eval()
-    return eager.predictor(module, threads)
+    return predictor(module, threads)
 
 
 @contextmanager

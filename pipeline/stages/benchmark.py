@@ -13,17 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import environment, forms, latency, memory, roofline, runtime_plots, terminal
+from pipeline import environment, forms, latency, memory, parity, roofline, runtime_plots, terminal
 from pipeline.config import Config
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.latency import Taken
-from pipeline.parity import torch_threads_kept
 from pipeline.roofline import Network, Peak
 from pipeline.runtime_report import Measured, runtimes_table
 from pipeline.runtimes import EAGER, Predictor, eager, exported_to
 from pipeline.stage import Context, Inputs, Stage
-from pipeline.stages.evaluate import PREFIXES
-from pipeline.stages.export import PARITY_FILE
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
@@ -33,7 +30,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     rows: list[Measured] = []
     raw: dict[str, dict[str, list[float]]] = {}
     peaks: list[Peak] = []
-    with context.machine.measuring(), torch_threads_kept():
+    with context.machine.measuring(), parity.torch_threads_kept():
         for threads in settings.threads:
             _warn_if_busy()
             with latency.pinned(threads if settings.pin else None):
@@ -73,8 +70,8 @@ def _predictors(config: Config, inputs: Inputs, context: Context, threads: int) 
     for form, checkpoint in inputs.items():
         if form != "exports":
             model = forms.load(form, checkpoint, config, context.info)
-            predictors[f"{EAGER}/{PREFIXES[form]}"] = eager.predictor(model, threads)
-    for prefix, verdicts in json.loads((exports / PARITY_FILE).read_text()).items():
+            predictors[f"{EAGER}/{forms.PREFIXES[form]}"] = eager.predictor(model, threads)
+    for prefix, verdicts in json.loads((exports / parity.FILE).read_text()).items():
         for runtime in exported_to(config.runtime.names):
             if verdicts[runtime.name]:
                 predictors[f"{runtime.name}/{prefix}"] = runtime.load(exports / prefix / runtime.name, threads)

@@ -22,14 +22,6 @@ from pipeline.stage import Context, Inputs, Stage
 from pipeline.statistics import accuracy_interval, mcnemar_p
 from pipeline.training import accuracy_pct, predict
 
-# What the metrics of a form begin with.
-PREFIXES: dict[Form, str] = {
-    "float": "fp32",
-    "float_finetuned": "fp32_finetuned",
-    "ptq_int8": "ptq_int8",
-    "qat": "qat_fake",
-    "int8": "int8",
-}
 _ON_CPU_ALONE = ("ptq_int8", "int8")
 # fp32_finetuned is the arithmetic of fp32, and qat_fake only simulates that of int8: nobody ships it for its speed.
 _TIMED = ("fp32", "ptq_int8", "int8")
@@ -39,7 +31,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     test = context.load_test()
     models = {
         prefix: forms.load(form, inputs[form], config, context.info)
-        for form, prefix in PREFIXES.items()
+        for form, prefix in forms.PREFIXES.items()
         if form in inputs
     }
     predicted = {name: _predict(name, model, test, config, context) for name, model in models.items()}

@@ -23,9 +23,6 @@ from pipeline.errors import UserError
 from pipeline.measurement import MEGABYTE
 from pipeline.runtimes import Runtime, eager, exported_to
 from pipeline.stage import Context, Inputs, Product, Stage
-from pipeline.stages.evaluate import PREFIXES
-
-PARITY_FILE = "parity.json"
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     with parity.torch_threads_kept():
         for form, checkpoint in inputs.items():
             assert form != "exports"
-            prefix, model = PREFIXES[form], forms.load(form, checkpoint, config, context.info).eval()
+            prefix, model = forms.PREFIXES[form], forms.load(form, checkpoint, config, context.info).eval()
             predictor = eager.predictor(model, torch.get_num_threads())
             size, labels = config.evaluate.batch_size, test.labels.numpy()
             logits = parity.outputs(predictor, test, config.dataset, size, f"eager {prefix}")
@@ -60,7 +57,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
             f"runtime.names=[{','.join(config.runtime.names)}]: no exported int8 model agrees with torch's own; the "
             "reasons stand above"
         )
-    context.attach(PARITY_FILE).write_text(json.dumps(verdicts, indent=1))
+    context.attach(parity.FILE).write_text(json.dumps(verdicts, indent=1))
 
 
 def _ship(runtime: Runtime, reference: _Reference, config: Config, context: Context) -> bool:

@@ -1,0 +1,227 @@
+"""Export and parity: every network on every runtime, and the gate that a wrong export does not pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline import datasets, models, parity, quantization, runner, runtimes
+from pipeline.composition import compose_request
+from pipeline.errors import UserError
+from pipeline.quantization import qconfig
+from pipeline.runtimes import Runtime, eager, registry
+from tests.conftest import SMALL
+
+for needed in ("onnx", "onnxruntime", "openvino"):
+    pytest.importorskip(needed)
+
+ALL = ["torchscript", "onnxruntime", "openvino"]
+SHIPPING = [*SMALL, "tracking=off", "runtime=all", "stages=[train,fuse,qat,convert,evaluate,export]"]
+
+
+def int8_model(name: str, backend: str, size: int) -> tuple[nn.Module, torch.Tensor]:
+    """A network in int8, not trained but normalized as a trained one is, and images."""
+    overrides = [f"model={name}", f"backend={backend}", "dataset=cifar10", f"dataset.image_size={size}"]
+    config = compose_request(overrides).config
+    torch.manual_seed(0)
+    twin = models.build_twin(config.model, datasets.info(config.dataset))
+    images = torch.randn(12, 3, size, size)
+    twin.train()
+    with torch.no_grad():
+        for module in twin.modules():  # outputs that differ from image to image
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+        twin(images)
+        prepared = quantization.prepare_ptq(twin, config.backend, "min_max")
+        prepared(images)
+    return quantization.convert(prepared, config.backend), images
+
+
+@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+@pytest.mark.parametrize(
+    ("name", "size"), [("resnet18", 32), ("mobilenet_v2", 32), ("mobilenet_v3_large", 32), ("blog_resnet18", 65)]
+)
+def test_exported_int8_computes_what_torch_computes_for_any_batch(
+    name: str, size: int, backend: str, tmp_path: Path
+) -> None:
+    model, images = int8_model(name, backend, size)
+    reference = eager.predictor(model, 1)(images.numpy())
+    assert reference.std() > 0
+    for runtime in (registry()[each] for each in ALL):
+        folder = tmp_path / runtime.name
+        folder.mkdir()
+        runtime.export(model, images[:1], folder)
+        predictor = runtime.load(folder, 1)
+        outputs = predictor(images.numpy())
+        assert outputs.shape == (12, 10)
+        assert outputs.dtype == np.float32
+        # A value between two levels may be rounded to either, and an untrained deep network magnifies that.
+        alike = np.corrcoef(outputs.ravel(), reference.ravel())[0, 1]
+        assert alike > (0.5 if name.startswith("mobilenet") else 0.97), runtime.name
+        np.testing.assert_allclose(predictor(images[:3].numpy()), outputs[:3], atol=0.1)
+        if runtime.name == "torchscript":
+            assert np.array_equal(outputs, reference)
+
+
+def test_onnx_holds_int8_weights_between_quantize_and_dequantize(tmp_path: Path) -> None:
+    import onnx
+
+    model, images = int8_model("resnet18", "fbgemm", 32)
+    registry()["onnxruntime"].export(model, images[:1], tmp_path)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("QuantizeLinear") > 20
+    assert kinds.count("DequantizeLinear") > 40
+    assert (tmp_path / "model.onnx").stat().st_size < 12.5e6  # 11.2 million weights of a byte
+
+
+def walk(outputs: Path, *overrides: str) -> dict[str, float]:
+    request = compose_request([*SHIPPING, f"outputs={outputs}", *overrides])
+    return runner.run(request).metrics
+
+
+def exports_folder(outputs: Path) -> Path:
+    (folder,) = (outputs / "artifacts").glob("export-*")
+    return folder
+
+
+def test_export_writes_every_form_for_every_runtime_and_reports_parity(
+    outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = walk(outputs)
+    folder = exports_folder(outputs)
+    for form in ("fp32", "int8"):
+        for name in ALL:
+            assert (folder / form / name / registry()[name].file).is_file()
+            assert json.loads((folder / form / name / "preprocessing.json").read_text())["image_size"] == 32
+            assert metrics[f"{name}/{form}/parity"] == 1
+            assert metrics[f"{name}/{form}/agreement_pct"] >= 99.9
+            assert metrics[f"{name}/{form}/accuracy_pct"] == pytest.approx(metrics[f"{form}/accuracy_pct"], abs=0.6)
+    assert metrics["torchscript/int8/max_difference"] == 0
+    assert "onnxruntime/int8: agrees on 100.00 %" in capsys.readouterr().out
+    walk(outputs)
+    assert "export    cached" in capsys.readouterr().out
+    (folder / "int8" / "onnxruntime" / "model.onnx").write_bytes(b"cut off")
+    walk(outputs)
+    captured = capsys.readouterr()
+    assert "int8/onnxruntime/model.onnx does not match its manifest" in captured.err
+    assert "export    done" in captured.out
+
+
+def broken(runtime: Runtime, how: Callable[[np.ndarray], np.ndarray]) -> Runtime:
+    """A runtime whose int8 outputs are changed."""
+
+    def load(folder: Path, threads: int) -> Any:
+        predictor = runtime.load(folder, threads)
+        return (lambda images: how(predictor(images))) if folder.parent.name == "int8" else predictor
+
+    return dataclasses.replace(runtime, load=load)
+
+
+def test_runtime_fails_its_gate_and_others_go_on_when_its_export_is_broken(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = dict(registry())
+
+    def no_export(model: nn.Module, example: torch.Tensor, folder: Path) -> None:
+        raise RuntimeError("no such\noperator")
+
+    registry_with_faults = {
+        **real,
+        "onnxruntime": broken(real["onnxruntime"], lambda logits: np.roll(logits, 1, axis=1)),
+        "openvino": dataclasses.replace(real["openvino"], export=no_export),
+    }
+    monkeypatch.setattr(runtimes, "registry", lambda: registry_with_faults)
+    monkeypatch.setattr(quantization, "has_vnni", lambda: False)
+    metrics = walk(outputs, "backend.activation_bits=8")
+    assert metrics["torchscript/int8/parity"] == 1
+    assert metrics["onnxruntime/int8/parity"] == metrics["openvino/int8/parity"] == 0
+    assert metrics["onnxruntime/fp32/parity"] == 1
+    error = capsys.readouterr().err
+    assert "onnxruntime/int8: agrees on 0.00 %" in error
+    assert "likely cause: activations of 8 bits saturate" in error
+    assert "openvino/int8: fails: RuntimeError: no such operator" in error
+    verdicts = json.loads((exports_folder(outputs) / parity.FILE).read_text())
+    assert verdicts["int8"] == {"torchscript": True, "onnxruntime": False, "openvino": False}
+
+
+def test_run_fails_when_no_int8_export_agrees(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = registry()["torchscript"]
+    monkeypatch.setattr(runtimes, "registry", lambda: {"torchscript": broken(real, lambda logits: logits * np.nan)})
+    with pytest.raises(UserError, match="no exported int8 model agrees"):
+        walk(outputs, "runtime=default")
+    assert not list((outputs / "artifacts").glob("export-*[!l]"))
+
+
+def test_gate_counts_an_output_that_is_no_number_as_different() -> None:
+    reference = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)
+    exported = np.array([[1.0, np.nan], [1.0, 0.0]], np.float32)
+    found = parity.compare(exported, reference, np.array([0, 0]))
+    assert found.agreement_pct == 50
+    assert found.max_difference == np.inf
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ("[eager,torchscrip]", "did you mean 'torchscript'?"),
+        ("[tensorrt]", "allowed: eager, torchscript, onnxruntime, openvino"),
+    ],
+)
+def test_unknown_runtime_is_refused_before_anything_runs(names: str, told: str, outputs: Path) -> None:
+    with pytest.raises(UserError) as error:
+        walk(outputs, "runtime=default", f"runtime.names={names}")
+    assert told in str(error.value)
+    assert not outputs.exists()
+
+
+def test_runtime_that_is_not_installed_is_refused_with_the_line_that_installs_it(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else real(name))
+    with pytest.raises(UserError, match=r"openvino is not installed here; pip install -e '\.\[openvino\]'"):
+        walk(outputs)
+    assert not outputs.exists()
+
+
+def test_vnni_is_looked_for_under_both_its_names() -> None:
+    assert qconfig.has_vnni({"avx_vnni": True})
+    assert qconfig.has_vnni({"avx512_vnni": True})
+    assert not qconfig.has_vnni({"avx2": True})
+
+
+def test_benchmark_reports_every_runtime_that_has_parity(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["benchmark.max_seconds=1", "benchmark.min_repeats=3", "benchmark.batch_sizes=[1,2]"]
+    stages = "stages=[train,fuse,qat,convert,evaluate,export,benchmark]"
+    real = dict(registry())
+    faulty = {**real, "openvino": broken(real["openvino"], lambda logits: -logits)}
+    monkeypatch.setattr(runtimes, "registry", lambda: faulty)
+    metrics = walk(outputs, stages, *quick)
+    for name in ("eager/fp32", "eager/int8", "torchscript/int8", "onnxruntime/int8", "openvino/fp32"):
+        assert metrics[f"{name}/latency_ms"] > 0
+        assert metrics[f"{name}/latency_ci_low_ms"] <= metrics[f"{name}/latency_ms"]
+        assert metrics[f"{name}/throughput_t1_b2_ips"] == pytest.approx(2000 / metrics[f"{name}/latency_t1_b2_ms"])
+        assert metrics[f"{name}/share_of_peak_pct"] > 0
+    assert "openvino/int8/latency_ms" not in metrics
+    assert metrics["eager/fp32/times_eager_fp32"] == 1
+    best = max(metrics[f"{name}/fp32/times_best_fp32"] for name in ("eager", "torchscript", "onnxruntime", "openvino"))
+    assert best == 1
+    # Each in a process of its own: onnxruntime alone takes less than torch does.
+    assert 20 < metrics["onnxruntime/int8/peak_memory_mb"] < metrics["torchscript/int8/peak_memory_mb"] < 2000
+    (folder,) = (outputs / "artifacts").glob("benchmark-*")
+    samples = json.loads((folder / "benchmark_samples_ms.json").read_text())
+    assert len(samples["1 threads, batch 2"]["onnxruntime/int8"]) >= 1
+    assert (folder / "roofline.png").stat().st_size > 10_000
+    assert "× best fp32" in capsys.readouterr().out
