@@ -111,7 +111,7 @@ class VectorizedFakeQuantize(FusedMovingAvgObsFakeQuantize):
             return
         for buffer, value in zip(buffers, _moved(torch, observer, buffers[0], buffers[1], low, high), strict=True):
             value = value.view(buffer.shape)
-            buffer.copy_(value if where is None else torch.where(where == 1, value, buffer))
+            buffer.copy_(value if where is None else torch.where(where[0] == 1, value, buffer))
 
     def _fake_quantize_by_torch(self, values: Tensor) -> Tensor:
         low, high = self.activation_post_process.quant_min, self.activation_post_process.quant_max
