@@ -11,6 +11,9 @@ import platform
 # be said before torch is imported, and is inherited by the processes of a parallel sweep.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+# onnxruntime from 1.29 tells its maker of each model that it loads, unless this is set before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 
 def _keep_freed_memory() -> None:
     """Let glibc keep what is freed, for the next step of a training, instead of giving it back page by page.

@@ -14,6 +14,7 @@ from pipeline.config import DatasetConfig
 from pipeline.datasets.loader import count_batches, evaluation_batches
 from pipeline.datasets.spec import Part
 from pipeline.runtimes import Predictor
+from pipeline.statistics import SIGNIFICANCE, mcnemar_p
 
 # In the folder of exported models: {form: {runtime: whether it has parity}}.
 FILE = "parity.json"
@@ -27,12 +28,14 @@ class Parity:
         agreement_pct: images of which both choose the same class.
         max_difference, mean_difference: of the outputs (logits), absolute.
         accuracy_pct: of the exported model.
+        mcnemar_p: whether the images show a difference in accuracy.
     """
 
     agreement_pct: float
     max_difference: float
     mean_difference: float
     accuracy_pct: float
+    mcnemar_p: float
 
 
 def outputs(predictor: Predictor, part: Part, dataset: DatasetConfig, batch_size: int, description: str) -> np.ndarray:
@@ -56,7 +59,24 @@ def compare(exported: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> 
         max_difference=float(difference.max()),
         mean_difference=float(difference.mean()),
         accuracy_pct=100 * float((chosen == labels).mean()),
+        mcnemar_p=mcnemar_p(
+            int(((chosen == labels) & (expected != labels)).sum()),
+            int(((chosen != labels) & (expected == labels)).sum()),
+        ),
     )
+
+
+def is_rounding(found: Parity, reference: np.ndarray, fp32: np.ndarray) -> bool:
+    """Whether a lack of agreement is no more than int8 itself brings, and costs no accuracy that the images show.
+
+    Runtimes round alike but for values between two levels; a deep network makes of one such value as much noise as
+    quantization has made already. Where that changes classes, rounding changes them too.
+
+    Args:
+        reference, fp32: logits (N, classes) of torch's int8 and float models.
+    """
+    of_quantization = 100 * float((reference.argmax(1) == fp32.argmax(1)).mean())
+    return found.agreement_pct >= of_quantization and found.mcnemar_p > SIGNIFICANCE
 
 
 @contextmanager

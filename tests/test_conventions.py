@@ -22,6 +22,9 @@ OWNERS = {
     "torch.ao": {
         f"quantization/{name}.py" for name in ("__init__", "fake_quantize", "graph", "layers", "qconfig", "vectorized")
     },
+    "onnx": {"tracking/models.py"},
+    "onnxruntime": {"runtimes/onnx.py"},
+    "openvino": {"runtimes/openvino.py"},
     "plotly": {"comparison/figures.py", "comparison/page.py"},
 }
 

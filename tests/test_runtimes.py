@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ from pipeline.composition import compose_request
 from pipeline.errors import UserError
 from pipeline.quantization import qconfig
 from pipeline.runtimes import Runtime, eager, registry
-from tests.conftest import SMALL
+from tests.conftest import SMALL, TRAINED
 
 for needed in ("onnx", "onnxruntime", "openvino"):
     pytest.importorskip(needed)
 
 ALL = ["torchscript", "onnxruntime", "openvino"]
-SHIPPING = [*SMALL, "tracking=off", "runtime=all", "stages=[train,fuse,qat,convert,evaluate,export]"]
+SHIPPING = [*SMALL, *TRAINED, "tracking=off", "runtime=all", "stages=[train,fuse,qat,convert,evaluate,export]"]
 
 
 def int8_model(name: str, backend: str, size: int) -> tuple[nn.Module, torch.Tensor]:
@@ -104,10 +105,10 @@ def test_export_writes_every_form_for_every_runtime_and_reports_parity(
             assert (folder / form / name / registry()[name].file).is_file()
             assert json.loads((folder / form / name / "preprocessing.json").read_text())["image_size"] == 32
             assert metrics[f"{name}/{form}/parity"] == 1
-            assert metrics[f"{name}/{form}/agreement_pct"] >= 99.9
-            assert metrics[f"{name}/{form}/accuracy_pct"] == pytest.approx(metrics[f"{form}/accuracy_pct"], abs=0.6)
+            assert metrics[f"{name}/{form}/agreement_pct"] >= (100 if form == "fp32" else 98)
+            assert metrics[f"{name}/{form}/accuracy_pct"] == pytest.approx(metrics[f"{form}/accuracy_pct"], abs=2)
     assert metrics["torchscript/int8/max_difference"] == 0
-    assert "onnxruntime/int8: agrees on 100.00 %" in capsys.readouterr().out
+    assert "onnxruntime/int8: agrees on" in capsys.readouterr().out
     walk(outputs)
     assert "export    cached" in capsys.readouterr().out
     (folder / "int8" / "onnxruntime" / "model.onnx").write_bytes(b"cut off")
@@ -147,7 +148,7 @@ def test_runtime_fails_its_gate_and_others_go_on_when_its_export_is_broken(
     assert metrics["onnxruntime/int8/parity"] == metrics["openvino/int8/parity"] == 0
     assert metrics["onnxruntime/fp32/parity"] == 1
     error = capsys.readouterr().err
-    assert "onnxruntime/int8: agrees on 0.00 %" in error
+    assert re.search(r"onnxruntime/int8: agrees on \d\.\d\d %", error)
     assert "likely cause: activations of 8 bits saturate" in error
     assert "openvino/int8: fails: RuntimeError: no such operator" in error
     verdicts = json.loads((exports_folder(outputs) / parity.FILE).read_text())
@@ -160,6 +161,21 @@ def test_run_fails_when_no_int8_export_agrees(outputs: Path, monkeypatch: pytest
     with pytest.raises(UserError, match="no exported int8 model agrees"):
         walk(outputs, "runtime=default")
     assert not list((outputs / "artifacts").glob("export-*[!l]"))
+
+
+def test_rounding_is_named_as_the_cause_only_when_it_explains_the_disagreement() -> None:
+    labels = np.repeat(np.arange(10), 10)
+    fp32 = np.eye(10, dtype=np.float32)[labels]
+    int8, exported, wrong = fp32.copy(), fp32.copy(), fp32.copy()
+    int8[::10] = np.roll(int8[::10], 1, axis=1)  # quantization changes 10 classes of 100
+    exported[::20] = np.roll(exported[::20], 1, axis=1)  # 5 of them come back
+    wrong[1::2] = np.roll(wrong[1::2], 1, axis=1)
+    assert parity.is_rounding(parity.compare(exported, int8, labels), int8, fp32)
+    assert not parity.is_rounding(parity.compare(wrong, int8, labels), int8, fp32)
+    # As many other classes as quantization changes, but all of them wrong.
+    worse = int8.copy()
+    worse[1::10] = np.roll(worse[1::10], 1, axis=1)
+    assert not parity.is_rounding(parity.compare(worse, int8, labels), int8, fp32)
 
 
 def test_gate_counts_an_output_that_is_no_number_as_different() -> None:

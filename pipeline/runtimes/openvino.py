@@ -22,7 +22,8 @@ def _export(model: nn.Module, example: Tensor, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as made:
         path = Path(made) / "model.onnx"
         export_onnx(model, example, path)
-        openvino.save_model(openvino.convert_model(path), folder / _FILE, compress_to_fp16=False)
+        # Not convert_model: it reports to its maker from a fork of this process, whose threads may then hang the fork.
+        openvino.save_model(openvino.Core().read_model(path), folder / _FILE, compress_to_fp16=False)
 
 
 def _load(folder: Path, threads: int) -> Predictor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,12 @@ from pipeline.stage import Context, Inputs, Product, Stage
 
 @dataclass(frozen=True)
 class _Reference:
-    """A form of the model as torch runs it, and its logits for the test part (N, classes)."""
+    """A form of the model as torch runs it, its logits for the test part (N, classes), and those of the float model."""
 
     prefix: str
     model: nn.Module
     logits: np.ndarray
+    fp32_logits: np.ndarray
     labels: np.ndarray
 
 
@@ -43,6 +45,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
             "export left out"
         )
     verdicts: dict[str, dict[str, bool]] = {}
+    fp32_logits: np.ndarray | None = None
     with parity.torch_threads_kept():
         for form, checkpoint in inputs.items():
             assert form != "exports"
@@ -50,7 +53,10 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
             predictor = eager.predictor(model, torch.get_num_threads())
             size, labels = config.evaluate.batch_size, test.labels.numpy()
             logits = parity.outputs(predictor, test, config.dataset, size, f"eager {prefix}")
-            reference = _Reference(prefix, model, logits, labels)
+            if form == "float":
+                fp32_logits = logits
+            assert fp32_logits is not None, "the float form comes first"
+            reference = _Reference(prefix, model, logits, fp32_logits, labels)
             verdicts[prefix] = {runtime.name: _ship(runtime, reference, config, context) for runtime in runtimes}
     if not any(verdicts["int8"].values()):
         raise UserError(
@@ -84,7 +90,10 @@ def _ship(runtime: Runtime, reference: _Reference, config: Config, context: Cont
     if passed:
         terminal.say(f"  {line}")
     else:
-        terminal.warn(f"{line}; export.min_agreement={config.export.min_agreement:g}: fails{_likely_cause(config)}")
+        terminal.warn(
+            f"{line}; export.min_agreement={config.export.min_agreement:g}: fails"
+            f"{_likely_cause(found, reference, config)}"
+        )
     return passed
 
 
@@ -104,12 +113,19 @@ def _export_and_compare(
     return parity.compare(logits, reference.logits, reference.labels)
 
 
-def _likely_cause(config: Config) -> str:
+def _likely_cause(found: parity.Parity, reference: _Reference, config: Config) -> str:
     """What is known to set runtimes apart, as the end of a line."""
     if quantization.activation_levels(config.backend) > 128 and not quantization.has_vnni():
         return (
             "; likely cause: activations of 8 bits saturate in its kernels on this processor, which lacks VNNI: "
             "backend.activation_bits=7"
+        )
+    if parity.is_rounding(found, reference.logits, reference.fp32_logits):
+        accuracy = 100 * float((reference.logits.argmax(1) == reference.labels).mean())
+        return (
+            f"; likely cause: rounding, no mistake: accuracy {found.accuracy_pct:.2f} % against {accuracy:.2f} %, "
+            f"McNemar's p = {found.mcnemar_p:.2g}, and quantization alone changes more classes; "
+            f"export.min_agreement={math.floor(found.agreement_pct)} accepts it"
         )
     return ""
 
