@@ -43,11 +43,18 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model on a runtime: who quantized it (`ours`, or the quantizer with its settings), and how to call it."""
+    """A model on a runtime: who quantized it (`ours`, or the quantizer with its settings), and where it is."""
 
     by: str
     runtime: str
-    predictor: Predictor
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.by} | {self.runtime}"
+
+    def load(self, threads: int) -> Predictor:
+        return registry()[self.runtime].load(self.folder, threads)
 
 
 def main(overrides: list[str]) -> None:
@@ -72,15 +79,15 @@ def compare(request: Request) -> str:
     test, tables = datasets.load_test(config.dataset), []
     with tempfile.TemporaryDirectory() as made:
         theirs = dict(_quantize(exports / "fp32" / "onnxruntime" / "model.onnx", config, Path(made)))
+        candidates = [
+            Candidate(f"ours, {form}", name, exports / form / name)
+            for form in ("fp32", "int8")
+            for name in ("torchscript", "onnxruntime", "openvino")
+        ]
+        candidates += [Candidate(by, name, folder) for by, (name, folder) in theirs.items()]
+        accuracies = {candidate.name: _accuracy(candidate, test, config) for candidate in candidates}
         for threads in config.benchmark.threads:
-            candidates = [
-                Candidate(f"ours, {form}", name, registry()[name].load(exports / form / name, threads))
-                for form in ("fp32", "int8")
-                for name in ("torchscript", "onnxruntime", "openvino")
-            ]
-            for by, (name, folder) in theirs.items():
-                candidates.append(Candidate(by, name, registry()[name].load(folder, threads)))
-            tables.append(_table(candidates, test, config, threads))
+            tables.append(_table(candidates, accuracies, test, config, threads))
     heading = f"{environment.cpu_name()}; {config.model.name}, {config.dataset.name}, {config.dataset.image_size} px"
     return f"{heading}\n\n" + "\n\n".join(tables) + "\n"
 
@@ -158,27 +165,28 @@ def _quantize_by_nncf(float_file: Path, file: Path, part: Part, config: Config, 
 # --- the measurement
 
 
-def _table(candidates: list[Candidate], test: Part, config: Config, threads: int) -> str:
-    accuracies = []
-    for candidate in candidates:
-        logits = parity.outputs(candidate.predictor, test, config.dataset, _BATCH, candidate.by)
-        accuracies.append(100 * float((logits.argmax(1) == test.labels.numpy()).mean()))
+def _accuracy(candidate: Candidate, test: Part, config: Config) -> float:
+    """In percent, of the whole test part."""
+    logits = parity.outputs(candidate.load(torch.get_num_threads()), test, config.dataset, _BATCH, candidate.by)
+    return 100 * float((logits.argmax(1) == test.labels.numpy()).mean())
+
+
+def _table(candidates: list[Candidate], accuracies: dict[str, float], test: Part, config: Config, threads: int) -> str:
     image = next(evaluation_batches(test, config.dataset, 1, _CPU))[0].numpy()
-    names = [f"{candidate.by} | {candidate.runtime}" for candidate in candidates]
-    calls = {
-        name: functools.partial(candidate.predictor, image) for name, candidate in zip(names, candidates, strict=True)
-    }
+
+    def loader(candidate: Candidate) -> latency.Loader:
+        return lambda: functools.partial(candidate.load(threads), image)
+
     settings = config.benchmark
+    method = latency.Method(settings.min_repeats, settings.interval_pct, settings.max_seconds, passes=settings.passes)
     with parity.torch_threads_kept():
-        taken = latency.take_turns(
-            calls, latency.Method(settings.min_repeats, settings.interval_pct, settings.max_seconds)
-        )
+        taken = latency.take_turns_afresh({candidate.name: loader(candidate) for candidate in candidates}, method)
     samples = taken.samples_ms
-    recommended = min(
-        (name for name in names if name.startswith("ours, int8")), key=lambda name: np.median(samples[name])
-    )
+    ours = [candidate.name for candidate in candidates if candidate.by == "ours, int8"]
+    recommended = min(ours, key=lambda name: np.median(samples[name]))
     rows = []
-    for name, candidate, accuracy in zip(names, candidates, accuracies, strict=True):
+    for candidate in candidates:
+        name, accuracy = candidate.name, accuracies[candidate.name]
         middle, low, high = latency.median_interval(samples[name])
         ratio = latency.ratio_interval(samples[recommended], samples[name])
         interval = accuracy_interval(accuracy, len(test))
@@ -198,8 +206,8 @@ def _table(candidates: list[Candidate], test: Part, config: Config, threads: int
     table = tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=["left", "left", *["right"] * 5])
     end = "" if taken.narrow else f", ended by benchmark.max_seconds={settings.max_seconds:g}"
     return (
-        f"{threads} thread{'s' if threads > 1 else ''}, batch 1, {taken.rounds} rounds turn by turn{end}; ours, the "
-        f"recommended: {recommended}\n\n{table}"
+        f"{threads} thread{'s' if threads > 1 else ''}, batch 1, {taken.rounds} rounds in {settings.passes} passes{end}; "
+        f"ours, the recommended: {recommended}\n\n{table}"
     )
 
 

@@ -6,7 +6,9 @@ it alike; a loop begins when its times are stable and ends when its medians are 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +21,7 @@ from scipy import stats
 from pipeline import terminal
 
 Call = Callable[[], object]
+Loader = Callable[[], Call]
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
 # Rounds between two looks at how well the medians are known.
@@ -35,6 +38,7 @@ class Method:
         max_seconds: the loop ends then in any case; the warm-up takes a quarter of it at most.
         stable_pct: the warm-up ends when the median of no call differs more from that of the window before.
         window: rounds of a warm-up's window.
+        passes: how often everything is loaded anew, in another order.
     """
 
     min_repeats: int = 200
@@ -42,6 +46,16 @@ class Method:
     max_seconds: float = 60.0
     stable_pct: float = 5.0
     window: int = 10
+    passes: int = 3
+
+    def of_a_pass(self) -> Method:
+        """The share of it that one of the passes has to do; together their medians are as well known."""
+        return dataclasses.replace(
+            self,
+            min_repeats=-(-self.min_repeats // self.passes),
+            interval_pct=self.interval_pct * math.sqrt(self.passes),
+            max_seconds=self.max_seconds / self.passes,
+        )
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,27 @@ class Taken:
     @property
     def rounds(self) -> int:
         return len(next(iter(self.samples_ms.values())))
+
+
+def take_turns_afresh(
+    loaders: Mapping[str, Loader], method: Method, clock: Callable[[], float] = time.perf_counter
+) -> Taken:
+    """Take turns in several passes, for each of which everything is loaded anew, in random order.
+
+    Where a model comes to lie in memory can make it a tenth slower or faster, as long as it lies there.
+    """
+    rng = np.random.default_rng(0)
+    passes = []
+    for _ in range(method.passes):
+        calls = {name: loaders[name]() for name in rng.permutation(list(loaders)).tolist()}
+        passes.append(take_turns(calls, method.of_a_pass(), clock))
+    samples = {name: [value for taken in passes for value in taken.samples_ms[name]] for name in loaders}
+    return Taken(
+        samples_ms=samples,
+        warmup_rounds=sum(taken.warmup_rounds for taken in passes),
+        stable=all(taken.stable for taken in passes),
+        narrow=all(width_pct(values) < method.interval_pct for values in samples.values()),
+    )
 
 
 def take_turns(calls: Mapping[str, Call], method: Method, clock: Callable[[], float] = time.perf_counter) -> Taken:

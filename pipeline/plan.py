@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import datasets, environment, stages
+from pipeline import datasets, environment, runtimes, stages
 from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
 from pipeline.models import weights
@@ -94,6 +94,8 @@ def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
     hashed["data"] = {part: datasets.fingerprint(config.dataset, part) for part in stage.parts}
     if stage.measures_machine:
         hashed["machine"] = environment.machine()
+    if "runtime" in stage.sections:
+        hashed["runtimes"] = runtimes.versions(config.runtime.names)
     return hashed
 
 

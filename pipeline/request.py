@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline import datasets, environment, quantization, terminal
+from pipeline import datasets, environment, quantization, runtimes, terminal
 from pipeline.config import Config
 from pipeline.plan import Plan
 from pipeline.tracking import RunRecord
@@ -43,6 +43,11 @@ def qconfigs(config: Config, plan: Plan) -> dict[str, dict[str, str]]:
     return resolved
 
 
+def _runtime_versions(config: Config, plan: Plan) -> dict[str, str]:
+    used = any("runtime" in step.stage.sections for step in plan.steps)
+    return runtimes.versions(config.runtime.names) if used else {}
+
+
 def tell_qconfigs(config: Config, plan: Plan) -> None:
     """Say what the qconfigs of this run came to, and when this processor cannot compute them faithfully."""
     resolved = qconfigs(config, plan)
@@ -64,6 +69,7 @@ def describe(request: Request, plan: Plan) -> RunRecord:
         "device": str(environment.resolve_device(config.device)),
         "threads": str(torch.get_num_threads()),
         "latency_threads": str(config.evaluate.threads),
+        **{f"{name}_version": version for name, version in _runtime_versions(config, plan).items()},
         "backend": config.backend.name,
         **{f"{name}.{role}": text for name, found in qconfigs(config, plan).items() for role, text in found.items()},
         **{f"artifact.{step.stage.name}": step.artifact for step in (*plan.earlier, *plan.steps)},

@@ -59,6 +59,8 @@ def _check_setting(key: str, value: Any, spec: dataclasses.Field[Any]) -> None:
     if choices and value is not None and value not in choices:
         raise UserError(f"{key}={value}: {suggestion(str(value), choices)}")
     bounds = spec.metadata.get("bounds", {})
+    if value == [] and any(bound is not None for bound in bounds.values()):
+        raise UserError(f"{key}=[]: allowed: one value or more, each {_range_text(bounds)}")
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"{key}={number}: allowed: a finite number")

@@ -25,11 +25,12 @@ class ExportConfig:
 class BenchmarkConfig:
     """How latencies on the runtimes are measured; the method is that of docs/latency.md."""
 
-    threads: list[int] = setting([1])
-    batch_sizes: list[int] = setting([1, 8])
+    threads: list[int] = setting([1], minimum=1)
+    batch_sizes: list[int] = setting([1, 8], minimum=1)
     min_repeats: int = setting(200, minimum=1)
     interval_pct: float = setting(2.0, above=0)
     max_seconds: float = setting(60.0, above=0)
+    passes: int = setting(3, minimum=1)
     pin: bool = setting(False)
     memory: bool = setting(True)
 

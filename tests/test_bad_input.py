@@ -82,6 +82,8 @@ BEFORE_ANYTHING = [
     (["dataset.mean=[0.1,0.2]"], ["dataset.mean=[0.1, 0.2]", "allowed: 1 value (grey) or 3 values (RGB)"]),
     (["dataset.std=[0.1,0.2,0.3]"], ["dataset.std=[0.1, 0.2, 0.3]", "as many values as dataset.mean has (1)"]),
     (["dataset.std=[0]"], ["dataset.std", "=0", "allowed: more than 0"]),
+    (["benchmark.threads=[1,0]"], ["benchmark.threads=0", "allowed: at least 1"]),
+    (["benchmark.batch_sizes=[]"], ["benchmark.batch_sizes=[]", "allowed: one value or more, each at least 1"]),
     (["stages=[]"], ["stages=[]", "allowed: at least one stage"]),
     (["train.epochs=0"], ["train.epochs=0", "allowed: 1 or more", "model.weights"]),
     (["train.warmup_epochs=1"], ["train.warmup_epochs=1", "one_cycle", "allowed: 0"]),

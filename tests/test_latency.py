@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline import environment, latency
-from pipeline.latency import Method, median_interval, pinned, ratio_interval, take_turns
+from pipeline.latency import Method, median_interval, pinned, ratio_interval, take_turns, take_turns_afresh
 
 
 class Clock:
@@ -79,6 +79,30 @@ def test_order_is_reversed_every_other_round(clock: Clock) -> None:
     calls = {name: clock.call(name, steady(1)) for name in "abc"}
     take_turns(calls, Method(), clock)
     assert "".join(clock.order[:12]) == "abccbaabccba"
+
+
+def test_passes_load_everything_anew_in_other_orders(clock: Clock) -> None:
+    loaded: list[str] = []
+
+    def loader(name: str) -> Callable[[], Callable[[], None]]:
+        def load() -> Callable[[], None]:
+            loaded.append(name)
+            milliseconds = 1.0 + 0.1 * loaded.count(name)  # as if each time it came to lie elsewhere in memory
+            return clock.call(name, lambda count: milliseconds)
+
+        return load
+
+    names = ["a", "b", "c", "d"]
+    method = Method(min_repeats=31, interval_pct=50, max_seconds=60, passes=3)
+    taken = take_turns_afresh({name: loader(name) for name in names}, method, clock)
+    passes = [loaded[start : start + 4] for start in (0, 4, 8)]
+    assert [sorted(each) for each in passes] == [names] * 3
+    assert len({tuple(each) for each in passes}) > 1
+    assert list(taken.samples_ms) == names
+    assert taken.rounds == 33
+    assert np.median(taken.samples_ms["c"]) == pytest.approx(1.2)
+    assert taken.stable
+    assert taken.narrow
 
 
 def test_warm_up_lasts_until_two_windows_agree(clock: Clock) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,21 @@ def test_onnx_holds_int8_weights_between_quantize_and_dequantize(tmp_path: Path)
     assert (tmp_path / "model.onnx").stat().st_size < 12.5e6  # 11.2 million weights of a byte
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outputs in which the default model is trained, converted and evaluated. Not to be written to."""
+    outputs = tmp_path_factory.mktemp("trained") / "outputs"
+    walk(outputs, "stages=[train,fuse,qat,convert,evaluate]")
+    return outputs
+
+
+@pytest.fixture
+def trained(trained_once: Path, outputs: Path) -> Path:
+    """The same for one test, which may add to it."""
+    shutil.copytree(trained_once, outputs, copy_function=os.link, ignore=shutil.ignore_patterns(".locks"))
+    return outputs
+
+
 def walk(outputs: Path, *overrides: str) -> dict[str, float]:
     request = compose_request([*SHIPPING, f"outputs={outputs}", *overrides])
     return runner.run(request).metrics
@@ -96,10 +113,10 @@ def exports_folder(outputs: Path) -> Path:
 
 
 def test_export_writes_every_form_for_every_runtime_and_reports_parity(
-    outputs: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    metrics = walk(outputs)
-    folder = exports_folder(outputs)
+    metrics = walk(trained)
+    folder = exports_folder(trained)
     for form in ("fp32", "int8"):
         for name in ALL:
             assert (folder / form / name / registry()[name].file).is_file()
@@ -109,10 +126,10 @@ def test_export_writes_every_form_for_every_runtime_and_reports_parity(
             assert metrics[f"{name}/{form}/accuracy_pct"] == pytest.approx(metrics[f"{form}/accuracy_pct"], abs=2)
     assert metrics["torchscript/int8/max_difference"] == 0
     assert "onnxruntime/int8: agrees on" in capsys.readouterr().out
-    walk(outputs)
+    walk(trained)
     assert "export    cached" in capsys.readouterr().out
     (folder / "int8" / "onnxruntime" / "model.onnx").write_bytes(b"cut off")
-    walk(outputs)
+    walk(trained)
     captured = capsys.readouterr()
     assert "int8/onnxruntime/model.onnx does not match its manifest" in captured.err
     assert "export    done" in captured.out
@@ -129,7 +146,7 @@ def broken(runtime: Runtime, how: Callable[[np.ndarray], np.ndarray]) -> Runtime
 
 
 def test_runtime_fails_its_gate_and_others_go_on_when_its_export_is_broken(
-    outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = dict(registry())
 
@@ -143,7 +160,7 @@ def test_runtime_fails_its_gate_and_others_go_on_when_its_export_is_broken(
     }
     monkeypatch.setattr(runtimes, "registry", lambda: registry_with_faults)
     monkeypatch.setattr(quantization, "has_vnni", lambda: False)
-    metrics = walk(outputs, "backend.activation_bits=8")
+    metrics = walk(trained, "backend.activation_bits=8")
     assert metrics["torchscript/int8/parity"] == 1
     assert metrics["onnxruntime/int8/parity"] == metrics["openvino/int8/parity"] == 0
     assert metrics["onnxruntime/fp32/parity"] == 1
@@ -151,16 +168,16 @@ def test_runtime_fails_its_gate_and_others_go_on_when_its_export_is_broken(
     assert re.search(r"onnxruntime/int8: agrees on \d\.\d\d %", error)
     assert "likely cause: activations of 8 bits saturate" in error
     assert "openvino/int8: fails: RuntimeError: no such operator" in error
-    verdicts = json.loads((exports_folder(outputs) / parity.FILE).read_text())
+    verdicts = json.loads((exports_folder(trained) / parity.FILE).read_text())
     assert verdicts["int8"] == {"torchscript": True, "onnxruntime": False, "openvino": False}
 
 
-def test_run_fails_when_no_int8_export_agrees(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_fails_when_no_int8_export_agrees(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = registry()["torchscript"]
     monkeypatch.setattr(runtimes, "registry", lambda: {"torchscript": broken(real, lambda logits: logits * np.nan)})
     with pytest.raises(UserError, match="no exported int8 model agrees"):
-        walk(outputs, "runtime=default")
-    assert not list((outputs / "artifacts").glob("export-*[!l]"))
+        walk(trained, "runtime=default")
+    assert not list((trained / "artifacts").glob("export-*[!l]"))
 
 
 def test_rounding_is_named_as_the_cause_only_when_it_explains_the_disagreement() -> None:
@@ -217,14 +234,14 @@ def test_vnni_is_looked_for_under_both_its_names() -> None:
 
 
 def test_benchmark_reports_every_runtime_that_has_parity(
-    outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick = ["benchmark.max_seconds=1", "benchmark.min_repeats=3", "benchmark.batch_sizes=[1,2]"]
     stages = "stages=[train,fuse,qat,convert,evaluate,export,benchmark]"
     real = dict(registry())
     faulty = {**real, "openvino": broken(real["openvino"], lambda logits: -logits)}
     monkeypatch.setattr(runtimes, "registry", lambda: faulty)
-    metrics = walk(outputs, stages, *quick)
+    metrics = walk(trained, stages, *quick)
     for name in ("eager/fp32", "eager/int8", "torchscript/int8", "onnxruntime/int8", "openvino/fp32"):
         assert metrics[f"{name}/latency_ms"] > 0
         assert metrics[f"{name}/latency_ci_low_ms"] <= metrics[f"{name}/latency_ms"]
@@ -236,7 +253,7 @@ def test_benchmark_reports_every_runtime_that_has_parity(
     assert best == 1
     # Each in a process of its own: onnxruntime alone takes less than torch does.
     assert 20 < metrics["onnxruntime/int8/peak_memory_mb"] < metrics["torchscript/int8/peak_memory_mb"] < 2000
-    (folder,) = (outputs / "artifacts").glob("benchmark-*")
+    (folder,) = (trained / "artifacts").glob("benchmark-*")
     samples = json.loads((folder / "benchmark_samples_ms.json").read_text())
     assert len(samples["1 threads, batch 2"]["onnxruntime/int8"]) >= 1
     assert (folder / "roofline.png").stat().st_size > 10_000

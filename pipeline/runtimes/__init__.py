@@ -12,6 +12,7 @@ predicts with one starts without the others.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ from pipeline.runtimes.onnx import RUNTIME as ONNXRUNTIME
 from pipeline.runtimes.openvino import RUNTIME as OPENVINO
 from pipeline.runtimes.torchscript import RUNTIME as TORCHSCRIPT
 
-__all__ = ["EAGER", "Predictor", "Runtime", "check_runtimes", "exported_to", "registry"]
+__all__ = ["EAGER", "Predictor", "Runtime", "check_runtimes", "exported_to", "registry", "versions"]
 
 # Needs no file: the stages have the model itself.
 EAGER = "eager"
@@ -36,6 +37,12 @@ def registry() -> dict[str, Runtime]:
 def exported_to(names: Sequence[str]) -> list[Runtime]:
     """Those of `runtime.names` that need a file, each once."""
     return [registry()[name] for name in dict.fromkeys(names) if name != EAGER]
+
+
+def versions(names: Sequence[str]) -> dict[str, str]:
+    """The installed versions of what those need besides torch, by module: other versions have other kernels."""
+    modules = {module for runtime in exported_to(names) for module in runtime.modules if module != "torch"}
+    return {module: importlib.metadata.version(module) for module in sorted(modules)}
 
 
 def check_runtimes(names: Sequence[str]) -> None:

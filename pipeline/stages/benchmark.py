@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from pipeline import environment, forms, latency, memory, parity, roofline, runt
 from pipeline.config import Config
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.latency import Taken
+from pipeline.quantization import Form
 from pipeline.roofline import Network, Peak
 from pipeline.runtime_report import Measured, runtimes_table
 from pipeline.runtimes import EAGER, Predictor, eager, exported_to
@@ -25,7 +26,7 @@ from pipeline.stage import Context, Inputs, Stage
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
     settings = config.benchmark
-    method = latency.Method(settings.min_repeats, settings.interval_pct, settings.max_seconds)
+    method = latency.Method(settings.min_repeats, settings.interval_pct, settings.max_seconds, passes=settings.passes)
     images = _images(config, context)
     rows: list[Measured] = []
     raw: dict[str, dict[str, list[float]]] = {}
@@ -35,10 +36,10 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
             _warn_if_busy()
             with latency.pinned(threads if settings.pin else None):
                 peaks.append(roofline.measure_peak(threads))
-                predictors = _predictors(config, inputs, context, threads)
                 for batch_size in settings.batch_sizes:
-                    calls = {name: functools.partial(one, images[batch_size]) for name, one in predictors.items()}
-                    taken = latency.take_turns(calls, method)
+                    taken = latency.take_turns_afresh(
+                        _loaders(config, inputs, context, threads, images[batch_size]), method
+                    )
                     _tell_limits(taken, threads, batch_size, config)
                     raw[f"{threads} threads, batch {batch_size}"] = taken.samples_ms
                     rows += _rows(taken, threads, batch_size)
@@ -63,19 +64,31 @@ def _images(config: Config, context: Context) -> dict[int, np.ndarray]:
     return found
 
 
-def _predictors(config: Config, inputs: Inputs, context: Context, threads: int) -> dict[str, Predictor]:
-    """By `<runtime>/<form>`: torch's own models, and every exported file that has parity."""
+def _loaders(
+    config: Config, inputs: Inputs, context: Context, threads: int, images: np.ndarray
+) -> dict[str, latency.Loader]:
+    """By `<runtime>/<form>`: torch's own models, and every exported file that has parity, to be called on `images`."""
     exports = inputs["exports"]
-    predictors = {}
+    predictors: dict[str, Callable[[], Predictor]] = {}
     for form, checkpoint in inputs.items():
         if form != "exports":
-            model = forms.load(form, checkpoint, config, context.info)
-            predictors[f"{EAGER}/{forms.PREFIXES[form]}"] = eager.predictor(model, threads)
+            predictors[f"{EAGER}/{forms.PREFIXES[form]}"] = functools.partial(
+                _load_eager, form, checkpoint, config, context, threads
+            )
     for prefix, verdicts in json.loads((exports / parity.FILE).read_text()).items():
         for runtime in exported_to(config.runtime.names):
             if verdicts[runtime.name]:
-                predictors[f"{runtime.name}/{prefix}"] = runtime.load(exports / prefix / runtime.name, threads)
-    return predictors
+                folder = exports / prefix / runtime.name
+                predictors[f"{runtime.name}/{prefix}"] = functools.partial(runtime.load, folder, threads)
+
+    def loader(load: Callable[[], Predictor]) -> latency.Loader:
+        return lambda: functools.partial(load(), images)
+
+    return {name: loader(load) for name, load in predictors.items()}
+
+
+def _load_eager(form: Form, checkpoint: Path, config: Config, context: Context, threads: int) -> Predictor:
+    return eager.predictor(forms.load(form, checkpoint, config, context.info), threads)
 
 
 def _rows(taken: Taken, threads: int, batch_size: int) -> list[Measured]:
