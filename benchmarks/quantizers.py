@@ -205,10 +205,9 @@ def _table(candidates: list[Candidate], accuracies: dict[str, float], test: Part
     headers = ["quantized by", "runtime", "accuracy %", "95 % interval", "median ms", "95 % interval", "ours / this"]
     table = tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=["left", "left", *["right"] * 5])
     end = "" if taken.narrow else f", ended by benchmark.max_seconds={settings.max_seconds:g}"
-    return (
-        f"{threads} thread{'s' if threads > 1 else ''}, batch 1, {taken.rounds} rounds in {settings.passes} passes{end}; "
-        f"ours, the recommended: {recommended}\n\n{table}"
-    )
+    where = f"{threads} thread{'s' if threads > 1 else ''}, batch 1"
+    what = f"{taken.rounds} rounds in {settings.passes} passes{end}; ours, the recommended: {recommended}"
+    return f"{where}, {what}\n\n{table}"
 
 
 if __name__ == "__main__":
