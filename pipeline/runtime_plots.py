@@ -53,7 +53,8 @@ def roofline(rows: Sequence[Measured], peaks: Mapping[int, Peak], macs: int, wei
     for axes, (threads, peak) in zip(np.atleast_1d(figure.subplots(1, len(peaks))), peaks.items(), strict=True):
         shown = [row for row in rows if row.threads == threads]
         points = [macs * row.batch_size / (weights * _BYTES[row.form]) for row in shown]
-        reach = np.geomspace(min(points) / 4, max(points) * 4, 100)
+        ridge = max(peak.fp32_gmacs, peak.int8_gmacs) / peak.memory_gbytes  # where the higher roof becomes flat
+        reach = np.geomspace(min(points) / 4, max(*points, ridge) * 4, 100)
         for form, roof in (("fp32", peak.fp32_gmacs), ("int8", peak.int8_gmacs)):
             label = f"{form} roof: {roof:.0f} GMAC/s" + (f" ({peak.int8_kernel})" if form == "int8" else "")
             axes.plot(reach, np.minimum(roof, peak.memory_gbytes * reach), color=_COLORS[form], label=label)
@@ -67,7 +68,8 @@ def roofline(rows: Sequence[Measured], peaks: Mapping[int, Peak], macs: int, wei
         axes.set_yscale("log")
         axes.set_xlabel("multiply-accumulates for each byte of weights")
         axes.set_ylabel("10⁹ multiply-accumulates a second")
-        axes.set_title(f"{threads} thread{'s' if threads > 1 else ''}; larger marks are larger batches", fontsize=10)
+        batches = "; larger marks are larger batches" if len({row.batch_size for row in shown}) > 1 else ""
+        axes.set_title(f"{threads} thread{'s' if threads > 1 else ''}{batches}", fontsize=10)
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=110)
