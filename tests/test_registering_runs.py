@@ -114,6 +114,11 @@ def test_model_is_registered_with_what_the_rule_reads_when_a_name_is_given(
     assert f"registered {name} version 1, champion: there is no champion yet" in capsys.readouterr().out
 
 
+def test_latency_of_the_benchmark_is_that_of_one_thread_when_evaluate_takes_more(keep: Keep, name: str) -> None:
+    keep(f"register.name={name}", "evaluate.threads=2")
+    assert champion(name)["conditions"].startswith("exported, 1 thread, ")
+
+
 def test_torchscript_is_logged_when_onnx_fails_parity(keep: Keep, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     with measurement.threads(threads + 1):
