@@ -19,7 +19,8 @@ def test_mnist_experiment_reaches_int8_accuracy_when_given_a_sample(
 ) -> None:
     command = [sys.executable, "-m", "pipeline", "+experiment=resnet18_mnist", f"outputs={outputs}"]
     data = [f"dataset.mirror={mnist_mirror}", f"dataset.root={tmp_path / 'data'}"]
-    small = ["dataset.max_train_samples=2000", "dataset.max_test_samples=500", "evaluate.repeats=20"]
+    few = ["dataset.max_train_samples=2000", "dataset.max_test_samples=500", "evaluate.repeats=20"]
+    small = [*few, "train.epochs=3", "qat.epochs=1"]
     done = subprocess.run([*command, *data, *small], cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (found,) = runs(outputs)

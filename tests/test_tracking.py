@@ -118,7 +118,15 @@ def test_run_is_failed_with_the_error_as_tag_when_a_stage_raises(
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_run_is_killed_when_interrupted(outputs: Path, sent: signal.Signals) -> None:
     command = [sys.executable, "-m", "pipeline", *SMALL, "train.epochs=50", f"outputs={outputs}"]
-    process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=PROJECT_ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell lets what it starts in the background ignore SIGINT, and so would the tests and their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "epoch 1/50" in line:
