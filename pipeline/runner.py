@@ -82,7 +82,7 @@ def check_parts(config: Config) -> Plan:
     if config.model.weights is not None:
         weights.load_into(models.build(config.model, datasets.info(config.dataset)), config.model)
     _forced(config)
-    check_runtimes(config.runtime.names)
+    check_runtimes(config.runtime.names, config.stages)
     check_registration(config)
     return make_plan(config)
 

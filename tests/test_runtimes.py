@@ -213,10 +213,13 @@ def test_gate_counts_an_output_that_is_no_number_as_different() -> None:
     ("names", "told"),
     [
         ("[eager,torchscrip]", "did you mean 'torchscript'?"),
+        ("[eager]", "nothing to export; allowed: runtime=all"),
         ("[tensorrt]", "allowed: eager, torchscript, onnxruntime, openvino"),
     ],
 )
-def test_unknown_runtime_is_refused_before_anything_runs(names: str, told: str, outputs: Path) -> None:
+def test_runtimes_are_refused_before_anything_runs_when_they_cannot_be_exported_to(
+    names: str, told: str, outputs: Path
+) -> None:
     with pytest.raises(UserError) as error:
         walk(outputs, "runtime=default", f"runtime.names={names}")
     assert told in str(error.value)

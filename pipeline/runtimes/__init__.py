@@ -45,8 +45,8 @@ def versions(names: Sequence[str]) -> dict[str, str]:
     return {module: importlib.metadata.version(module) for module in sorted(modules)}
 
 
-def check_runtimes(names: Sequence[str]) -> None:
-    """Refuse a runtime that does not exist or is not installed.
+def check_runtimes(names: Sequence[str], stages: Sequence[str] = ()) -> None:
+    """Refuse a runtime that does not exist or is not installed, and stages that would have nothing to do.
 
     Raises:
         UserError: for the first one, with the nearest name or the line that installs it.
@@ -61,3 +61,7 @@ def check_runtimes(names: Sequence[str]) -> None:
         if missing:
             how = f"pip install -e '.[{runtime.extra}]'" if runtime.extra else f"pip install {' '.join(missing)}"
             raise UserError(f"runtime.names=[{','.join(names)}]: {name} is not installed here; {how} brings it")
+    if "export" in stages and not exported_to(names):
+        raise UserError(
+            f"runtime.names=[{','.join(names)}]: nothing to export; allowed: runtime=all, or the stage export left out"
+        )
