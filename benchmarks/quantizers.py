@@ -62,10 +62,11 @@ def main(overrides: list[str]) -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     try:
-        request = compose_request([_STAGES, "runtime=all", *overrides])
+        request = compose_request([*overrides, _STAGES, "runtime=all"])
         run(request)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     text = compare(request)
     print(text)
     (in_project(request.config.outputs) / "quantizers.md").write_text(text)
@@ -83,6 +84,7 @@ def compare(request: Request) -> str:
             Candidate(f"ours, {form}", name, exports / form / name)
             for form in ("fp32", "int8")
             for name in ("torchscript", "onnxruntime", "openvino")
+            if (exports / form / name).is_dir()  # has parity
         ]
         candidates += [Candidate(by, name, folder) for by, (name, folder) in theirs.items()]
         accuracies = {candidate.name: _accuracy(candidate, test, config) for candidate in candidates}
@@ -204,7 +206,7 @@ def _table(candidates: list[Candidate], accuracies: dict[str, float], test: Part
     rows.sort(key=lambda row: float(row[4]))
     headers = ["quantized by", "runtime", "accuracy %", "95 % interval", "median ms", "95 % interval", "ours / this"]
     table = tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=["left", "left", *["right"] * 5])
-    end = "" if taken.narrow else f", ended by benchmark.max_seconds={settings.max_seconds:g}"
+    end = "" if not taken.timed_out else f", ended by benchmark.max_seconds={settings.max_seconds:g}"
     where = f"{threads} thread{'s' if threads > 1 else ''}, batch 1"
     what = f"{taken.rounds} rounds in {settings.passes} passes{end}; ours, the recommended: {recommended}"
     return f"{where}, {what}\n\n{table}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.files import in_project
+from pipeline.files import expand_user, in_project
 from pipeline.preprocessing import PREPROCESSING_FILE, Preprocessing
 from pipeline.runtimes import Predictor, Runtime, check_runtimes, registry
 
@@ -34,9 +34,14 @@ class ExportedModel:
         """The probability of each class, float64 (classes), for the image in a file.
 
         Raises:
-            UserError: when the image cannot be read.
+            UserError: when the image cannot be read, or the model does not take it.
         """
-        (logits,) = self.predictor(self.preprocessing.apply(image))
+        images = self.preprocessing.apply(image)
+        try:
+            (logits,) = self.predictor(images)
+        except Exception as error:  # whatever the runtime raises on images of another shape
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.file}: does not take what {PREPROCESSING_FILE} makes: {reason}") from error
         names = self.preprocessing.class_names
         if logits.shape != (len(names),):
             raise UserError(f"{self.file}: gives {logits.size} outputs, where {PREPROCESSING_FILE} names {len(names)}")
@@ -58,7 +63,7 @@ def locate(model: str | None, outputs: str, tracking_uri: str | None) -> Path:
         from pipeline.tracking.registry import find_registered
 
         return find_registered(model, TrackingConfig(uri=tracking_uri), in_project(outputs))
-    path = Path(model).expanduser()
+    path = expand_user(model)
     if not path.exists():
         raise UserError(f"--model {model}: no such file or folder; allowed: models:/NAME@ALIAS, {_files()}")
     return path

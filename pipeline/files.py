@@ -16,7 +16,19 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
 def in_project(path: str) -> Path:
     """`path`, resolved against the project root wherever the command is typed."""
-    return (PROJECT_ROOT / Path(path).expanduser()).resolve()
+    return (PROJECT_ROOT / expand_user(path)).resolve()
+
+
+def expand_user(path: str) -> Path:
+    """`path` with the home folder that a `~` at its beginning stands for.
+
+    Raises:
+        UserError: when there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: there is no such user's home folder; ./{path} is a folder of that name") from error
 
 
 def sha256(path: Path) -> str:

@@ -66,6 +66,7 @@ class Taken:
     warmup_rounds: int
     stable: bool
     narrow: bool
+    timed_out: bool
 
     @property
     def rounds(self) -> int:
@@ -90,6 +91,7 @@ def take_turns_afresh(
         warmup_rounds=sum(taken.warmup_rounds for taken in passes),
         stable=all(taken.stable for taken in passes),
         narrow=all(width_pct(values) < method.interval_pct for values in samples.values()),
+        timed_out=any(taken.timed_out for taken in passes),
     )
 
 
@@ -117,7 +119,7 @@ def take_turns(calls: Mapping[str, Call], method: Method, clock: Callable[[], fl
         warmup_rounds, before = warmup_rounds + method.window, medians
 
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    measured, narrow, done, began = 0, False, False, clock()
+    measured, narrow, timed_out, done, began = 0, False, False, False, clock()
     with terminal.bar("latency", method.min_repeats, unit="round") as bar:
         while not done:
             count = min(_LOOK_EVERY, max(1, method.min_repeats - measured))
@@ -126,11 +128,11 @@ def take_turns(calls: Mapping[str, Call], method: Method, clock: Callable[[], fl
                 bar.update(1)
                 measured += 1
                 if clock() - began >= method.max_seconds:
-                    done = True
+                    timed_out = done = True
                     break
             narrow = measured > 1 and all(width_pct(taken) < method.interval_pct for taken in samples.values())
             done = done or (measured >= method.min_repeats and narrow)
-    return Taken(samples, warmup_rounds, stable, narrow)
+    return Taken(samples, warmup_rounds, stable, narrow, timed_out and not narrow)
 
 
 def median_interval(samples: Sequence[float]) -> tuple[float, float, float]:

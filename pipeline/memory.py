@@ -26,7 +26,8 @@ def peak_memory_mb(folder: Path, threads: int, batch_size: int) -> float:
     command = [sys.executable, "-m", "pipeline.memory", str(folder), str(threads), str(batch_size)]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"{folder}: cannot be measured: {done.stderr.strip().splitlines()[-1]}")
+        reason = (done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"])[-1]
+        raise UserError(f"{folder}: its memory cannot be measured: {reason}")
     return float(done.stdout)
 
 

@@ -104,6 +104,10 @@ class Preprocessing:
             raise ValueError(f"image_size={made.image_size}")
         if made.channels not in (1, 3) or not len(made.mean) == len(made.std) == made.channels:
             raise ValueError(f"channels={made.channels}, mean={list(made.mean)}, std={list(made.std)}")
+        if not all(isinstance(number, int | float) for number in (*made.mean, *made.std)) or 0 in made.std:
+            raise ValueError(f"mean={list(made.mean)}, std={list(made.std)}")
+        if not all(isinstance(name, str) for name in made.class_names):
+            raise ValueError(f"class_names={list(made.class_names)}")
         if made.layout != _LAYOUT:
             raise ValueError(f"layout={made.layout}, where {_LAYOUT} is known")
         return made

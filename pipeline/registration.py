@@ -6,8 +6,11 @@ too, so there is no result to keep under a key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
+
+import torch
 
 from pipeline import environment, runtimes, terminal
 from pipeline.champion import Contender
@@ -31,8 +34,10 @@ def check_registration(config: Config) -> None:
     if config.register.name is None:
         return
     key = f"register.name={config.register.name}"
-    if not config.register.name.strip() or any(sign in config.register.name for sign in "/:@"):
-        raise UserError(f"{key}: allowed: a name without / : @")
+    if not re.fullmatch(r"\w[\w .-]*", config.register.name):
+        raise UserError(
+            f"{key}: allowed: a name of letters, digits, spaces and _ . - that begins with a letter or digit"
+        )
     if not config.tracking.enabled:
         raise UserError(f"{key}: allowed: with tracking.enabled=true")
     for stage in _NEEDED:
@@ -76,5 +81,13 @@ def _contender(config: Config, runtime: str, metrics: Mapping[str, float]) -> Co
         accuracy_drop_pct=metrics["fp32/accuracy_pct"] - metrics[f"{runtime}/int8/accuracy_pct"],
         latency_ms=metrics[latency],
         parity=bool(metrics[f"{runtime}/int8/parity"]),
-        conditions=f"{how}, {threads} thread{'s' if threads > 1 else ''}, {environment.cpu_name()}",
+        conditions=", ".join(
+            [
+                f"{how}, {threads} thread{'s' if threads > 1 else ''}",
+                environment.cpu_name(),
+                f"{config.dataset.name} at {config.dataset.image_size} px",
+                f"torch {torch.__version__}",
+                *(f"{module} {version}" for module, version in runtimes.versions([runtime]).items()),
+            ]
+        ),
     )

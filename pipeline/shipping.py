@@ -25,8 +25,8 @@ class ExportConfig:
 class BenchmarkConfig:
     """How latencies on the runtimes are measured; the method is that of docs/latency.md."""
 
-    threads: list[int] = setting([1], minimum=1)
-    batch_sizes: list[int] = setting([1, 8], minimum=1)
+    threads: list[int] = setting([1], minimum=1, maximum=1024)
+    batch_sizes: list[int] = setting([1, 8], minimum=1, maximum=65536)
     min_repeats: int = setting(200, minimum=1)
     interval_pct: float = setting(2.0, above=0)
     max_seconds: float = setting(60.0, above=0)

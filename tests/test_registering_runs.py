@@ -152,8 +152,9 @@ def test_champion_stays_when_the_next_run_loses_too_much(keep: Keep, name: str) 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["register.name=a/b", STAGES], "allowed: a name without / : @"),
-        (["register.name=' '", STAGES], "allowed: a name without / : @"),
+        (["register.name=a/b", STAGES], "allowed: a name of letters, digits"),
+        (['register.name="it\'s"', STAGES], "allowed: a name of letters, digits"),
+        (["register.name=' '", STAGES], "allowed: a name of letters, digits"),
         (["register.name=digits", STAGES, "tracking=off"], "with tracking.enabled=true"),
         (["register.name=digits"], "allowed: with export among stages=[train,fuse,qat,convert,evaluate]"),
         (["register.name=digits", "stages=[export]"], "allowed: with evaluate among stages=[export]"),

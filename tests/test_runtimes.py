@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.util
 import json
 import os
@@ -79,6 +80,9 @@ def test_exported_int8_computes_what_torch_computes_for_any_batch(
         np.testing.assert_allclose(predictor(images[:3].numpy()), outputs[:3], atol=0.1)
         if runtime.name == "torchscript":
             assert np.array_equal(outputs, reference)
+            torch.backends.quantized.engine = "fbgemm" if backend == "qnnpack" else "qnnpack"
+            assert np.array_equal(runtime.load(folder, 1)(images.numpy()), reference)
+            assert torch.backends.quantized.engine == backend
 
 
 def test_onnx_holds_int8_weights_between_quantize_and_dequantize(tmp_path: Path) -> None:
@@ -176,6 +180,21 @@ def test_runtime_fails_its_gate_and_others_go_on_when_its_export_is_broken(
     assert "openvino/int8: fails: RuntimeError: no such operator" in error
     verdicts = json.loads((exports_folder(trained) / parity.FILE).read_text())
     assert verdicts["int8"] == {"torchscript": True, "onnxruntime": False, "openvino": False}
+    assert [path.name for path in (exports_folder(trained) / "int8").iterdir()] == ["torchscript"]
+
+
+def test_export_fails_and_leaves_no_verdict_when_the_disk_is_full(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(model: nn.Module, example: torch.Tensor, folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = dict(registry())
+    faulty = {**real, "onnxruntime": dataclasses.replace(real["onnxruntime"], export=full)}
+    monkeypatch.setattr(runtimes, "registry", lambda: faulty)
+    with pytest.raises(OSError, match="No space left"):
+        walk(trained)
+    assert not list((trained / "artifacts").glob("export-*[!l]"))
 
 
 def test_run_fails_when_no_int8_export_agrees(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

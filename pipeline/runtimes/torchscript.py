@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _FILE = "model.torchscript.pt"
+# A file within the file: the quantized engine, for which torch packs the weights when it loads them.
+_ENGINE = "quantized_engine"
 
 
 def _export(model: nn.Module, example: Tensor, folder: Path) -> None:
@@ -21,7 +24,7 @@ def _export(model: nn.Module, example: Tensor, folder: Path) -> None:
 
     with _without_deprecation(), torch.inference_mode(False), torch.no_grad():
         frozen = torch.jit.freeze(torch.jit.trace(model.eval(), example))
-        frozen.save(str(folder / _FILE))
+        frozen.save(str(folder / _FILE), _extra_files={_ENGINE: torch.backends.quantized.engine})
 
 
 def _load(folder: Path, threads: int) -> Predictor:
@@ -30,9 +33,17 @@ def _load(folder: Path, threads: int) -> Predictor:
     from pipeline.runtimes.eager import predictor
 
     with _without_deprecation():
+        torch.backends.quantized.engine = _engine(folder / _FILE)
         # As it is: torch.jit.optimize_for_inference makes fp32 twice as slow on small images, and int8 no faster.
         module = torch.jit.load(str(folder / _FILE), map_location="cpu").eval()
     return predictor(module, threads)
+
+
+def _engine(file: Path) -> str:
+    """The engine that a file was made for."""
+    with zipfile.ZipFile(file) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(f"/extra/{_ENGINE}"))
+        return archive.read(name).decode()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch
 from pipeline import environment, forms, latency, memory, parity, roofline, runtime_plots, terminal
 from pipeline.config import Config
 from pipeline.datasets.loader import evaluation_batches
+from pipeline.errors import UserError
 from pipeline.latency import Taken
 from pipeline.quantization import Form
 from pipeline.roofline import Network, Peak
@@ -32,11 +33,11 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     raw: dict[str, dict[str, list[float]]] = {}
     peaks: list[Peak] = []
     with context.machine.measuring(), parity.torch_threads_kept():
-        for threads in settings.threads:
+        for threads in dict.fromkeys(settings.threads):
             _warn_if_busy()
             with latency.pinned(threads if settings.pin else None):
                 peaks.append(roofline.measure_peak(threads))
-                for batch_size in settings.batch_sizes:
+                for batch_size in dict.fromkeys(settings.batch_sizes):
                     taken = latency.take_turns_afresh(
                         _loaders(config, inputs, context, threads, images[batch_size]), method
                     )
@@ -117,9 +118,13 @@ def _peak_memory(config: Config, exports: Path, rows: list[Measured]) -> dict[tu
     """Of each exported file that was measured, with the fewest threads and images."""
     threads, batch_size = min(config.benchmark.threads), min(config.benchmark.batch_sizes)
     pairs = dict.fromkeys((row.runtime, row.form) for row in rows if row.runtime != EAGER)
-    return {
-        (runtime, form): memory.peak_memory_mb(exports / form / runtime, threads, batch_size) for runtime, form in pairs
-    }
+    found = {}
+    for runtime, form in pairs:
+        try:
+            found[runtime, form] = memory.peak_memory_mb(exports / form / runtime, threads, batch_size)
+        except UserError as error:  # the latencies are measured and shall not be lost for it
+            terminal.warn(f"benchmark: {error}")
+    return found
 
 
 def _report(
@@ -136,7 +141,7 @@ def _report(
             context.metric(f"machine/peak_{what}_t{peak.threads}", getattr(peak, what))
     for row in rows:
         name, peak = f"{row.runtime}/{row.form}", by_threads[row.threads]
-        # The first settings are the headline; the others say theirs.
+        # One thread and one image are the headline; the others say theirs.
         where = "" if (row.threads, row.batch_size) == (1, 1) else f"_t{row.threads}_b{row.batch_size}"
         context.metric(f"{name}/latency{where}_ms", row.median_ms[0])
         context.metric(f"{name}/latency_ci_low{where}_ms", row.median_ms[1])
@@ -170,10 +175,11 @@ def _tell_limits(taken: Taken, threads: int, batch_size: int, config: Config) ->
     where = f"benchmark, {threads} thread{'s' if threads > 1 else ''}, batch {batch_size}"
     if not taken.stable:
         terminal.warn(f"{where}: the times were not stable after {taken.warmup_rounds} rounds of warm-up")
-    if taken.rounds < config.benchmark.min_repeats or not taken.narrow:
+    if not taken.narrow:
+        over = f"benchmark.max_seconds={config.benchmark.max_seconds:g} were over: " if taken.timed_out else ""
         terminal.warn(
-            f"{where}: benchmark.max_seconds={config.benchmark.max_seconds:g} were over after {taken.rounds} rounds; "
-            f"not every median's interval is narrower than benchmark.interval_pct={config.benchmark.interval_pct:g}"
+            f"{where}: {over}after {taken.rounds} rounds not every median's interval is narrower than "
+            f"benchmark.interval_pct={config.benchmark.interval_pct:g}"
         )
 
 

@@ -67,6 +67,8 @@ def _ship(runtime: Runtime, reference: _Reference, config: Config, context: Cont
     folder = context.folder / reference.prefix / runtime.name
     try:
         found = _export_and_compare(runtime, reference, folder, config, context)
+    except (UserError, OSError, MemoryError):  # of this machine, now: nothing to keep as a verdict
+        raise
     except Exception as error:  # whatever an exporter or a runtime raises for a network that it cannot take
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         terminal.warn(f"{name}: fails: {reason}")
@@ -89,6 +91,7 @@ def _ship(runtime: Runtime, reference: _Reference, config: Config, context: Cont
             f"{line}; export.min_agreement={config.export.min_agreement:g}: fails"
             f"{_likely_cause(found, reference, config)}"
         )
+        shutil.rmtree(folder)  # nobody shall take it for the model
     return passed
 
 
@@ -110,6 +113,8 @@ def _export_and_compare(
 
 def _likely_cause(found: parity.Parity, reference: _Reference, config: Config) -> str:
     """What is known to set runtimes apart, as the end of a line."""
+    if reference.prefix == "fp32":
+        return ""
     if quantization.activation_levels(config.backend) > 128 and not quantization.has_vnni():
         return (
             "; likely cause: activations of 8 bits saturate in its kernels on this processor, which lacks VNNI: "
