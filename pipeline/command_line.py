@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
+from pipeline import torchrun
 from pipeline.errors import UserError, suggestion
+
+_UNTIL_RANK_0_SPEAKS_S = 20
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +34,16 @@ def run_command(command: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         tell_error("interrupted")
         sys.exit(130)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Say what is wrong, and end with `status`."""
+    if torchrun.rank() > 0:
+        # Rank 0 has most likely found the same and says it, unless this process ends first: torchrun then ends all.
+        time.sleep(_UNTIL_RANK_0_SPEAKS_S)
+        message = f"process {torchrun.rank()}: {message}"
+    tell_error(message)
+    sys.exit(status)
 
 
 def tell_error(error: object) -> None:

@@ -29,9 +29,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline import search
+from pipeline import search, torchrun
+from pipeline.command_line import fail
 from pipeline.config import Config, check
-from pipeline.errors import UserError, suggestion
+from pipeline.errors import ProcessLost, UserError, suggestion
 from pipeline.files import PROJECT_ROOT, in_project, make_writable_folder
 from pipeline.schema import allowed_words, check_path, flatten, refuse_strays
 
@@ -60,14 +61,21 @@ def main() -> None:
                 if arguments.multirun:
                     _run_sweep(arguments.overrides, jobs)
                     return
+                if torchrun.rank() > 0:  # rank 0 alone keeps what Hydra keeps of a run
+                    from pipeline.runner import run
+
+                    run(compose_request(arguments.overrides))
+                    return
         _run_hydra()
     except UserError as error:
-        _fail(str(error), status=2)
+        fail(str(error), status=2)
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(one_line(error), status=2)
+        fail(one_line(error), status=2)
+    except ProcessLost as error:
+        fail(str(error), status=1)
     except KeyboardInterrupt:
         forced = any(text.startswith("force=") for text in sys.argv)
-        _fail("interrupted" if forced else "interrupted; the same command goes on from the last finished epoch", 130)
+        fail("interrupted" if forced else "interrupted; the same command goes on from the last finished epoch", 130)
 
 
 def _refuse_arguments(message: str) -> NoReturn:
@@ -89,6 +97,8 @@ def _run_sweep(overrides: list[str], jobs: list[tuple[list[str], Config]]) -> No
     from pipeline.jobs import sweep_session
     from pipeline.runner import check_parts
 
+    if torchrun.world_size() > 1:
+        raise UserError("-m: a sweep of runs on several processes; allowed with torchrun: one run")
     for _, config in jobs:
         check_parts(config)
     config = jobs[0][1] if jobs else compose_request([text for text in overrides if "hydra" not in text]).config
@@ -96,11 +106,6 @@ def _run_sweep(overrides: list[str], jobs: list[tuple[list[str], Config]]) -> No
         # The jobs, in whatever process, find the sweep by its folder.
         sys.argv.append(f"hydra.sweep.dir='{sweep.folder}'")
         _run_hydra()
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(status)
 
 
 @hydra.main(config_path=str(CONFIG_FOLDER), config_name=CONFIG_NAME, version_base=_VERSION_BASE)
@@ -117,7 +122,7 @@ def _job(composed: DictConfig) -> dict[str, float]:
     try:
         return run(request).metrics
     except UserError as error:
-        _fail(str(error), status=2)
+        fail(str(error), status=2)
 
 
 def check_command_line(overrides: list[str], multirun: bool) -> list[tuple[list[str], Config]]:

@@ -15,6 +15,10 @@ class UserError(Exception):
     """A mistake of the user, told in one line."""
 
 
+class ProcessLost(Exception):
+    """Another process of the same run has ended: it said why itself, or was killed."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """The allowed name most like `name` (case is ignored), or None when nothing is alike."""
     by_folded = {candidate.lower(): candidate for candidate in allowed}

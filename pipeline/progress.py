@@ -37,7 +37,9 @@ class Progress:
 
 
 def save(progress: Progress, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, context: Context) -> None:
-    """Write the checkpoint into the stage's folder."""
+    """Write the checkpoint into the stage's folder; of several processes, rank 0 does."""
+    if not context.world.is_main:
+        return
     state = {
         "epochs_done": progress.epochs_done,
         "model": model.state_dict(),
@@ -60,7 +62,7 @@ def resume(model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, conte
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the unpickler raise almost anything
         terminal.warn(f"{path} is damaged ({type(error).__name__}): training starts again")
-        path.unlink()
+        path.unlink(missing_ok=True)
         return Progress()
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])

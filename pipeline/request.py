@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline import datasets, environment, quantization, runtimes, terminal
+from pipeline import datasets, environment, quantization, runtimes, terminal, torchrun
 from pipeline.config import Config
 from pipeline.plan import Plan
 from pipeline.tracking import RunRecord
@@ -68,6 +68,7 @@ def describe(request: Request, plan: Plan) -> RunRecord:
         **environment.hardware(),
         "device": str(environment.resolve_device(config.device)),
         "threads": str(torch.get_num_threads()),
+        "processes": str(torchrun.world_size()),
         "latency_threads": str(config.evaluate.threads),
         **{f"{name}_version": version for name, version in _runtime_versions(config, plan).items()},
         "backend": config.backend.name,

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from pipeline import datasets, environment, models, quantization, report, terminal
+from pipeline import datasets, environment, models, quantization, report, terminal, torchrun
 from pipeline.artifacts import Artifact, Store
 from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
 from pipeline.files import in_project, make_writable_folder
+from pipeline.followers import announce, check_processes, dismiss, follow
 from pipeline.interruption import termination_as_interrupt
 from pipeline.machine import Machine
 from pipeline.models import weights
@@ -24,6 +25,7 @@ from pipeline.request import Request, describe, tell_qconfigs
 from pipeline.runtimes import check_runtimes
 from pipeline.stage import Context
 from pipeline.tracking import Tracker, open_run
+from pipeline.world import SOLO, World, join
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Outcome:
 
 
 def run(request: Request) -> Outcome:
-    """Run the stages of one configuration.
+    """Run the stages of one configuration; of several processes, rank 0 walks them and the others help to train.
 
     Raises:
         UserError: for whatever the user can mend; before the first stage runs wherever possible.
@@ -43,15 +45,26 @@ def run(request: Request) -> Outcome:
     config = request.config
     quantization.silence_known_warnings()
     plan = check_parts(config)
-    forced = _forced(config)
+    device = environment.resolve_device(config.device)
+    with termination_as_interrupt(), join(device) as world:
+        if world.is_main:
+            outcome = _run(request, plan, world)
+            dismiss(world)
+            return outcome
+        follow(config, plan, world, device)
+        return Outcome({}, None)
+
+
+def _run(request: Request, plan: Plan, world: World) -> Outcome:
+    config, forced = request.config, _forced(request.config)
     tell_qconfigs(config, plan)
     outputs = make_writable_folder(in_project(config.outputs), "outputs")
     store = Store(outputs / "artifacts")
     done = _find_artifacts(plan, store, config, forced)
     if any(step.stage.parts and step.artifact not in done for step in plan.steps):
         datasets.find(config.dataset).prepare(config.dataset)
-    with termination_as_interrupt(), open_run(config.tracking, outputs, describe(request, plan)) as tracker:
-        walk = _Walk(config, store, tracker, done)
+    with open_run(config.tracking, outputs, describe(request, plan)) as tracker:
+        walk = _Walk(config, store, tracker, done, world)
         for step in plan.steps:
             walk.take(step, step.stage.name in forced)
         _report(request, walk.metrics, tracker)
@@ -71,6 +84,7 @@ def check_parts(config: Config) -> Plan:
         UserError: for the first choice that cannot be had.
     """
     device = environment.resolve_device(config.device)
+    check_processes(config, torchrun.world_size())
     datasets.find(config.dataset)
     models.check_model(config.model, config.dataset.image_size)
     quantization.check_backend(config.backend)
@@ -128,8 +142,8 @@ def _undeclared_part() -> Any:
 class _Walk:
     """A walk over the steps: the artifacts so far, and the metrics of the whole run."""
 
-    def __init__(self, config: Config, store: Store, tracker: Tracker, done: dict[str, Artifact]) -> None:
-        self.config, self.store, self.tracker, self.done = config, store, tracker, done
+    def __init__(self, config: Config, store: Store, tracker: Tracker, done: dict[str, Artifact], world: World) -> None:
+        self.config, self.store, self.tracker, self.done, self.world = config, store, tracker, done, world
         self.metrics: dict[str, float] = {}
         self.machine = Machine(store.root / ".locks" / "machine.db")
         self.device = environment.resolve_device(config.device)
@@ -188,9 +202,12 @@ class _Walk:
             load_training=self.load_training if "train" in step.stage.parts else _undeclared_part,
             load_test=self.load_test if "test" in step.stage.parts else _undeclared_part,
             machine=self.machine,
+            world=self.world if step.stage.trains else SOLO,
             on_metric=self._on_metric,
         )
         inputs = {form: self.done[name].product for form, name in step.consumes.items()}
+        if step.stage.trains:
+            announce(self.world, step, inputs, folder)
         step.stage.run(visible_config(step.stage, self.config), inputs, context)
         seconds = time.perf_counter() - started
         record = {
@@ -198,6 +215,7 @@ class _Walk:
             "inputs": self._hashes(step),
             "seconds": seconds,
             "device": str(self.device),
+            "processes": self.world.size if step.stage.trains else 1,
             "machine": environment.machine(),
             "commit": environment.git_commit(),
         }

@@ -21,6 +21,7 @@ from pipeline.datasets.spec import DatasetInfo, Part, PartName
 from pipeline.files import save_tensors
 from pipeline.machine import Machine
 from pipeline.quantization import Form
+from pipeline.world import SOLO, World
 
 MODEL_FILE = "model.pt"
 # The checkpoint of a training that is under way, or may go on.
@@ -41,6 +42,7 @@ class Context:
         load_training: gives the training and the validation part.
         load_test: gives the test part.
         machine: its `computing` and `measuring` keep training and latency measurements apart.
+        world: the processes that run this stage together; of them rank 0 alone writes.
         on_metric: is told every metric at once.
         history: every metric so far.
         attachments: files in `folder` to show beside the run.
@@ -52,6 +54,7 @@ class Context:
     load_training: Callable[[], tuple[Part, Part]]
     load_test: Callable[[], Part]
     machine: Machine = field(default_factory=Machine)
+    world: World = SOLO
     on_metric: Callable[[str, float, int | None], None] = lambda name, value, step: None
     history: list[Metric] = field(default_factory=list)
     attachments: list[Path] = field(default_factory=list)
@@ -63,7 +66,8 @@ class Context:
 
     def save_model(self, model: nn.Module) -> None:
         """Write the `state_dict` that this stage produces."""
-        save_tensors(model.state_dict(), self.folder / MODEL_FILE)
+        if self.world.is_main:
+            save_tensors(model.state_dict(), self.folder / MODEL_FILE)
 
     def attach(self, name: str) -> Path:
         """A path in the folder for a file that is shown beside the run."""
@@ -92,6 +96,7 @@ class Stage:
         produces: the form it makes, or None for one that only measures.
         parts: the parts of the data set that it reads.
         version: raise it when the code gives another result for the same configuration.
+        trains: all processes of a run do it together; the other stages are rank 0's alone.
         measures_machine: its result depends on this machine's processor and libraries.
         extends: the setting, as section and name, of which a larger value only goes on where a smaller
             one ended, when `is_open_ended` says so of the configuration.
@@ -107,6 +112,7 @@ class Stage:
     ignores: tuple[str, ...] = ()
     parts: tuple[PartName, ...] = ()
     version: int = 1
+    trains: bool = False
     measures_machine: bool = False
     extends: tuple[str, str] | None = None
     is_open_ended: Callable[[Config], bool] = lambda config: False

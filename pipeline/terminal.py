@@ -7,33 +7,51 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+_muted = False
+
+
+def mute() -> None:
+    """Say nothing from here on: another process speaks for this one."""
+    global _muted
+    _muted = True
+
 
 def bar(description: str, total: int, unit: str = "it") -> tqdm[Any]:
     """A progress bar on standard error that leaves no trace; silent where that is no terminal."""
     return tqdm(
-        desc=description, total=total, unit=unit, leave=False, disable=not sys.stderr.isatty(), dynamic_ncols=True
+        desc=description,
+        total=total,
+        unit=unit,
+        leave=False,
+        disable=_muted or not sys.stderr.isatty(),
+        dynamic_ncols=True,
     )
 
 
 def download_bar(stream: IO[bytes], name: str, length: str | None) -> Any:
     """`stream`, wrapped so that what is written to it moves a bar of bytes."""
     total = int(length) if length else None
-    return tqdm.wrapattr(stream, "write", total=total, desc=name, leave=False, disable=not sys.stderr.isatty())
+    return tqdm.wrapattr(
+        stream, "write", total=total, desc=name, leave=False, disable=_muted or not sys.stderr.isatty()
+    )
 
 
 def epoch_line(text: str) -> None:
     """One line an epoch on standard error, above any bar."""
-    tqdm.write(text, file=sys.stderr)
-    sys.stderr.flush()
+    _write(text, sys.stderr)
 
 
 def say(text: str) -> None:
     """One line on standard output, above any bar."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    _write(text, sys.stdout)
 
 
 def warn(text: str) -> None:
     """One line on standard error about something that the user should know."""
-    tqdm.write(f"warning: {text}", file=sys.stderr)
-    sys.stderr.flush()
+    _write(f"warning: {text}", sys.stderr)
+
+
+def _write(text: str, stream: IO[str]) -> None:
+    if not _muted:
+        tqdm.write(text, file=stream)
+        stream.flush()

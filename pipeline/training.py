@@ -2,12 +2,16 @@
 
 Every epoch's randomness (order, augmentation, dropout) is seeded by seed, curve name and epoch alone,
 so a run that is killed and resumed goes on exactly as an undisturbed one would.
+
+Several processes share each batch: they take its images in equal parts, BatchNorm and observers see all of it,
+and the gradients are averaged, so that they learn what one process would.
 """
 
 from __future__ import annotations
 
 import functools
 import time
+import warnings
 import zlib
 from collections.abc import Callable
 
@@ -15,8 +19,10 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import optimization, progress, terminal
+from pipeline import optimization, progress, quantization, terminal
+from pipeline.batch_norm import normalize_over_all
 from pipeline.compilation import CompiledForward
 from pipeline.config import DatasetConfig, OptimizationConfig, QatConfig
 from pipeline.datasets.loader import count_batches, evaluation_batches, training_batches
@@ -25,6 +31,7 @@ from pipeline.errors import UserError
 from pipeline.machine import Machine
 from pipeline.quantization import observers_off
 from pipeline.stage import Context
+from pipeline.world import SOLO, World
 
 # The loss of a step from images (B, C, S, S), logits (B, classes) and labels int64 (B).
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -58,7 +65,7 @@ def fit(
         UserError: when the loss is no longer finite.
     """
     training, validation = context.load_training()
-    device = context.device
+    device, world = context.device, context.world
     model.to(device)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -66,7 +73,9 @@ def fit(
     optimizer = optimization.make_optimizer(model, settings)
     scheduler = optimization.make_scheduler(optimizer, settings, steps)
     so_far = progress.resume(model, optimizer, scheduler, context)
-    forward = CompiledForward(model, curve) if settings.compile else model
+    forward = (
+        _together(model, world) if world.size > 1 else CompiledForward(model, curve) if settings.compile else model
+    )
     loss_of = loss_of or functools.partial(_cross_entropy, settings.label_smoothing)
 
     for epoch in range(so_far.epochs_done, settings.epochs):
@@ -77,7 +86,7 @@ def fit(
         model.train()
         description = f"{curve} epoch {epoch + 1}/{settings.epochs}"
         with terminal.bar(description, steps, unit="batch") as bar:
-            batches = training_batches(training, dataset, settings.batch_size, device, generator)
+            batches = training_batches(training, dataset, settings.batch_size, device, generator, world)
             for step, (images, labels) in enumerate(batches):
                 with context.machine.computing():
                     before_step(model, epoch + step / steps)
@@ -94,12 +103,12 @@ def fit(
                 correct += (logits.argmax(1) == labels).sum()
                 seen += len(labels)
                 if step % _REPORT_EVERY == 0 or step + 1 == steps:  # each look waits for the device
-                    _check_finite(losses, settings, curve, epoch)
+                    _check_finite(losses, settings, curve, epoch, world)
                     accuracy = 100 * int(correct) / seen
                     bar.set_postfix(loss=f"{losses[-1].item():.4f}", accuracy=f"{accuracy:.2f} %", refresh=False)
                 bar.update(1)
-        mean_loss = float(torch.stack(losses).double().mean())
-        predicted = predict(model, validation, dataset, settings.batch_size, device, "validate", context.machine)
+        mean_loss = float(world.mean(torch.stack(losses).double().mean()))
+        predicted = predict(model, validation, dataset, settings.batch_size, device, "validate", context.machine, world)
         accuracies = {"val_accuracy_pct": accuracy_pct(predicted, validation), **validate_further(model, validation)}
         context.metric(f"{curve}/loss", mean_loss, epoch)
         for name, accuracy in accuracies.items():
@@ -116,6 +125,16 @@ def fit(
         model.load_state_dict(so_far.best)
 
 
+def _together(model: nn.Module, world: World) -> nn.Module:
+    """`model` with gradients, BatchNorm statistics and quantization ranges of what all processes see."""
+    normalize_over_all(model)
+    quantization.observe_over_all(model, world)
+    # Of a 1×1 convolution's gradient either stride is right, and copying it costs nothing that can be measured.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    # Buffers need no sending: every process computes the same ones.
+    return DistributedDataParallel(model, forward_sync_buffers=False)
+
+
 def _cross_entropy(label_smoothing: float, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
@@ -129,13 +148,17 @@ def predict(
     device: torch.device,
     description: str,
     machine: Machine,
+    world: World = SOLO,
 ) -> Tensor:
-    """The predicted class of every image of `part`: int64 (N), on the CPU.
+    """The predicted class of every image of `part`: int64 (N), on the CPU; each process of `world` predicts a part.
 
     Leaves the model in evaluation mode and its quantization ranges as they were.
     """
+    if world.size > 1:
+        mine = np.array_split(np.arange(len(part)), world.size)[world.rank]
+        return world.gather(predict(model, part.select(mine), dataset, batch_size, device, description, machine))
     model.eval()
-    predicted, correct, seen = [], 0, 0
+    predicted, correct, seen = [torch.empty(0, dtype=torch.long)], 0, 0
     batches = count_batches(part, batch_size, training=False)
     with observers_off(model), terminal.bar(description, batches, unit="batch") as bar:
         for images, labels in evaluation_batches(part, dataset, batch_size, device):
@@ -166,8 +189,8 @@ def _seed_epoch(seed: int, curve: str, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(for_data)
 
 
-def _check_finite(losses: list[Tensor], settings: OptimizationConfig, curve: str, epoch: int) -> None:
-    recent = torch.stack(losses[-_REPORT_EVERY - 1 :])
+def _check_finite(losses: list[Tensor], settings: OptimizationConfig, curve: str, epoch: int, world: World) -> None:
+    recent = world.mean(torch.stack(losses[-_REPORT_EVERY - 1 :]))
     wrong = (~recent.isfinite()).nonzero()
     if len(wrong):
         first = int(wrong[0])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.config import DatasetConfig
 from pipeline.datasets.spec import Part
+from pipeline.world import SOLO, World
 
 
 def count_batches(part: Part, batch_size: int, training: bool) -> int:
@@ -25,18 +26,26 @@ def count_batches(part: Part, batch_size: int, training: bool) -> int:
 
 
 def training_batches(
-    part: Part, config: DatasetConfig, batch_size: int, device: torch.device, generator: torch.Generator
+    part: Part,
+    config: DatasetConfig,
+    batch_size: int,
+    device: torch.device,
+    generator: torch.Generator,
+    world: World = SOLO,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch in random order, augmented: images float (B, C, S, S) and labels int64 (B) on `device`.
 
     An incomplete last batch is left out, so that every step sees as many images. `generator` (on the
-    CPU) decides order and augmentation: the same state gives the same epoch.
+    CPU) decides order and augmentation: the same state gives the same epoch. Each process of `world` gets its share
+    of every batch, as one process would have it.
     """
     order = torch.randperm(len(part), generator=generator)
     for index in range(count_batches(part, batch_size, training=True)):
-        chosen = order[index * batch_size : (index + 1) * batch_size]
+        batch = order[index * batch_size : (index + 1) * batch_size]
+        mine = world.share(len(batch))
+        chosen = batch[mine]
         images = _resize(part.pixels[chosen].to(device), config.image_size)
-        images = _augment(images, config, generator)
+        images = _augment(images, config, _draw(len(batch), config, generator), mine)
         yield _normalize(images, config), part.labels[chosen].to(device)
 
 
@@ -56,19 +65,29 @@ def _resize(pixels: Tensor, size: int) -> Tensor:
     return functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
-def _augment(images: Tensor, config: DatasetConfig, generator: torch.Generator) -> Tensor:
-    count, size = len(images), config.image_size
+def _draw(count: int, config: DatasetConfig, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
+    """The random choices of a whole batch: offsets of the crops (2, count, 1), and which images to flip (count)."""
+    offsets = flips = None
     if config.crop_padding:
+        offsets = torch.randint(0, 2 * config.crop_padding + 1, (2, count, 1), generator=generator)
+    if config.horizontal_flip:
+        flips = torch.rand(count, generator=generator) < 0.5
+    return offsets, flips
+
+
+def _augment(images: Tensor, config: DatasetConfig, drawn: tuple[Tensor | None, Tensor | None], mine: slice) -> Tensor:
+    offsets, flips = drawn
+    count, size = len(images), config.image_size
+    if offsets is not None:
         # A random window of the padded image, one offset an image, in one gather.
         padding = config.crop_padding
         padded = functional.pad(images, (padding,) * 4)
-        offsets = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
-        rows, columns = (offsets + torch.arange(size)).to(images.device)
+        rows, columns = (offsets[:, mine] + torch.arange(size)).to(images.device)
         batch = torch.arange(count, device=images.device).view(-1, 1, 1)
         # Advanced indices around a slice: the channel axis comes last and is moved back.
         images = padded[batch, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
-    if config.horizontal_flip:
-        flipped = (torch.rand(count, generator=generator) < 0.5).to(images.device)
+    if flips is not None:
+        flipped = flips[mine].to(images.device)
         images = torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
     return images
 

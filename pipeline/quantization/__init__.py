@@ -44,7 +44,7 @@ from pipeline.quantization.qconfig import (
     resolved_qconfig,
     saturation_warning,
 )
-from pipeline.quantization.vectorized import size_ranges
+from pipeline.quantization.vectorized import observe_over_all, size_ranges
 
 # The stubs and FloatFunctional are here for the quantizable twins, which must not import torch.ao themselves.
 __all__ = [
@@ -64,6 +64,7 @@ __all__ = [
     "fuse_modules",
     "has_vnni",
     "int8_products",
+    "observe_over_all",
     "observers_off",
     "prepare",
     "prepare_ptq",

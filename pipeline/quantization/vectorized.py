@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.ao.quantization import FusedMovingAvgObsFakeQuantize
 
 from pipeline.quantization.straight_through import FakeQuantize, TracedFakeQuantize, Unscale, rows_of_block
+from pipeline.world import World
 
 _CONV_BN = (nniqat.ConvBn2d, nniqat.ConvBnReLU2d)
 
@@ -50,15 +51,28 @@ def size_ranges(prepared: nn.Module) -> None:
             fake_quantize.size_ranges(len(module.weight))
 
 
+def observe_over_all(prepared: nn.Module, world: World) -> None:
+    """Let the ranges of activations in a prepared model be those of what all processes see."""
+    for module in prepared.modules():
+        fake_quantize = getattr(module, "activation_post_process", None)
+        if isinstance(fake_quantize, VectorizedFakeQuantize):
+            fake_quantize.world = world
+
+
 class VectorizedFakeQuantize(FusedMovingAvgObsFakeQuantize):
-    """A moving average of minimum and maximum, and fake-quantize with the scale and zero point that follow from it."""
+    """A moving average of minimum and maximum, and fake-quantize with the scale and zero point that follow from it.
+
+    `world`: the processes whose activations make up a batch; None where all of it is here, as weights always are.
+    """
+
+    world: World | None = None
 
     def forward(self, X: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # no look at a value: the compiler fuses all of it
             self._move(*self._extremes(X.detach()), self.observer_enabled)
             return torch.where(self.fake_quant_enabled == 1, self._fake_quantize_traced(X), X)
         if self.observer_enabled.item():
-            self._move(*self._extremes(X.detach()))
+            self._move(*self._over_all(*self._extremes(X.detach())))
         if not self.fake_quant_enabled.item():
             return X
         if X.device.type != "cpu" or X.dtype != torch.float32:
@@ -75,6 +89,10 @@ class VectorizedFakeQuantize(FusedMovingAvgObsFakeQuantize):
             ends = torch.stack(self._extremes(weight.detach())) * factor.detach()
             self._move(*ends.aminmax(dim=0))
         return self._fake_quantize(weight, factor)
+
+    def _over_all(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The extremes of what all processes see."""
+        return (low, high) if self.world is None else self.world.extremes(low, high)
 
     def size_ranges(self, channels: int) -> None:
         """Make room for so many channels, where nothing was seen yet."""

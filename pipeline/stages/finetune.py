@@ -52,6 +52,7 @@ STAGE = Stage(
         "qat.distill_temperature",
     ),
     parts=("train",),
+    trains=True,
     extends=("qat", "epochs"),
     is_open_ended=lambda config: optimization.is_open_ended(config.qat),
 )

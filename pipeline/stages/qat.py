@@ -52,7 +52,9 @@ def converted_accuracy_pct(model: nn.Module, validation: Part, config: Config, c
     with torch.random.fork_rng(devices=[]):  # building modules may draw random numbers
         int8 = quantization.convert(copy.deepcopy(model), config.backend)
     size, machine = config.qat.batch_size, context.machine
-    predicted = training.predict(int8, validation, config.dataset, size, torch.device("cpu"), "validate int8", machine)
+    predicted = training.predict(
+        int8, validation, config.dataset, size, torch.device("cpu"), "validate int8", machine, context.world
+    )
     return training.accuracy_pct(predicted, validation)
 
 
@@ -93,6 +95,7 @@ STAGE = Stage(
     produces="qat",
     ignores=("dataset.max_test_samples", "ptq.observer"),
     parts=("train",),
+    trains=True,
     version=3,
     extends=("qat", "epochs"),
     is_open_ended=lambda config: optimization.is_open_ended(config.qat),

@@ -30,6 +30,7 @@ STAGE = Stage(
     produces="float",
     ignores=("dataset.max_test_samples",),
     parts=("train",),
+    trains=True,
     version=2,
     extends=("train", "epochs"),
     is_open_ended=lambda config: optimization.is_open_ended(config.train),

@@ -1,0 +1,71 @@
+"""The processes of a run beside rank 0: they train what it tells them to, and write, log and say nothing."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import datasets
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.plan import Plan, Step, visible_config
+from pipeline.stage import Context, Inputs
+from pipeline.world import World
+
+
+def check_processes(config: Config, size: int) -> None:
+    """See that `size` processes can do together what is asked for.
+
+    Raises:
+        UserError: for the first setting that they cannot share.
+    """
+    if size == 1:
+        return
+    for section, settings in (("train", config.train), ("qat", config.qat)):
+        key = f"{section}.batch_size={settings.batch_size}"
+        if settings.batch_size % size:
+            raise UserError(f"{key}: {size} processes share each batch equally; allowed: a multiple of {size}")
+        if settings.compile:
+            raise UserError(f"{section}.compile=true: allowed with {size} processes: false")
+    if "qat" in config.stages and config.backend.observer not in (None, "moving_average"):
+        raise UserError(
+            f"backend.observer={config.backend.observer}: {size} processes cannot agree on its ranges; "
+            "allowed: moving_average"
+        )
+    if "qat" in config.stages and not config.backend.fake_quantize:
+        raise UserError(f"backend.fake_quantize=false: allowed with {size} processes: true")
+
+
+def announce(world: World, step: Step, inputs: Inputs, folder: Path) -> None:
+    """Let the others train a step together with this process, rank 0."""
+    world.tell((step.artifact, dict(inputs), folder))
+
+
+def dismiss(world: World) -> None:
+    """Let the others end: there is nothing more to train."""
+    world.tell(None)
+
+
+def follow(config: Config, plan: Plan, world: World, device: torch.device) -> None:
+    """Train whatever rank 0 announces, until it dismisses."""
+    steps = {step.artifact: step for step in plan.steps}
+    load_training = functools.cache(lambda: datasets.load_training(config.dataset, config.seed))
+    while (announced := world.tell()) is not None:
+        artifact, inputs, folder = announced
+        context = Context(
+            folder=folder,
+            device=device,
+            info=datasets.info(config.dataset),
+            load_training=load_training,
+            load_test=_no_test_part,
+            world=world,  # and no lock of the machine: rank 0 has it, and the others wait for rank 0
+        )
+        stage = steps[artifact].stage
+        stage.run(visible_config(stage, config), inputs, context)
+
+
+def _no_test_part() -> Any:
+    raise AssertionError("training reads the test part")

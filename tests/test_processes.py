@@ -1,0 +1,149 @@
+"""Training on several processes, started by the real torchrun: what one process would learn, written by one alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+
+from pipeline.composition import compose_request
+from pipeline.errors import UserError
+from pipeline.files import PROJECT_ROOT
+from pipeline.runner import check_parts
+from tests.conftest import SMALL
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+TWO_EPOCHS = [*SMALL, "train.epochs=2", "train.batch_size=30", "qat.batch_size=30", "device=cpu"]
+
+
+def start(*arguments: str, several: bool = True) -> subprocess.Popen[str]:
+    command = [*(TORCHRUN if several else [sys.executable, "-m"]), *arguments]
+    return subprocess.Popen(
+        command,
+        cwd=PROJECT_ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    said, _ = process.communicate(timeout=300)
+    return process.returncode, said
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process and two have learned in the same steps: see processes_worker.py."""
+    folder = tmp_path_factory.mktemp("learned")
+    for name, several in (("one", False), ("two", True)):
+        status, said = finish(start("tests.processes_worker", str(folder / f"{name}.json"), several=several))
+        assert status == 0, said
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in ("one", "two")}
+
+
+def test_float_losses_are_those_of_one_process_when_two_share_each_batch(learned: dict[str, Any]) -> None:
+    # In float64, where rounding does not grow to what a wrong statistic or a repeated image would do.
+    np.testing.assert_allclose(learned["two"]["train"]["losses"], learned["one"]["train"]["losses"], atol=1e-10)
+
+
+def test_reported_metrics_are_those_of_one_process_when_two_share_each_batch(learned: dict[str, Any]) -> None:
+    one, two = ([value for _, value, _ in learned[name]["train"]["history"]] for name in ("one", "two"))
+    np.testing.assert_allclose(two, one, atol=1e-8)
+
+
+def test_observers_see_the_whole_batch_when_two_processes_share_it(learned: dict[str, Any]) -> None:
+    one, two = (learned[name]["qat"]["ranges"] for name in ("one", "two"))
+    # Deeper ranges follow from values that were quantized, one of them otherwise here and there.
+    np.testing.assert_allclose(two[:10], one[:10], rtol=0.005)
+    np.testing.assert_allclose(two, one, rtol=0.1)
+
+
+@pytest.mark.parametrize("stage", ["train", "qat"])
+def test_ranks_end_with_one_state_and_the_files_of_rank_0_when_trained(learned: dict[str, Any], stage: str) -> None:
+    assert learned["two"][stage]["spread"] == 0
+    written_by_0, written_by_1 = learned["two"][stage]["files_of_ranks"]
+    assert written_by_0 == 1
+    assert written_by_1 == 0
+
+
+def test_run_goes_on_to_the_same_model_when_one_of_its_processes_is_killed(tmp_path: Path) -> None:
+    undisturbed, outputs = tmp_path / "undisturbed", tmp_path / "outputs"
+    status, said = finish(start("pipeline", *TWO_EPOCHS, f"outputs={undisturbed}", "stages=[train]", "tracking=off"))
+    assert status == 0, said
+
+    process = start("pipeline", *TWO_EPOCHS, f"outputs={outputs}")
+    while not list(outputs.glob("artifacts/train-*.partial/progress.pt")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    os.kill(_follower(process.pid), signal.SIGKILL)
+    status, said = finish(process)
+    assert status != 0
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(lines) <= 1  # torchrun may end rank 0 before it has found out
+    assert all("another of the 2 processes has ended" in line or "interrupted" in line for line in lines)
+    assert "Traceback" not in said.split("Sending process")[0].split("torch/distributed/elastic")[0]
+
+    status, said = finish(start("pipeline", *TWO_EPOCHS, f"outputs={outputs}"))
+    assert status == 0, said
+    assert "resumed after epoch" in said
+    assert said.count("QAT int8") == 1  # one of them speaks
+
+    def trained(folder: Path) -> str:
+        (manifest,) = folder.glob("artifacts/train-*/manifest.json")
+        return json.loads(manifest.read_text())["files"]["model.pt"]
+
+    assert trained(outputs) == trained(undisturbed)
+    runs = mlflow.MlflowClient(f"sqlite:///{outputs}/mlflow.db").search_runs(["1"])
+    assert sorted(run.info.status for run in runs)[0] in ("FAILED", "FINISHED", "KILLED")
+    (finished,) = [run for run in runs if run.info.status == "FINISHED"]
+    assert finished.data.tags["processes"] == "2"
+    assert len(list((outputs / "runs").glob("*/*/.hydra"))) == 2  # of two runs, not of four processes
+
+
+def _follower(torchrun: int) -> int:
+    """The process number 1 among the children of torchrun."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        children = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()
+        for child in children:
+            if re.search(rb"\0RANK=1\0", b"\0" + Path(f"/proc/{child}/environ").read_bytes()):
+                return int(child)
+    raise AssertionError("torchrun has no process number 1")
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("train.batch_size=33", "train.batch_size=33: 2 processes share each batch equally; allowed: a multiple of 2"),
+        ("qat.compile=true", "qat.compile=true: allowed with 2 processes: false"),
+        ("backend.observer=histogram", "backend.observer=histogram: 2 processes cannot agree on its ranges"),
+        ("backend.fake_quantize=false", "backend.fake_quantize=false: allowed with 2 processes: true"),
+    ],
+)
+def test_setting_is_refused_when_processes_cannot_share_it(
+    monkeypatch: pytest.MonkeyPatch, override: str, named: str
+) -> None:
+    for variable, value in {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=re.escape(named)):
+        check_parts(compose_request([override]).config)
+
+
+def test_sweep_is_refused_in_one_line_when_started_by_torchrun(tmp_path: Path) -> None:
+    status, said = finish(start("pipeline", "-m", f"outputs={tmp_path}", "seed=0,1"))
+    assert status != 0
+    assert [line for line in said.splitlines() if line.startswith("error: ")] == [
+        "error: -m: a sweep of runs on several processes; allowed with torchrun: one run"
+    ]
