@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pipeline.errors import UserError, suggestion
+from pipeline.redaction import mask_text
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,4 +35,4 @@ def run_command(command: Callable[[], None]) -> None:
 
 def tell_error(error: object) -> None:
     """One line on standard error."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    print(f"error: {mask_text(str(error))}", file=sys.stderr, flush=True)

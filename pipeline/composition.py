@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import sys
 import typing
 from pathlib import Path
@@ -33,6 +32,7 @@ from pipeline import search
 from pipeline.config import Config, check
 from pipeline.errors import UserError, suggestion
 from pipeline.files import PROJECT_ROOT, in_project, make_writable_folder
+from pipeline.redaction import mask_text
 from pipeline.schema import allowed_words, check_path, flatten, refuse_strays
 
 if typing.TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _run_sweep(overrides: list[str], jobs: list[tuple[list[str], Config]]) -> No
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {mask_text(message)}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -177,8 +177,6 @@ def to_request(composed: DictConfig, overrides: list[str]) -> Request:
     config = to_config(composed)
     plain = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(plain, dict)
-    if config.tracking.uri is not None:  # a server's user and password are not for the record
-        plain["tracking"]["uri"] = re.sub(r"//[^@/]*@", "//", config.tracking.uri)
     return Request(config, OmegaConf.to_yaml(plain), dict(flatten(plain)), overrides)
 
 
