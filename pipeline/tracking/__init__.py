@@ -157,7 +157,7 @@ def _start(config: TrackingConfig, outputs: Path, record: RunRecord) -> Channel:
     import mlflow
     from mlflow.tracking.context import registry
 
-    name, uri = config.run_name or record.name, store_uri(config, outputs)
+    name, uri = mask_text(config.run_name or record.name), store_uri(config, outputs)
     if not is_server(uri):
         experiment = connect(mlflow, config, outputs)
         started = mlflow.start_run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,9 +29,14 @@ RECORD = RunRecord("a run", {"qat.epochs": 2}, {"backend": "fbgemm"}, "seed: 0\n
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def server(server_folder: Path) -> Iterator[int]:
     port = free_port()
-    with mlflow_server(tmp_path_factory.mktemp("server"), port):
+    with mlflow_server(server_folder, port):
         yield port
 
 
@@ -150,7 +155,7 @@ def test_killed_process_leaves_what_it_said_and_its_run_becomes_killed(
     gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path
 ) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from tests.test_outbox import *\n"
+        "import sys, time; from pathlib import Path; from tests.test_server import *\n"
         "with open_run(TrackingConfig(uri=sys.argv[1]), Path(sys.argv[2]), RECORD) as tracker:\n"
         "    say_epochs(tracker, range(3)); print(tracker.run_id, flush=True); time.sleep(600)"
     )
@@ -199,7 +204,7 @@ def test_saying_everything_twice_changes_nothing(
     folder = outputs / "outbox" / tracker.run_id
     again = folder.with_name("again")
     time.sleep(1)  # until the run's own sender has let go
-    os.system(f"cp -r {folder} {again}")
+    shutil.copytree(folder, again)
     gate.open()
     send_leftovers(outputs, [tracker.run_id])
     assert Outbox(again).count_left() > 5
@@ -231,3 +236,18 @@ def test_job_of_a_sweep_waits_for_the_server(
     assert tracker.run_id is not None
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
     assert "waits for it" in capsys.readouterr().err
+
+
+def test_password_in_the_text_of_an_error_reaches_neither_a_file_nor_the_server(
+    config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path, server_folder: Path
+) -> None:
+    record = replace(RECORD, name="http://me:hunter2hunter2@host/x")
+    with pytest.raises(RuntimeError), open_run(config, outputs, record) as tracker:
+        raise RuntimeError("https://me:hunter2hunter2@host/archive.gz: api_key='hunter2hunter2' is not known")
+    assert tracker.run_id is not None
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["error"] == "RuntimeError: https://***@host/archive.gz: api_key=*** is not known"
+    files = [path for folder in (outputs, server_folder) for path in folder.rglob("*") if path.is_file()]
+    assert server_folder / "server.db" in files
+    assert [path for path in files if b"hunter2" in path.read_bytes()] == []
