@@ -67,7 +67,10 @@ def sweep_session(overrides: list[str], jobs: list[list[str]], config: Config) -
         if status != "KILLED":
             summary = _compare_jobs(sweep, config)
         if tracked and sweep.parent_run_id is not None:
-            parents.close_parent(config.tracking, outputs, sweep.parent_run_id, sweep.name, status, summary)
+            try:
+                parents.close_parent(config.tracking, outputs, sweep.parent_run_id, sweep.name, status, summary)
+            except UserError as error:  # the results, which are about to be told, do not depend on it
+                terminal.warn(str(error))
     terminal.say(status_table(sweep))
     if sweep.failures():
         print(f"error: {failure_lines(sweep)}", file=sys.stderr)

@@ -301,3 +301,31 @@ def test_password_is_in_no_file_no_table_and_no_command_line(shared: Shared, cac
         assert PASSWORD.encode() not in tables
     for file in ("auth.ini", "secret_key", "mlflow.log"):
         assert (shared.folder / file).stat().st_mode & 0o077 == 0
+
+
+def test_sweep_tells_its_results_when_the_server_goes_away_before_its_end(shared: Shared, tmp_path: Path) -> None:
+    outputs, log = tmp_path / "outputs", tmp_path / "log"
+    arguments = ["-m", *SMALL[:3], *SMALL[4:], "qat.epochs=1,15", "tracking=server", "tracking.experiment=sweep"]
+    arguments += [f"outputs={outputs}", "tracking.patience_s=5"]
+    with log.open("w") as stream:
+        process = shared.pipeline(*arguments, stdout=stream, stderr=stream)
+    while "qat epoch 2/15" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.2)
+    shared.must("stop")
+    try:
+        assert process.wait(500) == 0, log.read_text()
+    finally:
+        shared.must("start")
+    text = log.read_text()
+    assert "what they noted here is compared" in text
+    assert "comparison: " in text
+    assert shared.pipeline("--outputs", str(outputs), module="pipeline.outbox").wait(200) == 0
+    found = runs(shared, "sweep")
+    assert [run.info.status for run in found] == ["FINISHED"] * 3
+    (parent,) = [run for run in found if "sweep.id" in run.data.tags]
+    files = {one.path for one in mlflow.MlflowClient(shared.address).list_artifacts(parent.info.run_id)}
+    assert "comparison.html" in files
+    again = shared.pipeline(*arguments, stdout=subprocess.PIPE)
+    assert again.communicate(timeout=300)[0].count("finished already") == 2
+    assert len(runs(shared, "sweep")) == 3

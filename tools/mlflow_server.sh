@@ -83,7 +83,8 @@ start_postgres() {
 
 write_secrets() { # the administrator's password goes to MLflow in its environment, not into the file
   [ -s "$folder/secret_key" ] || head -c 32 /dev/urandom | base64 > "$folder/secret_key"
-  printf '[mlflow]\ndefault_permission = READ\ndatabase_uri = %s\nadmin_username = %s\n' \
+  # Checking a password is dear on purpose (scrypt, 0.1 s of a processor a request): each worker remembers it for 30 s.
+  printf '[mlflow]\ndefault_permission = READ\ndatabase_uri = %s\nauth_cache_ttl_seconds = 30\nadmin_username = %s\n' \
     "$(database mlflow_auth)" "${MLFLOW_TRACKING_USERNAME//%/%%}" > "$folder/auth.ini"
   chmod 600 "$folder/auth.ini" "$folder/secret_key"
 }

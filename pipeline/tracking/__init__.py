@@ -22,6 +22,7 @@ from pipeline.shipping import RegisterConfig
 from pipeline.tracking.channels import Channel, Direct, Posted
 from pipeline.tracking.delivery import thing
 from pipeline.tracking.models import ModelRecord
+from pipeline.tracking.outbox import Address
 from pipeline.tracking.store import asking, connect, few_retries, is_server, store_uri, waiting
 
 _MAX_PARAM_LENGTH = 6000
@@ -168,10 +169,10 @@ def _start(config: TrackingConfig, outputs: Path, record: RunRecord) -> Channel:
     if record.parent_run_id is not None:
         tags["mlflow.parentRunId"] = record.parent_run_id
 
-    def create() -> str:
+    def create() -> Address:
         experiment = connect(mlflow, config, outputs)
         with asking(mlflow, uri, "no run can be started"), few_retries():
-            return str(mlflow.MlflowClient().create_run(experiment, run_name=name, tags=tags).info.run_id)
+            run_id = mlflow.MlflowClient().create_run(experiment, run_name=name, tags=tags).info.run_id
+        return Address(uri, run_id, name, f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}")
 
-    run_id = waiting(uri, config.patience_s, create) if record.parent_run_id is not None else create()
-    return Posted(outputs, uri, run_id, name)
+    return Posted(outputs, waiting(uri, config.patience_s, create) if record.parent_run_id is not None else create())

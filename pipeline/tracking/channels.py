@@ -13,6 +13,8 @@ from pipeline.tracking.store import is_server, no_retries
 
 # Whoever interrupts a run wants it to end, and a cluster's scheduler does not ask twice.
 _INTERRUPTED_PATIENCE_S = 10.0
+# A server that is only slow gets so many times the patience that one that is away gets.
+_BUSY = 10
 
 
 class Channel(Protocol):
@@ -28,7 +30,7 @@ class Channel(Protocol):
         """A thing to say."""
 
     def close(self, status: str, patience_s: float) -> None:
-        """The run's end; waits at most `patience_s` for a server that is away."""
+        """The run's end; waits `patience_s` for a server that is away, longer for one that is only slow."""
 
 
 class Direct:
@@ -56,24 +58,29 @@ class Direct:
 class Posted:
     """Puts everything into the run's outbox, which a thread empties."""
 
-    def __init__(self, outputs: Path, uri: str, run_id: str, name: str) -> None:
+    def __init__(self, outputs: Path, address: Address) -> None:
         import mlflow
 
         no_retries()
-        address = Address(uri, run_id, name)
-        self.run_id = run_id
-        self._sender = Sender(Outbox.create(outputs, address), mlflow.MlflowClient(uri), address)
+        self.run_id = address.run_id
+        self._sender = Sender(Outbox.create(outputs, address), mlflow.MlflowClient(address.uri), address)
 
     def put(self, said: Thing) -> None:
         self._sender.put(said)
 
     def close(self, status: str, patience_s: float) -> None:
         self.put(thing("status", status=status))
-        self._sender.close(min(patience_s, _INTERRUPTED_PATIENCE_S) if status == "KILLED" else patience_s)
+        if status == "KILLED":
+            patience_s = min(patience_s, _INTERRUPTED_PATIENCE_S)
+            self._sender.close(patience_s, longest_s=patience_s)
+        else:
+            self._sender.close(patience_s, longest_s=_BUSY * patience_s)
 
 
 def channel_to(uri: str, outputs: Path, run_id: str, name: str) -> Channel:
     """The way to a run that is there already."""
     import mlflow
 
-    return Posted(outputs, uri, run_id, name) if is_server(uri) else Direct(mlflow.MlflowClient(uri), run_id)
+    if is_server(uri):
+        return Posted(outputs, Address(uri, run_id, name))
+    return Direct(mlflow.MlflowClient(uri), run_id)

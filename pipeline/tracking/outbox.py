@@ -33,11 +33,13 @@ class Address:
         uri: of the server.
         run_id: of the run on it.
         name: of the run.
+        page: of the run in a browser, where it is known.
     """
 
     uri: str
     run_id: str
     name: str
+    page: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
+
 from pipeline import terminal
 from pipeline.errors import UserError
 from pipeline.files import PROJECT_ROOT
@@ -17,7 +19,7 @@ from pipeline.tracking.outbox import Address, Batch, Outbox
 from pipeline.tracking.store import CREDENTIALS
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LAST_PAUSE_S = 1.0, 10.0, 0.5
-_TELL_EVERY_S = 10.0
+_TELL_EVERY_S, _LOCK_S = 10.0, 30.0
 # So often a server that answers otherwise may fail at one thing, until that is taken for the thing's fault.
 _TRIES = 4
 
@@ -96,14 +98,21 @@ class Courier:
 
 
 class Sender:
-    """The thread that empties a run's outbox while the run goes on."""
+    """The thread that empties a run's outbox while the run goes on.
+
+    Raises:
+        UserError: when another process is sending what an earlier one left in it.
+    """
 
     def __init__(self, outbox: Outbox, client: Any, address: Address) -> None:
         self._outbox, self._address = outbox, address
         self._courier = Courier(outbox, client, address)
         self._wake, self._closing, self._stop, self._done = (threading.Event() for _ in range(4))
         self._told = ""
-        outbox.lock.acquire()
+        try:
+            outbox.lock.acquire(timeout=_LOCK_S)
+        except Timeout as error:
+            raise UserError(f"{outbox.folder}: another process is sending it") from error
         self._thread = threading.Thread(target=self._work, name=f"outbox-{address.run_id}", daemon=True)
         self._thread.start()
 
@@ -157,17 +166,17 @@ class Sender:
             self._told = ""
             terminal.say(f"the tracking server {self._address.uri} is back: what was kept is being sent")
 
-    def close(self, patience_s: float) -> bool:
-        """Wait until all is sent, at most `patience_s`; what is left stays on disk. Whether all was sent."""
+    def close(self, patience_s: float, longest_s: float) -> None:
+        """Wait until all is sent; what is left stays on disk.
+
+        Args:
+            patience_s: how long the server may take nothing.
+            longest_s: how long to wait in all for a server that takes one thing after the other.
+        """
         self._closing.set()
         self._wake.set()
-        deadline = time.monotonic() + patience_s
         try:
-            while not self._done.wait(min(_TELL_EVERY_S, max(0.0, deadline - time.monotonic()))):
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    break
-                terminal.say(f"  {self._outbox.count_left()} things to send, waits up to {left:.0f} s more")
+            self._wait(patience_s, longest_s)
         finally:
             self._stop.set()
             self._wake.set()
@@ -180,7 +189,19 @@ class Sender:
                 )
         # Done, or about to be: the folder and its lock are the thread's to put away.
         self._done.wait(_LAST_PAUSE_S)
-        return count == 0
+        if count == 0 and self._address.page:
+            terminal.say(f"in MLflow: {self._address.page}")
+
+    def _wait(self, patience_s: float, longest_s: float) -> None:
+        end = time.monotonic() + longest_s
+        deadline, delivered = min(end, time.monotonic() + patience_s), self._courier.delivered
+        while not self._done.wait(min(_TELL_EVERY_S, max(0.0, deadline - time.monotonic()))):
+            if self._courier.delivered > delivered:
+                deadline, delivered = min(end, time.monotonic() + patience_s), self._courier.delivered
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            terminal.say(f"  {self._outbox.count_left()} things to send, waits up to {left:.0f} s for the server")
 
 
 def _in_the_way(uri: str, status: int | None, failure: Exception) -> str:
