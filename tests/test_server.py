@@ -17,15 +17,26 @@ from typing import Any
 import mlflow
 import pytest
 
+from pipeline.champion import Contender
 from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
 from pipeline.files import PROJECT_ROOT
+from pipeline.shipping import RegisterConfig
 from pipeline.tracking import RunRecord, Tracker, open_run, parents
 from pipeline.tracking.leftovers import send_leftovers
+from pipeline.tracking.models import ModelRecord
 from pipeline.tracking.outbox import Outbox
 from tests.tracking_server import Gate, free_port, mlflow_server
 
 RECORD = RunRecord("a run", {"qat.epochs": 2}, {"backend": "fbgemm"}, "seed: 0\n", ("digits", "0123", "nowhere"))
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run sets for the rest of its process, undone after each test."""
+    for variable, value in {"MAX_RETRIES": "0", "TIMEOUT": "30"}.items():
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", value)
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +202,49 @@ def test_refused_thing_is_kept_aside_and_the_others_are_sent(
     (refused,) = (outputs / "outbox" / run_id / "refused.jsonl").read_text().splitlines()
     assert json.loads(refused)["name"] == "not/a name: *"
     assert "refuses 'not/a name: *'" in capsys.readouterr().err
+
+
+def test_run_that_was_deleted_holds_nobody_up_and_is_whole_once_it_is_restored(
+    config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path, tmp_path: Path
+) -> None:
+    with open_run(config, outputs, RECORD) as tracker:
+        assert tracker.run_id is not None
+        client.delete_run(tracker.run_id)
+        say_epochs(tracker, range(6))
+        say_rest(tracker, tmp_path)
+    (refused,) = send_leftovers(outputs)
+    assert refused.left == 0 < refused.refused
+    client.restore_run(tracker.run_id)
+    (done,) = send_leftovers(outputs)
+    assert (done.left, done.refused, done.status) == (0, 0, "FINISHED")
+    assert_whole(client, tracker.run_id, tmp_path)
+
+
+def test_model_is_logged_and_registered_once_when_it_is_sent_later_and_twice(
+    gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    from tests.onnx_models import write_brightness_model
+
+    file = write_brightness_model(tmp_path / "int8") / "model.onnx"
+    with open_run(replace(config, patience_s=0.2), outputs, RECORD) as tracker:
+        gate.shut()
+        contender = Contender(0.0, 1.0, True, "1 thread")
+        tracker.model(ModelRecord("onnxruntime", file, 1, "fbgemm"), outputs, RegisterConfig("digits"), contender)
+    file.unlink()
+    assert tracker.run_id is not None
+    again = outputs / "outbox" / "again"
+    time.sleep(1)  # until the run's own sender has let go
+    shutil.copytree(outputs / "outbox" / tracker.run_id, again)
+    gate.open()
+    for run_id in (tracker.run_id, "again"):
+        (done,) = send_leftovers(outputs, [run_id])
+        assert (done.left, done.refused, done.status) == (0, 0, "FINISHED")
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert len(run.outputs.model_outputs) == 1
+    (version,) = client.search_model_versions("name='digits'")
+    assert client.get_registered_model("digits").aliases == {"champion": version.version}
 
 
 def test_saying_everything_twice_changes_nothing(

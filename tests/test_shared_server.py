@@ -284,6 +284,35 @@ def test_start_is_refused_in_one_line_when_the_credentials_are_missing_or_wrong(
     assert nobody.stderr.startswith("error: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
 
 
+def test_password_that_is_wrong_in_mid_run_is_told_and_nothing_is_missing(
+    shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = RunRecord("a run", {}, {}, "", ("digits", "0123", "nowhere"))
+    config = TrackingConfig(uri=shared.address, experiment="credentials")
+    with open_run(config, tmp_path, record) as tracker:
+        time.sleep(5)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "not the password at all")
+        tracker.metric("train/loss", 1.0, 0)
+        time.sleep(5)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    said = capsys.readouterr()
+    assert "refuses the user and password (HTTP 401)" in said.err
+    assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in said.err
+    (run,) = runs(shared, "credentials")
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"train/loss": 1.0})
+
+
+def test_thing_that_the_database_cannot_take_is_kept_aside(shared: Shared, tmp_path: Path) -> None:
+    record = RunRecord("a run", {}, {}, "", ("digits", "0123", "nowhere"))
+    with open_run(TrackingConfig(uri=shared.address, experiment="aside"), tmp_path, record) as tracker:
+        tracker.describe("PostgreSQL knows no \0")  # and answers 500, each time
+        tracker.metric("train/loss", 1.0, 0)
+    (run,) = runs(shared, "aside")
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"train/loss": 1.0})
+    (refused,) = (tmp_path / "outbox").glob("*/refused.jsonl")
+    assert len(refused.read_text().splitlines()) == 1
+
+
 def test_password_is_in_no_file_no_table_and_no_command_line(shared: Shared, cached: Path) -> None:
     for path in [*shared.folder.rglob("*"), *cached.rglob("*")]:
         if path.is_file():
