@@ -279,6 +279,21 @@ def test_start_is_refused_in_one_line_when_the_server_is_not_there(gate: Gate, o
     assert len(str(refusal.value).splitlines()) == 1
 
 
+def test_run_is_there_once_when_the_answer_to_its_creation_is_lost(
+    gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path
+) -> None:
+    gate.unheard = b"/runs/create"
+    long = replace(RECORD, name="qat.epochs=1 " * 30)  # longer than PostgreSQL takes
+    with open_run(replace(config, experiment="once"), outputs, long) as tracker:
+        pass
+    assert gate.unheard == b""
+    experiment = client.get_experiment_by_name("once")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_id, run.info.status) == (tracker.run_id, "FINISHED")
+    assert len(run.info.run_name) == 250
+
+
 def test_job_of_a_sweep_waits_for_the_server(
     gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

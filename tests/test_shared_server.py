@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -300,6 +301,22 @@ def test_password_that_is_wrong_in_mid_run_is_told_and_nothing_is_missing(
     assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in said.err
     (run,) = runs(shared, "credentials")
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"train/loss": 1.0})
+
+
+def test_nothing_is_missing_when_the_database_alone_breaks_down(shared: Shared, tmp_path: Path) -> None:
+    record = RunRecord("a run", {}, {}, "", ("digits", "0123", "nowhere"))
+    with open_run(TrackingConfig(uri=shared.address, experiment="database"), tmp_path, record) as tracker:
+        time.sleep(3)
+        postmaster = (shared.folder / "postgres" / "data" / "postmaster.pid").read_text().split()[0]
+        os.kill(int(postmaster), signal.SIGQUIT)  # at once, and what it does is cut off
+        for step in range(5):
+            tracker.metric("train/loss", 1.0, step)
+            time.sleep(1)
+        shared.must("start")
+    (run,) = runs(shared, "database")
+    assert run.info.status == "FINISHED"
+    assert len(mlflow.MlflowClient(shared.address).get_metric_history(run.info.run_id, "train/loss")) == 5
+    assert list((tmp_path / "outbox").iterdir()) == []
 
 
 def test_thing_that_the_database_cannot_take_is_kept_aside(shared: Shared, tmp_path: Path) -> None:

@@ -52,13 +52,18 @@ def wait_until_healthy(address: str, process: subprocess.Popen[bytes] | None = N
 
 
 class Gate:
-    """Forwards connections to the server while it is open; shut, it refuses them and cuts those that there are."""
+    """Forwards connections to the server while it is open; shut, it refuses them and cuts those that there are.
+
+    Attributes:
+        unheard: the answer to the next request that holds these bytes is lost.
+    """
 
     def __init__(self, port: int) -> None:
         self._target, self.port = port, free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self._listener: socket.socket | None = None
         self._open: list[socket.socket] = []
+        self.unheard = b""
         self.open()
 
     def open(self) -> None:
@@ -78,13 +83,18 @@ class Gate:
                 near, _ = listener.accept()
                 far = socket.create_connection(("127.0.0.1", self._target))
                 self._open += [near, far]
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=_copy, args=(source, sink), daemon=True).start()
+                deaf = threading.Event()
+                for source, sink, is_answer in ((near, far, False), (far, near, True)):
+                    threading.Thread(target=self._copy, args=(source, sink, is_answer, deaf), daemon=True).start()
 
-
-def _copy(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-    with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
+    def _copy(self, source: socket.socket, sink: socket.socket, is_answer: bool, deaf: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if not is_answer and self.unheard and self.unheard in data:
+                    self.unheard = b""
+                    deaf.set()
+                if is_answer and deaf.is_set():
+                    break
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)

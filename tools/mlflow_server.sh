@@ -110,11 +110,16 @@ start() {
   [ -n "${MLFLOW_TRACKING_USERNAME:-}" ] && [ -n "${MLFLOW_TRACKING_PASSWORD:-}" ] ||
     fail "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to the administrator's (12 characters or more)"
   [ ${#MLFLOW_TRACKING_PASSWORD} -ge 12 ] || fail "MLFLOW_TRACKING_PASSWORD: allowed: 12 characters or more"
-  ! alive || fail "$folder: the server is running already (process $(cat "$folder/mlflow.pid"))"
+  find_postgres
+  if alive; then # PostgreSQL alone may have ended
+    ! postgres_alive || fail "$folder: the server is running already (process $(cat "$folder/mlflow.pid"))"
+    start_postgres
+    echo "PostgreSQL started again ($folder)"
+    return
+  fi
   [ "$(answer anonymous)" = none ] || fail "PORT=$port: another server answers there"
   "$python" -c 'import psycopg2, flask_wtf, mlflow' 2>/dev/null ||
     fail "$python: qat-pipeline[server] is not installed: pip install -e '.[server]'"
-  find_postgres
   start_postgres
   write_secrets
   mkdir -p "$folder/artifacts"

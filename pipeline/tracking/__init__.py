@@ -9,44 +9,23 @@ server goes through an outbox (`outbox.py`, `sender.py`): a server that is away 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pipeline.champion import Contender
 from pipeline.config import TrackingConfig
 from pipeline.redaction import mask_text
 from pipeline.shipping import RegisterConfig
-from pipeline.tracking.channels import Channel, Direct, Posted
+from pipeline.tracking.channels import Channel
 from pipeline.tracking.delivery import thing
 from pipeline.tracking.models import ModelRecord
-from pipeline.tracking.outbox import Address
-from pipeline.tracking.store import asking, connect, few_retries, is_server, store_uri, waiting
+from pipeline.tracking.starting import RunRecord, start
+
+__all__ = ["RunRecord", "Tracker", "open_run"]
 
 _MAX_PARAM_LENGTH = 6000
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What is known of a run before it starts.
-
-    Attributes:
-        name: the run's name.
-        parameters: the flattened configuration.
-        tags: commit, versions, machine, backend and the like.
-        config_yaml: the composed configuration.
-        dataset: name, digest and origin of the data.
-        parent_run_id: the run of the sweep that this one belongs to.
-    """
-
-    name: str
-    parameters: Mapping[str, Any]
-    tags: Mapping[str, str]
-    config_yaml: str
-    dataset: tuple[str, str, str]
-    parent_run_id: str | None = None
 
 
 class Tracker(Protocol):
@@ -134,7 +113,7 @@ def open_run(config: TrackingConfig, outputs: Path, record: RunRecord) -> Iterat
     if not config.enabled:
         yield _Silent()
         return
-    channel = _start(config, outputs, record)
+    channel, mark = start(config, outputs, record)
     status = "KILLED"
     try:
         channel.put(thing("params", values={k: str(v)[:_MAX_PARAM_LENGTH] for k, v in record.parameters.items()}))
@@ -151,28 +130,6 @@ def open_run(config: TrackingConfig, outputs: Path, record: RunRecord) -> Iterat
         channel.put(thing("tags", values={"error": text[:_MAX_PARAM_LENGTH]}))
         raise
     finally:
+        if mark:
+            channel.put(thing("alone", mark=mark))
         channel.close(status, config.patience_s)
-
-
-def _start(config: TrackingConfig, outputs: Path, record: RunRecord) -> Channel:
-    import mlflow
-    from mlflow.tracking.context import registry
-
-    name, uri = mask_text(config.run_name or record.name), store_uri(config, outputs)
-    if not is_server(uri):
-        experiment = connect(mlflow, config, outputs)
-        started = mlflow.start_run(
-            experiment_id=experiment, run_name=name, tags=dict(record.tags), parent_run_id=record.parent_run_id
-        )
-        return Direct(mlflow.MlflowClient(), started.info.run_id)
-    tags = registry.resolve_tags(dict(record.tags))
-    if record.parent_run_id is not None:
-        tags["mlflow.parentRunId"] = record.parent_run_id
-
-    def create() -> Address:
-        experiment = connect(mlflow, config, outputs)
-        with asking(mlflow, uri, "no run can be started"), few_retries():
-            run_id = mlflow.MlflowClient().create_run(experiment, run_name=name, tags=tags).info.run_id
-        return Address(uri, run_id, name, f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}")
-
-    return Posted(outputs, waiting(uri, config.patience_s, create) if record.parent_run_id is not None else create())

@@ -16,6 +16,8 @@ from pipeline.tracking.models import keep_with_run
 Thing = dict[str, Any]
 
 METRIC, STATUS, FILE, MODEL = "metric", "status", "file", "model"
+# A tag that one run alone has.
+MARK = "run.mark"
 # How many points MLflow takes in one request.
 MAX_POINTS = 1000
 _MAX_PARAMS = 100
@@ -54,11 +56,25 @@ def deliver(client: Any, run_id: str, things: Sequence[Thing]) -> str:
             client.log_artifact(run_id, one["path"])
         case "model":
             return keep_with_run(client, run_id, one)
+        case "alone":
+            _delete_twins(client, run_id, one["mark"])
         case "status":
             client.set_terminated(run_id, one["status"], one["at"])
         case other:
             raise ValueError(f"'{other}' is nothing that a run says")
     return ""
+
+
+def marked_runs(client: Any, experiment: str, mark: str) -> list[Any]:
+    """The runs that were created with this mark: one, or more where a server's answer was not heard."""
+    return list(client.search_runs([experiment], f"tags.`{MARK}` = '{mark}'"))
+
+
+def _delete_twins(client: Any, run_id: str, mark: str) -> None:
+    experiment = client.get_run(run_id).info.experiment_id
+    for run in marked_runs(client, experiment, mark):
+        if run.info.run_id != run_id:
+            client.delete_run(run.info.run_id)
 
 
 def _dataset(name: str, digest: str, origin: str) -> Any:

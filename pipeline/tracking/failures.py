@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 _STATUS_IN_TEXT = re.compile(r"failed with error code (\d{3})")
+# MLflow calls it a bad request when its connection to the database breaks.
+_DATABASE_AWAY = re.compile(r"\b(InterfaceError|OperationalError|PendingRollbackError)\b")
 _INNERMOST = re.compile(r"(\[Errno [^\"')]*|[Rr]ead timed out|too many \d+ error responses)")
 
 
@@ -13,6 +15,8 @@ def http_status(error: BaseException) -> int | None:
     response = getattr(error, "response", None)
     if response is not None:
         return int(response.status_code)
+    if _DATABASE_AWAY.search(str(error)):
+        return 503
     answered = _STATUS_IN_TEXT.search(str(error))
     if answered is not None:
         return int(answered[1])

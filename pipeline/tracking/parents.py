@@ -13,7 +13,7 @@ from pipeline.tracking.channels import Channel, channel_to
 from pipeline.tracking.delivery import thing
 from pipeline.tracking.leftovers import send_leftover
 from pipeline.tracking.outbox import of_run
-from pipeline.tracking.store import asking, connect, few_retries, is_server, store_uri
+from pipeline.tracking.store import asking, connect, few_retries, is_server, one_try, short_name, store_uri
 
 JOB_TAG = "sweep.job"
 SWEEP_TAG = "sweep.id"
@@ -46,13 +46,16 @@ def open_parent(config: TrackingConfig, outputs: Path, sweep_id: str, name: str)
     import mlflow
 
     experiment = connect(mlflow, config, outputs)
-    with asking(mlflow, store_uri(config, outputs), "the sweep's run cannot be opened"), few_retries():
+    uri = store_uri(config, outputs)
+    with asking(mlflow, uri, "the sweep's run cannot be opened"), few_retries():
         client = mlflow.MlflowClient()
         found = client.search_runs([experiment], f"tags.`{SWEEP_TAG}` = '{sweep_id}'", max_results=1)
         if found:
             client.update_run(found[0].info.run_id, status="RUNNING")
             return str(found[0].info.run_id)
-        return str(client.create_run(experiment, run_name=name, tags={SWEEP_TAG: sweep_id}).info.run_id)
+    with asking(mlflow, uri, "the sweep's run cannot be made"), one_try():
+        short = short_name(name) if is_server(uri) else name
+        return str(client.create_run(experiment, run_name=short, tags={SWEEP_TAG: sweep_id}).info.run_id)
 
 
 def close_parent(

@@ -17,7 +17,7 @@ from pipeline.config import TrackingConfig
 from pipeline.errors import UserError, nearest, suggestion
 from pipeline.tracked_run import TrackedRun
 from pipeline.tracking.parents import JOB_TAG, SWEEP_TAG
-from pipeline.tracking.store import asking, few_retries, quiet, store_uri
+from pipeline.tracking.store import asking, few_retries, quiet, short_name, store_uri
 
 _PARENT = "mlflow.parentRunId"
 _FINISHED = "FINISHED"
@@ -100,7 +100,12 @@ def _search(client: Any, experiments: list[str], filter_string: str = "") -> lis
 
 def _named(runs: list[Any], parents: set[str], selection: str) -> list[Any]:
     """The children of the newest parent with this id or name, or else the runs that have it."""
-    alike = [run for run in runs if selection in (run.info.run_id, run.info.run_name, run.data.tags.get(SWEEP_TAG, ""))]
+    alike = [
+        run
+        for run in runs
+        if selection in (run.info.run_id, run.info.run_name, run.data.tags.get(SWEEP_TAG, ""))
+        or short_name(selection) == run.info.run_name
+    ]
     parent = next((run.info.run_id for run in alike if run.info.run_id in parents), None)
     if parent is None:
         return alike

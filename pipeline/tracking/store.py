@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ _SQLITE = "sqlite:///"
 _DATABASE = "mlflow.db"
 _ARTIFACTS = "mlartifacts"
 _BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
-_FEW = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+_FEW = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 # Of a run that goes on, whose outbox tries again by itself. A large file may take its time.
 _ONCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -34,6 +34,8 @@ _ONCE = {
 # Lets the MLflow UI open the experiment as model training, with its charts, instead of as GenAI.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 _ASK_EVERY_S = 2.0
+
+_MAX_NAME = 250
 
 Answer = TypeVar("Answer")
 
@@ -56,6 +58,11 @@ def store_uri(config: TrackingConfig, outputs: Path) -> str:
 def is_server(uri: str) -> bool:
     """Whether a store is asked over the network, and may be away."""
     return uri.startswith(("http://", "https://"))
+
+
+def short_name(name: str) -> str:
+    """A run's name as a server's database can hold it; SQLite holds any."""
+    return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
 
 
 def quiet() -> None:
@@ -138,7 +145,8 @@ def asking(mlflow: Any, uri: str, what: str) -> Iterator[None]:
             ) from error
         if is_server(uri) and passes(status):
             raise ServerAway(f"tracking.uri={uri}: {what}: the server is away: {reason(error)}") from error
-        raise UserError(f"tracking.uri={uri}: {what}: {str(error).splitlines()[0]}") from error
+        why = reason(error) if is_server(uri) else str(error).splitlines()[0]
+        raise UserError(f"tracking.uri={uri}: {what}: {why}") from error
 
 
 def waiting(uri: str, patience_s: float, ask: Callable[[], Answer]) -> Answer:
@@ -165,14 +173,26 @@ def waiting(uri: str, patience_s: float, ask: Callable[[], Answer]) -> Answer:
 @contextmanager
 def few_retries() -> Iterator[None]:
     """Let a server that is not there be noticed in seconds, before any work, instead of in minutes."""
-    before = {variable: os.environ.get(variable) for variable in _FEW}
-    for variable, value in _FEW.items():
-        os.environ.setdefault(variable, value)
+    with _variables({variable: os.environ.get(variable, value) for variable, value in _FEW.items()}):
+        yield
+
+
+@contextmanager
+def one_try() -> Iterator[None]:
+    """Ask once: for what must not be done twice, where an answer that comes too late would be asked for again."""
+    with _variables(_ONCE):
+        yield
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    before = {variable: os.environ.get(variable) for variable in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        for variable, value_before in before.items():
-            _restore(variable, value_before)
+        for variable, value in before.items():
+            _restore(variable, value)
 
 
 def no_retries() -> None:
