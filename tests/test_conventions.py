@@ -16,7 +16,7 @@ OWNERS = {
     "mlflow": {
         f"tracking/{name}.py"
         for name in (
-            *("__init__", "channels", "delivery", "leftovers", "models", "parents", "reading", "registry", "starting"),
+            *("channels", "delivery", "leftovers", "models", "parents", "reading", "registry", "starting"),
             "torchscript_model",
         )
     },
