@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-kills lint format type ui clean
+.PHONY: help install run test test-kills test-server lint format type ui server clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ test: $(STAMP) ## Run every test, on two processes of one thread each
 test-kills: $(STAMP) ## Kill a sweep at 20 random moments and compare it with an undisturbed one
 	PIPELINE_TEST_KILLS=20 $(BIN)/python -m pytest tests/test_sweeps.py -k killed_at_random
 
+test-server: $(STAMP) ## Try a shared MLflow server with PostgreSQL: 16 writers at once, outages of a minute
+	PIPELINE_TEST_SERVER=1 $(BIN)/python -m pytest tests/test_shared_server.py
+
 lint: $(STAMP) ## Check style and names
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,6 +45,10 @@ type: $(STAMP) ## Check types
 ui: $(STAMP) ## Open the MLflow UI on http://127.0.0.1:5000 over outputs/mlflow.db
 	@test -f outputs/mlflow.db || { echo "error: outputs/mlflow.db does not exist yet; make run makes it" >&2; exit 1; }
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/outputs/mlflow.db --host 127.0.0.1 --port 5000
+
+server: $(STAMP) ## Start a shared MLflow server in outputs/server (tools/mlflow_server.sh stop outputs/server ends it)
+	@mkdir -p outputs
+	tools/mlflow_server.sh start outputs/server
 
 clean: ## Remove .venv and caches; keep outputs/ and data/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from pipeline import torchrun
 from pipeline.errors import UserError, suggestion
+from pipeline.redaction import mask_text
 
 _UNTIL_RANK_0_SPEAKS_S = 20
 
@@ -48,4 +49,4 @@ def fail(message: str, status: int) -> NoReturn:
 
 def tell_error(error: object) -> None:
     """One line on standard error."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    print(f"error: {mask_text(str(error))}", file=sys.stderr, flush=True)

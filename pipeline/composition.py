@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import sys
 import typing
 from pathlib import Path
@@ -182,8 +181,6 @@ def to_request(composed: DictConfig, overrides: list[str]) -> Request:
     config = to_config(composed)
     plain = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(plain, dict)
-    if config.tracking.uri is not None:  # a server's user and password are not for the record
-        plain["tracking"]["uri"] = re.sub(r"//[^@/]*@", "//", config.tracking.uri)
     return Request(config, OmegaConf.to_yaml(plain), dict(flatten(plain)), overrides)
 
 

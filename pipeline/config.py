@@ -155,12 +155,16 @@ class EvaluateConfig:
 
 @dataclass
 class TrackingConfig:
-    """Where results go. `uri: null` is the SQLite store under `outputs`."""
+    """Where results go. `uri: null` is the SQLite store under `outputs`.
+
+    `patience_s`: how long the end of a run, and the start of a sweep's job, wait for a server that is away.
+    """
 
     enabled: bool = setting(True)
     uri: str | None = setting(None)
     experiment: str = setting("pipeline")
     run_name: str | None = setting(None)
+    patience_s: float = setting(60.0, minimum=0, maximum=86_400)
 
 
 @dataclass

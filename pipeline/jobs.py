@@ -17,6 +17,7 @@ from pipeline.artifacts import Store
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import in_project
+from pipeline.redaction import mask_text
 from pipeline.request import Request
 from pipeline.runner import artifacts_of, run
 from pipeline.sweep import (
@@ -32,6 +33,8 @@ from pipeline.sweep import (
 )
 from pipeline.tracked_run import TrackedRun
 from pipeline.tracking import parents
+from pipeline.tracking.outbox import of_run
+from pipeline.tracking.store import ServerAway
 
 
 @contextmanager
@@ -49,7 +52,7 @@ def sweep_session(overrides: list[str], jobs: list[list[str]], config: Config) -
     sweep.save()
     _settle_killed(sweep, config)
     terminal.say(f"sweep {sweep.id}: {len(jobs) or 'a search of'} jobs in {sweep.folder}")
-    status = "KILLED"
+    status, summary = "KILLED", None
     try:
         yield sweep
         status = "FINISHED"
@@ -62,43 +65,56 @@ def sweep_session(overrides: list[str], jobs: list[list[str]], config: Config) -
             raise
     finally:
         if status != "KILLED":
-            _compare_jobs(sweep, config)
+            summary = _compare_jobs(sweep, config)
         if tracked and sweep.parent_run_id is not None:
-            parents.close_parent(config.tracking, outputs, sweep.parent_run_id, status)
+            try:
+                parents.close_parent(config.tracking, outputs, sweep.parent_run_id, sweep.name, status, summary)
+            except UserError as error:  # the results, which are about to be told, do not depend on it
+                terminal.warn(str(error))
     terminal.say(status_table(sweep))
     if sweep.failures():
         print(f"error: {failure_lines(sweep)}", file=sys.stderr)
         sys.exit(1)
 
 
-def _compare_jobs(sweep: Sweep, config: Config) -> None:
-    """Put the finished jobs side by side: in the terminal, as files in the sweep's folder, in the parent run."""
+def _compare_jobs(sweep: Sweep, config: Config) -> parents.Summary | None:
+    """Put the finished jobs side by side, in the terminal and as files in the sweep's folder; None: there are none."""
     # pandas, plotly and matplotlib are imported only when there is something to compare.
     from pipeline.comparison import write_comparison
     from pipeline.comparison.seeds import over_seeds
     from pipeline.comparison.table import compare
     from pipeline.comparison.text import MAX_DESCRIPTION_CHARACTERS, text_table
-    from pipeline.tracking.reading import log_to_run, read_runs
 
-    outputs = in_project(config.outputs)
     try:
-        if sweep.parent_run_id is not None:
-            runs = read_runs(config.tracking, outputs, sweep.parent_run_id)
-        else:
-            runs = [_as_run(record) for record in sweep.records()]
+        runs = _runs_of_jobs(sweep, config)
         comparison = compare(runs)
     except UserError:  # no job began a run, or none finished with all metrics: the status table is about to tell
-        return
+        return None
     files = write_comparison(runs, sweep.folder, title=sweep.name)
     terminal.say(f"{text_table(comparison)}\ncomparison: {sweep.folder / 'comparison.html'}\n")
-    if sweep.parent_run_id is not None:
-        best = comparison.frame.iloc[0]
-        markdown = text_table(comparison, "github", MAX_DESCRIPTION_CHARACTERS)
-        tags = {"sweep.best": str(best["run"]), "sweep.best_run_id": str(best["run_id"])}
-        text = f"First by the rule: **{best['run']}** (run {best['run_id']}).\n\n{markdown}"
-        summary = over_seeds(comparison)
-        metrics = summary.metrics() if summary is not None else {}
-        log_to_run(config.tracking, outputs, sweep.parent_run_id, files, text, tags, metrics)
+    best = comparison.frame.iloc[0]
+    markdown = text_table(comparison, "github", MAX_DESCRIPTION_CHARACTERS)
+    tags = {"sweep.best": str(best["run"]), "sweep.best_run_id": str(best["run_id"])}
+    text = f"First by the rule: **{best['run']}** (run {best['run_id']}).\n\n{markdown}"
+    summary = over_seeds(comparison)
+    return parents.Summary(text, files, tags, summary.metrics() if summary is not None else {})
+
+
+def _runs_of_jobs(sweep: Sweep, config: Config) -> list[TrackedRun]:
+    """The jobs' runs from the tracking store; what the jobs noted here where it does not have all of them."""
+    from pipeline.tracking.reading import read_runs
+
+    outputs, here = in_project(config.outputs), [_as_run(record) for record in sweep.records()]
+    if sweep.parent_run_id is None:
+        return here
+    if any(of_run(outputs, run.run_id) is not None for run in here):
+        terminal.warn("the tracking server does not have all of the jobs yet: what they noted here is compared")
+        return here
+    try:
+        return read_runs(config.tracking, outputs, sweep.parent_run_id)
+    except ServerAway as error:
+        terminal.warn(f"{error}: what the jobs noted here is compared")
+        return here
 
 
 def _as_run(record: JobRecord) -> TrackedRun:
@@ -136,8 +152,9 @@ def run_job(request: Request, folder: Path, processes: int) -> dict[str, float]:
             raise
         except BaseException as error:
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            job.write(dataclasses.replace(record, state=FAILED, reason=" ".join(text.split())))
-            terminal.warn(f"{record.name} failed: {' '.join(text.split())}")
+            text = mask_text(" ".join(text.split()))
+            job.write(dataclasses.replace(record, state=FAILED, reason=text))
+            terminal.warn(f"{record.name} failed: {text}")
             raise
         done = dataclasses.replace(
             record,

@@ -17,7 +17,8 @@ from pipeline.champion import Contender
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import in_project
-from pipeline.tracking.models import ModelRecord, log_model, register
+from pipeline.tracking import Tracker
+from pipeline.tracking.models import ModelRecord
 
 # The runtimes whose files MLflow can serve, the preferred one first.
 SERVED = ("onnxruntime", "torchscript")
@@ -48,12 +49,13 @@ def check_registration(config: Config) -> None:
         raise UserError(f"{key}: runtime.names=[{given}]: allowed: with {' or '.join(SERVED)} among them")
 
 
-def keep_model(config: Config, exports: Path | None, metrics: Mapping[str, float]) -> None:
-    """Log the exported int8 model to the active run, and register it under `register.name`.
+def keep_model(config: Config, exports: Path | None, metrics: Mapping[str, float], tracker: Tracker) -> None:
+    """Log the exported int8 model to the run, and register it under `register.name`.
 
     Args:
         exports: the folder of the stage `export`, or None where the run has none.
         metrics: of the whole run.
+        tracker: of the run.
     """
     if exports is None or not config.tracking.enabled:
         return
@@ -65,12 +67,11 @@ def keep_model(config: Config, exports: Path | None, metrics: Mapping[str, float
     runtime = passed[0]
     file = exports / "int8" / runtime / runtimes.registry()[runtime].file
     record = ModelRecord(runtime, file, config.evaluate.threads, config.backend.engine)
-    model = log_model(record)
-    if config.register.name is not None:
-        candidate = _contender(config, runtime, metrics)
-        done = register(config.register, in_project(config.outputs), record, model, candidate)
-        role = "champion" if done.verdict.wins else "not champion"
-        terminal.say(f"registered {config.register.name} version {done.version}, {role}: {done.verdict.reason}")
+    outputs = in_project(config.outputs)
+    if config.register.name is None:
+        tracker.model(record, outputs, None, None)
+    else:
+        tracker.model(record, outputs, config.register, _contender(config, runtime, metrics))
 
 
 def _contender(config: Config, runtime: str, metrics: Mapping[str, float]) -> Contender:

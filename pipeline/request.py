@@ -12,6 +12,7 @@ import torch
 from pipeline import datasets, environment, quantization, runtimes, terminal, torchrun
 from pipeline.config import Config
 from pipeline.plan import Plan
+from pipeline.redaction import mask_text, mask_value, mask_yaml
 from pipeline.tracking import RunRecord
 from pipeline.tracking.parents import JOB_TAG
 
@@ -59,7 +60,7 @@ def tell_qconfigs(config: Config, plan: Plan) -> None:
 
 
 def describe(request: Request, plan: Plan) -> RunRecord:
-    """Name, parameters, tags and data set of the run."""
+    """Name, parameters, tags and data set of the run, with what is secret in them masked."""
     config = request.config
     tags = {
         "git_commit": environment.git_commit(),
@@ -86,4 +87,11 @@ def describe(request: Request, plan: Plan) -> RunRecord:
     digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:8]
     origin = datasets.find(config.dataset).origin(config.dataset)
     dataset = (config.dataset.name, digest, origin)
-    return RunRecord(name, request.parameters, tags, request.yaml, dataset, request.parent_run_id)
+    return RunRecord(
+        mask_text(name),
+        mask_value("", request.parameters),
+        mask_value("", tags),
+        mask_yaml(request.yaml),
+        dataset,
+        request.parent_run_id,
+    )

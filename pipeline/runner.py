@@ -68,7 +68,7 @@ def _run(request: Request, plan: Plan, world: World) -> Outcome:
         for step in plan.steps:
             walk.take(step, step.stage.name in forced)
         _report(request, walk.metrics, tracker)
-        keep_model(config, walk.folder_of("export"), walk.metrics)
+        keep_model(config, walk.folder_of("export"), walk.metrics, tracker)
     return Outcome(walk.metrics, tracker.run_id)
 
 

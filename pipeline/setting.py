@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from pipeline.errors import UserError, suggestion
+from pipeline.redaction import refuse_credentials
 
 
 def setting(
@@ -36,7 +37,7 @@ def setting(
 
 
 def check_settings(section: Any, prefix: str = "") -> None:
-    """Refuse a setting that is out of its range or none of its choices.
+    """Refuse a setting that is out of its range or none of its choices, or that has a password in an address.
 
     Raises:
         UserError: for the first one, by `prefix` and its name.
@@ -55,6 +56,9 @@ def _settings(section: Any, prefix: str) -> Iterator[tuple[str, Any, dataclasses
 
 
 def _check_setting(key: str, value: Any, spec: dataclasses.Field[Any]) -> None:
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str):
+            refuse_credentials(key, text)
     choices = spec.metadata.get("choices", ())
     if choices and value is not None and value not in choices:
         raise UserError(f"{key}={value}: {suggestion(str(value), choices)}")

@@ -25,7 +25,8 @@ from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
 from pipeline.files import PROJECT_ROOT
 from pipeline.tracked_run import TrackedRun
-from pipeline.tracking.reading import log_to_run, read_runs
+from pipeline.tracking.parents import Summary, close_parent
+from pipeline.tracking.reading import read_runs
 
 NASTY = "<img src=http://example.org/x onerror=alert(1)>|</script>&"
 
@@ -338,7 +339,8 @@ def test_one_run_is_read_when_it_is_selected_itself(store: Any) -> None:
 def test_files_and_description_are_kept_with_the_parent_when_a_sweep_ends(store: Any, tmp_path: Path) -> None:
     outputs, ids = store
     files = write_comparison(read_runs(TrackingConfig(), outputs, ids[SWEEP]), tmp_path)
-    log_to_run(TrackingConfig(), outputs, ids[SWEEP], files, "the table", metrics={"over_seeds/speedup_mean": 3.5})
+    summary = Summary("the table", files, metrics={"over_seeds/speedup_mean": 3.5})
+    close_parent(TrackingConfig(), outputs, ids[SWEEP], SWEEP, "FINISHED", summary)
     client = mlflow.MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
     assert {found.path for found in client.list_artifacts(ids[SWEEP])} == {path.name for path in files}
     parent = client.get_run(ids[SWEEP])

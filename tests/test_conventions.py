@@ -14,7 +14,11 @@ from pipeline.files import PROJECT_ROOT
 MODULES = sorted((PROJECT_ROOT / "pipeline").rglob("*.py"))
 OWNERS = {
     "mlflow": {
-        f"tracking/{name}.py" for name in ("__init__", "models", "parents", "reading", "registry", "torchscript_model")
+        f"tracking/{name}.py"
+        for name in (
+            *("channels", "delivery", "leftovers", "models", "parents", "reading", "registry", "starting"),
+            "torchscript_model",
+        )
     },
     # search.py is a Sweeper: it implements Hydra's interface, which nothing else can do for it.
     "hydra": {"composition.py", "search.py"},

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.preprocessing import PREPROCESSING_FILE
 from pipeline.registration import check_registration, keep_model
 from pipeline.request import Request
-from pipeline.tracking import RunRecord, open_run
+from pipeline.tracking import RunRecord, Tracker, open_run
 from tests.onnx_models import write_brightness_model
 
 pytest.importorskip("onnxruntime")
@@ -57,9 +57,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(store: Path) -> Iterator[None]:
-    with open_run(TrackingConfig(), store, RunRecord("test", {}, {}, "", ("digits", "0", "nowhere"))):
-        yield
+def tracker(store: Path) -> Iterator[Tracker]:
+    with open_run(TrackingConfig(), store, RunRecord("test", {}, {}, "", ("digits", "0", "nowhere"))) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -71,12 +71,12 @@ Keep = Callable[..., Mapping[str, str] | None]
 
 
 @pytest.fixture
-def keep(run: None, exports: Path, store: Path, small_request: Callable[..., Request]) -> Keep:
+def keep(tracker: Tracker, exports: Path, store: Path, small_request: Callable[..., Request]) -> Keep:
     """Keep the model of a run with these metrics; gives the flavours of what was logged."""
 
     def once(*overrides: str, **metrics: float) -> Mapping[str, str] | None:
         changed = {name.replace("__", "/"): value for name, value in metrics.items()}
-        keep_model(small_request(STAGES, f"outputs={store}", *overrides).config, exports, METRICS | changed)
+        keep_model(small_request(STAGES, f"outputs={store}", *overrides).config, exports, METRICS | changed, tracker)
         active = mlflow.active_run()
         assert active is not None
         logged = mlflow.get_run(active.info.run_id).outputs

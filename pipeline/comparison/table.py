@@ -33,7 +33,7 @@ _CONDITIONS = ("cpu", "torch_version")
 _NOT_COMPARED = (
     *("outputs", "force", "stages", "evaluate.fake_quantized"),
     *("dataset.root", "dataset.mirror", "dataset.workers", "dataset.max_memory_gb"),
-    *("tracking.enabled", "tracking.uri", "tracking.experiment", "tracking.run_name"),
+    *("tracking.enabled", "tracking.uri", "tracking.experiment", "tracking.run_name", "tracking.patience_s"),
 )
 # Said already by a column beside them, unless equal names stand for different ones.
 _FOLLOWS = {"backend.qconfig": "backend.name", "backend.engine": "backend.name"}

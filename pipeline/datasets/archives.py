@@ -21,6 +21,7 @@ from pipeline import terminal
 from pipeline.config import DatasetConfig
 from pipeline.errors import UserError
 from pipeline.files import in_project, make_writable_folder, write_and_rename
+from pipeline.redaction import refuse_credentials
 
 MIRROR_VARIABLE = "DATASET_MIRROR"
 _TIMEOUT_S = 30
@@ -73,6 +74,7 @@ def _own_mirror(config: DatasetConfig) -> list[str]:
     mirror = config.mirror or os.environ.get(MIRROR_VARIABLE)
     if not mirror:
         return []
+    refuse_credentials("dataset.mirror" if config.mirror else MIRROR_VARIABLE, mirror)
     return [mirror if "://" in mirror else in_project(mirror).as_uri()]
 
 

@@ -2,42 +2,30 @@
 
 The run takes its status from how the block ends: FINISHED, FAILED with the error as a tag, or KILLED
 for an interruption. The default store is SQLite under `outputs`; its schema and its experiment are
-created under a lock, because processes that do so at the same time destroy it.
+created under a lock, because processes that do so at the same time destroy it. What a run says to a
+server goes through an outbox (`outbox.py`, `sender.py`): a server that is away neither ends nor holds up a run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from pipeline.champion import Contender
 from pipeline.config import TrackingConfig
-from pipeline.tracking.store import connect
+from pipeline.redaction import mask_text
+from pipeline.shipping import RegisterConfig
+from pipeline.tracking.channels import Channel
+from pipeline.tracking.delivery import thing
+from pipeline.tracking.models import ModelRecord
+from pipeline.tracking.starting import RunRecord, start
+
+__all__ = ["RunRecord", "Tracker", "open_run"]
 
 _MAX_PARAM_LENGTH = 6000
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What is known of a run before it starts.
-
-    Attributes:
-        name: the run's name.
-        parameters: the flattened configuration.
-        tags: commit, versions, machine, backend and the like.
-        config_yaml: the composed configuration.
-        dataset: name, digest and origin of the data.
-        parent_run_id: the run of the sweep that this one belongs to.
-    """
-
-    name: str
-    parameters: Mapping[str, Any]
-    tags: Mapping[str, str]
-    config_yaml: str
-    dataset: tuple[str, str, str]
-    parent_run_id: str | None = None
 
 
 class Tracker(Protocol):
@@ -61,6 +49,11 @@ class Tracker(Protocol):
     def describe(self, markdown: str) -> None:
         """The run's description."""
 
+    def model(
+        self, record: ModelRecord, outputs: Path, register: RegisterConfig | None, candidate: Contender | None
+    ) -> None:
+        """The exported int8 model; with `register`, to be registered under the name there as `candidate`."""
+
 
 class _Silent:
     run_id: str | None = None
@@ -69,24 +62,45 @@ class _Silent:
     def file(self, path: Path) -> None: ...
     def text(self, content: str, name: str) -> None: ...
     def describe(self, markdown: str) -> None: ...
+    def model(
+        self, record: ModelRecord, outputs: Path, register: RegisterConfig | None, candidate: Contender | None
+    ) -> None: ...
 
 
-class _Mlflow:
-    def __init__(self, mlflow: Any, run_id: str) -> None:
-        self._mlflow = mlflow
-        self.run_id: str | None = run_id
+class _Told:
+    """Puts what a run says into the channel to its store."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._put = channel.put
+        self.run_id: str | None = channel.run_id
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
-        self._mlflow.log_metric(name, value, step=step)
+        self._put(thing("metric", name=name, value=float(value), step=step))
 
     def file(self, path: Path) -> None:
-        self._mlflow.log_artifact(str(path))
+        self._put(thing("file", path=str(path)))
 
     def text(self, content: str, name: str) -> None:
-        self._mlflow.log_text(content, name)
+        self._put(thing("text", content=content, name=name))
 
     def describe(self, markdown: str) -> None:
-        self._mlflow.set_tag("mlflow.note.content", markdown)
+        self._put(thing("tags", values={"mlflow.note.content": markdown}))
+
+    def model(
+        self, record: ModelRecord, outputs: Path, register: RegisterConfig | None, candidate: Contender | None
+    ) -> None:
+        self._put(
+            thing(
+                "model",
+                path=str(record.file),
+                runtime=record.runtime,
+                threads=record.threads,
+                engine=record.engine,
+                outputs=str(outputs),
+                register=dataclasses.asdict(register) if register is not None else None,
+                candidate=dataclasses.asdict(candidate) if candidate is not None else None,
+            )
+        )
 
 
 @contextmanager
@@ -94,40 +108,28 @@ def open_run(config: TrackingConfig, outputs: Path, record: RunRecord) -> Iterat
     """Start a run and end it with the status that the block deserves.
 
     Raises:
-        UserError: when the tracking store cannot be opened.
+        UserError: when the tracking store cannot be opened. The job of a sweep waits for a server that is away.
     """
     if not config.enabled:
         yield _Silent()
         return
-    import mlflow
-
-    experiment = connect(mlflow, config, outputs)
-    started = mlflow.start_run(
-        experiment_id=experiment,
-        run_name=config.run_name or record.name,
-        tags=dict(record.tags),
-        parent_run_id=record.parent_run_id,
-    )
+    channel, mark = start(config, outputs, record)
+    status = "KILLED"
     try:
-        mlflow.log_params({key: str(value)[:_MAX_PARAM_LENGTH] for key, value in record.parameters.items()})
-        _log_dataset(mlflow, *record.dataset)
-        mlflow.log_text(record.config_yaml, "config.yaml")
-        yield _Mlflow(mlflow, started.info.run_id)
+        channel.put(thing("params", values={k: str(v)[:_MAX_PARAM_LENGTH] for k, v in record.parameters.items()}))
+        name, digest, origin = record.dataset
+        channel.put(thing("dataset", name=name, digest=digest, origin=origin))
+        channel.put(thing("text", content=record.config_yaml, name="config.yaml"))
+        yield _Told(channel)
+        status = "FINISHED"
     except KeyboardInterrupt:
-        mlflow.end_run("KILLED")
         raise
     except BaseException as error:
-        mlflow.set_tag("error", f"{type(error).__name__}: {error}"[:_MAX_PARAM_LENGTH])
-        mlflow.end_run("FAILED")
+        status = "FAILED"
+        text = mask_text(f"{type(error).__name__}: {error}")
+        channel.put(thing("tags", values={"error": text[:_MAX_PARAM_LENGTH]}))
         raise
-    else:
-        mlflow.end_run("FINISHED")
-
-
-def _log_dataset(mlflow: Any, name: str, digest: str, origin: str) -> None:
-    from mlflow.data.code_dataset_source import CodeDatasetSource
-    from mlflow.data.meta_dataset import MetaDataset
-
-    source = CodeDatasetSource(tags={"origin": origin})
-    dataset = MetaDataset(source, name=name, digest=digest)  # type: ignore[abstract]
-    mlflow.log_input(dataset, context="training")
+    finally:
+        if mark:
+            channel.put(thing("alone", mark=mark))
+        channel.close(status, config.patience_s)

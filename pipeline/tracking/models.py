@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,38 @@ class Registration:
     verdict: Verdict
 
 
+def keep_with_run(client: Any, run_id: str, content: Mapping[str, Any]) -> str:
+    """Log a model to a run, once for each file, and register it where that is asked for; gives what came of it.
+
+    Args:
+        content: `path`, `runtime`, `threads`, `engine` as in `ModelRecord`; `register` and `candidate`, the fields of
+            `RegisterConfig` and `Contender`, or None; `outputs`, the folder of the runs.
+    """
+    import mlflow
+
+    record = ModelRecord(content["runtime"], Path(content["path"]), content["threads"], content["engine"])
+    active = mlflow.active_run()
+    inside = active is not None and active.info.run_id == run_id
+    with nullcontext() if inside else mlflow.start_run(run_id=run_id):
+        uri = _logged_before(client, run_id, record) or log_model(record)
+        if content["register"] is None:
+            return ""
+        config, candidate = RegisterConfig(**content["register"]), Contender(**content["candidate"])
+        done = register(config, Path(content["outputs"]), record, uri, candidate)
+    role = "champion" if done.verdict.wins else "not champion"
+    return f"registered {config.name} version {done.version}, {role}: {done.verdict.reason}"
+
+
+def _logged_before(client: Any, run_id: str, record: ModelRecord) -> str | None:
+    """The URI of the model that the run has of this very file, or None."""
+    outputs = client.get_run(run_id).outputs
+    for output in outputs.model_outputs if outputs is not None else []:
+        model = client.get_logged_model(output.model_id)
+        if str(model.status) == "READY" and model.tags.get(_DIGEST) == sha256(record.file):
+            return str(model.model_uri)
+    return None
+
+
 def log_model(record: ModelRecord) -> str:
     """Log a model to the active run, with signature, input example and preprocessing; gives its URI."""
     preprocessing = Preprocessing.read(record.file.parent / PREPROCESSING_FILE)
@@ -62,6 +95,7 @@ def log_model(record: ModelRecord) -> str:
         "signature": _signature(shape, len(preprocessing.class_names)),
         # An image of the mean colour: every value is 0, and its JSON stays small.
         "input_example": np.zeros((1, *shape), np.float32),
+        "tags": {_DIGEST: sha256(record.file)},
         "metadata": {"preprocessing": dataclasses.asdict(preprocessing), "runtime": record.runtime},
     }
     with silence():

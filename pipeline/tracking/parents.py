@@ -2,57 +2,135 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline import terminal
 from pipeline.config import TrackingConfig
-from pipeline.tracking.store import connect
+from pipeline.errors import UserError
+from pipeline.tracking.channels import Channel, channel_to
+from pipeline.tracking.delivery import thing
+from pipeline.tracking.leftovers import send_leftover
+from pipeline.tracking.outbox import of_run
+from pipeline.tracking.store import asking, connect, few_retries, is_server, one_try, short_name, store_uri
 
 JOB_TAG = "sweep.job"
 SWEEP_TAG = "sweep.id"
+_FINISHED = "FINISHED"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a sweep's comparison says, to be kept with its parent run.
+
+    Attributes:
+        markdown: becomes the run's description.
+        files: the comparison's.
+        tags: the first row of the table.
+        metrics: over seeds.
+    """
+
+    markdown: str
+    files: Sequence[Path] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def open_parent(config: TrackingConfig, outputs: Path, sweep_id: str, name: str) -> str:
-    """The parent run of a sweep, made or, for a sweep that goes on, taken up again; gives its id."""
+    """The parent run of a sweep, made or, for a sweep that goes on, taken up again; gives its id.
+
+    Raises:
+        UserError: when the store cannot be opened.
+    """
     import mlflow
 
     experiment = connect(mlflow, config, outputs)
-    client = mlflow.MlflowClient()
-    found = client.search_runs([experiment], f"tags.`{SWEEP_TAG}` = '{sweep_id}'", max_results=1)
-    if found:
-        client.update_run(found[0].info.run_id, status="RUNNING")
-        return str(found[0].info.run_id)
-    return str(client.create_run(experiment, run_name=name, tags={SWEEP_TAG: sweep_id}).info.run_id)
+    uri = store_uri(config, outputs)
+    with asking(mlflow, uri, "the sweep's run cannot be opened"), few_retries():
+        client = mlflow.MlflowClient()
+        found = client.search_runs([experiment], f"tags.`{SWEEP_TAG}` = '{sweep_id}'", max_results=1)
+        if found:
+            client.update_run(found[0].info.run_id, status="RUNNING")
+            return str(found[0].info.run_id)
+    with asking(mlflow, uri, "the sweep's run cannot be made"), one_try():
+        short = short_name(name) if is_server(uri) else name
+        return str(client.create_run(experiment, run_name=short, tags={SWEEP_TAG: sweep_id}).info.run_id)
 
 
-def close_parent(config: TrackingConfig, outputs: Path, run_id: str, status: str) -> None:
-    """End a parent run as FINISHED, FAILED or KILLED."""
-    import mlflow
+def close_parent(
+    config: TrackingConfig, outputs: Path, run_id: str, name: str, status: str, summary: Summary | None = None
+) -> None:
+    """Keep the summary with a parent run and end it as FINISHED, FAILED or KILLED.
 
-    connect(mlflow, config, outputs)
-    mlflow.MlflowClient().set_terminated(run_id, status)
+    A server that is away gets it later: it stays in the outbox.
+    """
+    channel = channel_to(store_uri(config, outputs), outputs, run_id, name)
+    try:
+        if summary is not None:
+            _say(channel, summary)
+    finally:
+        channel.close(status, config.patience_s)
+
+
+def _say(channel: Channel, summary: Summary) -> None:
+    channel.put(thing("tags", values={"mlflow.note.content": summary.markdown, **summary.tags}))
+    for metric, value in summary.metrics.items():
+        channel.put(thing("metric", name=metric, value=float(value), step=None))
+    for path in summary.files:
+        channel.put(thing("file", path=str(path)))
 
 
 def mark_killed(config: TrackingConfig, outputs: Path, parent_run_id: str, alive: set[str]) -> int:
-    """Mark the children that say RUNNING, except those of the jobs in `alive`, as KILLED; how many."""
+    """Mark the children that say RUNNING, except those of the jobs in `alive`, as KILLED; how many.
+
+    One that has said more than the server knows, because it was away, has that sent first.
+
+    Raises:
+        UserError: when the store cannot be asked.
+    """
     import mlflow
 
     experiment = connect(mlflow, config, outputs)
-    client = mlflow.MlflowClient()
-    where = f"tags.mlflow.parentRunId = '{parent_run_id}' and attributes.status = 'RUNNING'"
-    dead = [run for run in client.search_runs([experiment], where) if run.data.tags.get(JOB_TAG) not in alive]
-    for run in dead:
-        client.set_terminated(run.info.run_id, "KILLED")
-    return len(dead)
+    count = 0
+    with asking(mlflow, store_uri(config, outputs), "the sweep's runs cannot be read"), few_retries():
+        client = mlflow.MlflowClient()
+        where = f"tags.mlflow.parentRunId = '{parent_run_id}' and attributes.status = 'RUNNING'"
+        for run in client.search_runs([experiment], where):
+            if run.data.tags.get(JOB_TAG) in alive:
+                continue
+            outbox = of_run(outputs, run.info.run_id)
+            if outbox is not None:
+                count += outbox.last_status() is None
+                send_leftover(outbox)
+            else:
+                client.set_terminated(run.info.run_id, "KILLED")
+                count += 1
+    return count
 
 
 def is_finished(config: TrackingConfig, outputs: Path, run_id: str | None) -> bool:
-    """Whether the store has this run, and it ended well."""
+    """Whether the store has this run, and it ended well; a server that is away is taken to have it."""
     import mlflow
 
-    connect(mlflow, config, outputs)
     if run_id is None:
         return False
+    outbox = of_run(outputs, run_id)
+    if outbox is not None:
+        return outbox.last_status() == _FINISHED
+    uri = store_uri(config, outputs)
     try:
-        return str(mlflow.MlflowClient().get_run(run_id).info.status) == "FINISHED"
-    except mlflow.exceptions.MlflowException:  # no such run: the store was removed since
+        connect(mlflow, config, outputs)
+        with few_retries():
+            return str(mlflow.MlflowClient().get_run(run_id).info.status) == _FINISHED
+    except mlflow.exceptions.MlflowException as error:
+        # No such run, where the store was removed since; a server says so.
+        if is_server(uri) and error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            terminal.warn(f"the tracking server {uri} cannot be asked for run {run_id}, which is taken to be there")
+            return True
         return False
+    except UserError as error:
+        if not is_server(uri):
+            raise
+        terminal.warn(f"{error}; run {run_id} is taken to be there")
+        return True

@@ -1,4 +1,4 @@
-"""Reads runs back from the tracking store, and keeps a comparison with a run that is there already.
+"""Reads runs back from the tracking store.
 
 Runs are listed once and chosen here, because which of them are parents is known only from the others.
 """
@@ -6,7 +6,7 @@ Runs are listed once and chosen here, because which of them are parents is known
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pipeline.config import TrackingConfig
 from pipeline.errors import UserError, nearest, suggestion
 from pipeline.tracked_run import TrackedRun
 from pipeline.tracking.parents import JOB_TAG, SWEEP_TAG
-from pipeline.tracking.store import few_retries, quiet, store_uri
+from pipeline.tracking.store import asking, few_retries, quiet, short_name, store_uri
 
 _PARENT = "mlflow.parentRunId"
 _FINISHED = "FINISHED"
@@ -57,29 +57,6 @@ def read_runs(
     return [_tracked(run) for run in chosen if run.info.run_id not in parents]
 
 
-def log_to_run(
-    config: TrackingConfig,
-    outputs: Path,
-    run_id: str,
-    files: Sequence[Path],
-    markdown: str,
-    tags: Mapping[str, str] | None = None,
-    metrics: Mapping[str, float] | None = None,
-) -> None:
-    """Keep `files`, `tags` and `metrics` with a run, running or ended, and make `markdown` its description.
-
-    Raises:
-        UserError: when the store or the run is not there.
-    """
-    with _client(config, outputs) as client:
-        for key, value in {"mlflow.note.content": markdown, **(tags or {})}.items():
-            client.set_tag(run_id, key, value)
-        for name, metric in (metrics or {}).items():
-            client.log_metric(run_id, name, metric)
-        for path in files:
-            client.log_artifact(run_id, str(path))
-
-
 @contextmanager
 def _client(config: TrackingConfig, outputs: Path) -> Iterator[Any]:
     """A client of a store that exists, whose refusals end as one line.
@@ -95,7 +72,7 @@ def _client(config: TrackingConfig, outputs: Path) -> Iterator[Any]:
 
     quiet()
     try:
-        with few_retries():
+        with asking(mlflow, uri, "cannot be read"), few_retries():
             if database is None:
                 client = mlflow.MlflowClient(uri)
             else:
@@ -103,7 +80,7 @@ def _client(config: TrackingConfig, outputs: Path) -> Iterator[Any]:
                 with FileLock(database.parent / ".mlflow.lock"):
                     client = mlflow.MlflowClient(uri)
             yield client
-    except (mlflow.exceptions.MlflowException, SQLAlchemyError) as error:
+    except SQLAlchemyError as error:
         raise UserError(f"tracking.uri={uri}: cannot be read: {_first_line(error)}") from error
 
 
@@ -123,7 +100,12 @@ def _search(client: Any, experiments: list[str], filter_string: str = "") -> lis
 
 def _named(runs: list[Any], parents: set[str], selection: str) -> list[Any]:
     """The children of the newest parent with this id or name, or else the runs that have it."""
-    alike = [run for run in runs if selection in (run.info.run_id, run.info.run_name, run.data.tags.get(SWEEP_TAG, ""))]
+    alike = [
+        run
+        for run in runs
+        if selection in (run.info.run_id, run.info.run_name, run.data.tags.get(SWEEP_TAG, ""))
+        or short_name(selection) == run.info.run_name
+    ]
     parent = next((run.info.run_id for run in alike if run.info.run_id in parents), None)
     if parent is None:
         return alike

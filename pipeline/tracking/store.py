@@ -4,30 +4,65 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 
+from pipeline import terminal
 from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
 from pipeline.files import in_project, write_and_rename
+from pipeline.redaction import refuse_credentials
+from pipeline.tracking.failures import http_status, passes, reason
 
+CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 _SQLITE = "sqlite:///"
 _DATABASE = "mlflow.db"
 _ARTIFACTS = "mlartifacts"
-_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+_FEW = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+# Of a run that goes on, whose outbox tries again by itself. A large file may take its time.
+_ONCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 # Lets the MLflow UI open the experiment as model training, with its charts, instead of as GenAI.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
+_ASK_EVERY_S = 2.0
+
+_MAX_NAME = 250
+
+Answer = TypeVar("Answer")
+
+
+class ServerAway(UserError):
+    """A tracking server does not answer, or says that it cannot now."""
 
 
 def store_uri(config: TrackingConfig, outputs: Path) -> str:
-    """The store that is asked for, a SQLite file resolved against the project root, or the one under `outputs`."""
+    """The store that is asked for, a SQLite file resolved against the project root, or the one under `outputs`.
+
+    Raises:
+        UserError: for a user and password in it.
+    """
     uri = config.uri or f"{_SQLITE}{outputs / _DATABASE}"
+    refuse_credentials("tracking.uri", uri)
     return f"{_SQLITE}{in_project(uri.removeprefix(_SQLITE))}" if uri.startswith(_SQLITE) else uri
+
+
+def is_server(uri: str) -> bool:
+    """Whether a store is asked over the network, and may be away."""
+    return uri.startswith(("http://", "https://"))
+
+
+def short_name(name: str) -> str:
+    """A run's name as a server's database can hold it; SQLite holds any."""
+    return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
 
 
 def quiet() -> None:
@@ -52,24 +87,36 @@ def silence() -> Iterator[None]:
 
 
 def connect(mlflow: Any, config: TrackingConfig, outputs: Path) -> str:
-    """Point mlflow at the store, and give the id of the experiment, created where it is missing."""
+    """Point mlflow at the store, and give the id of the experiment, created where it is missing.
+
+    Raises:
+        UserError: when it cannot be opened; ServerAway where that may pass.
+    """
     quiet()
     uri = store_uri(config, outputs)
     own_store = uri.startswith(_SQLITE)
     outputs.mkdir(parents=True, exist_ok=True)
-    try:
+    with asking(mlflow, uri, f"experiment '{config.experiment}' cannot be opened"), few_retries():
         mlflow.set_tracking_uri(uri)
-        with FileLock(outputs / ".mlflow.lock"), few_retries():
+        with FileLock(outputs / ".mlflow.lock"):
             if own_store:
                 _create_store(mlflow, Path(uri.removeprefix(_SQLITE)))
             found = mlflow.get_experiment_by_name(config.experiment)
             if found is not None and found.lifecycle_stage == "active":
-                return found.experiment_id
+                return str(found.experiment_id)
             location = (outputs / _ARTIFACTS).as_uri() if own_store else None
-            return mlflow.create_experiment(config.experiment, artifact_location=location, tags=_KIND)
+            return _create_experiment(mlflow, config.experiment, location)
+
+
+def _create_experiment(mlflow: Any, name: str, location: str | None) -> str:
+    """Create the experiment, or find that another machine has done so meanwhile."""
+    try:
+        return str(mlflow.create_experiment(name, artifact_location=location, tags=_KIND))
     except mlflow.exceptions.MlflowException as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"tracking.uri={uri}: experiment '{config.experiment}' cannot be opened: {reason}") from error
+        found = mlflow.get_experiment_by_name(name) if error.error_code == "RESOURCE_ALREADY_EXISTS" else None
+        if found is None or found.lifecycle_stage != "active":
+            raise
+        return str(found.experiment_id)
 
 
 def _create_store(mlflow: Any, database: Path) -> None:
@@ -81,14 +128,77 @@ def _create_store(mlflow: Any, database: Path) -> None:
 
 
 @contextmanager
+def asking(mlflow: Any, uri: str, what: str) -> Iterator[None]:
+    """Let whatever a store refuses in this block end as one line that says `what` could not be done.
+
+    Raises:
+        UserError: ServerAway for a server that is away or busy.
+    """
+    try:
+        yield
+    except mlflow.exceptions.MlflowException as error:
+        status = http_status(error)
+        if is_server(uri) and status in (401, 403):
+            raise UserError(
+                f"tracking.uri={uri}: {what}: the server refuses the user and password (HTTP {status}): set "
+                f"{CREDENTIALS} in the environment to those of a user who may write there"
+            ) from error
+        if is_server(uri) and passes(status):
+            raise ServerAway(f"tracking.uri={uri}: {what}: the server is away: {reason(error)}") from error
+        why = reason(error) if is_server(uri) else str(error).splitlines()[0]
+        raise UserError(f"tracking.uri={uri}: {what}: {why}") from error
+
+
+def waiting(uri: str, patience_s: float, ask: Callable[[], Answer]) -> Answer:
+    """What `ask` gives, asked again while the server is away, for at most `patience_s`.
+
+    Raises:
+        ServerAway: when it is away for longer.
+        UserError: what `ask` raises.
+    """
+    deadline, told = time.monotonic() + patience_s, False
+    while True:
+        try:
+            return ask()
+        except ServerAway:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            if not told:
+                terminal.warn(f"the tracking server {uri} is away: waits for it, up to {left:.0f} s")
+                told = True
+            time.sleep(min(_ASK_EVERY_S, left))
+
+
+@contextmanager
 def few_retries() -> Iterator[None]:
     """Let a server that is not there be noticed in seconds, before any work, instead of in minutes."""
-    before = os.environ.get(_RETRIES)
-    os.environ.setdefault(_RETRIES, "2")
+    with _variables({variable: os.environ.get(variable, value) for variable, value in _FEW.items()}):
+        yield
+
+
+@contextmanager
+def one_try() -> Iterator[None]:
+    """Ask once: for what must not be done twice, where an answer that comes too late would be asked for again."""
+    with _variables(_ONCE):
+        yield
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    before = {variable: os.environ.get(variable) for variable in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        _restore(_RETRIES, before)
+        for variable, value in before.items():
+            _restore(variable, value)
+
+
+def no_retries() -> None:
+    """For the rest of the process, let a request that fails fail at once: whoever sends tries again by itself."""
+    for variable, value in _ONCE.items():
+        os.environ.setdefault(variable, value)
 
 
 def _restore(variable: str, before: str | None) -> None:

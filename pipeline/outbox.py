@@ -1,0 +1,64 @@
+"""`python -m pipeline.outbox`: send what runs could not tell a tracking server that was away."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pipeline.command_line import Parser, run_command, tell_error
+from pipeline.files import in_project
+from pipeline.redaction import refuse_credentials
+
+_EPILOG = """examples:
+  python -m pipeline.outbox                          # of every run, to the server that it was for
+  python -m pipeline.outbox --outputs /data/outputs
+  python -m pipeline.outbox --tracking-uri http://127.0.0.1:5001   # the server has moved
+
+User and password come from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. What the server refused before is
+tried once more; a run whose process was killed becomes KILLED.
+"""
+
+
+def main() -> None:
+    """The command `python -m pipeline.outbox`; its exit status is 1 when something is left."""
+    run_command(lambda: _run(_parser().parse_args()))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m pipeline.outbox",
+        description="Send what runs could not tell a tracking server that was away.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_ids", nargs="*", metavar="RUN_ID", help="of these runs alone (default: of every run)")
+    parser.add_argument("--outputs", default="outputs", help="the folder of the runs (default: %(default)s)")
+    parser.add_argument("--tracking-uri", help="another server than the one that it was for, with the same runs")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.tracking_uri is not None:
+        refuse_credentials("--tracking-uri", arguments.tracking_uri)
+    # Slow to import, and not needed for --help.
+    from pipeline.tracking.leftovers import send_leftovers
+
+    outputs: Path = in_project(arguments.outputs)
+    done = send_leftovers(outputs, arguments.run_ids, arguments.tracking_uri)
+    if not done:
+        print(f"nothing is kept in {outputs / 'outbox'}")
+    for one in done:
+        ended = f", {one.status}" if one.status and not one.left else ""
+        print(f"{one.name} ({one.run_id}): {one.sent} sent, {one.left} left, {one.refused} refused{ended}", flush=True)
+        if one.refused:
+            folder = outputs / "outbox" / one.run_id
+            tell_error(f"{one.name}: what the server refused, and why, is in {folder}; delete it to forget it")
+        if one.in_the_way:
+            tell_error(f"{one.name}: {one.in_the_way}")
+    if any(one.left or one.refused or one.in_the_way for one in done):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

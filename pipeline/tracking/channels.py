@@ -1,0 +1,86 @@
+"""How what a run says reaches its store: at once, or through the outbox of the run where the store is a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline import terminal
+from pipeline.tracking.delivery import Thing, deliver, thing
+from pipeline.tracking.outbox import Address, Outbox
+from pipeline.tracking.sender import Sender
+from pipeline.tracking.store import is_server, no_retries
+
+# Whoever interrupts a run wants it to end, and a cluster's scheduler does not ask twice.
+_INTERRUPTED_PATIENCE_S = 10.0
+# A server that is only slow gets so many times the patience that one that is away gets.
+_BUSY = 10
+
+
+class Channel(Protocol):
+    """Takes what a run has to say, in order.
+
+    Attributes:
+        run_id: of the run, in its store.
+    """
+
+    run_id: str
+
+    def put(self, said: Thing) -> None:
+        """A thing to say."""
+
+    def close(self, status: str, patience_s: float) -> None:
+        """The run's end; waits `patience_s` for a server that is away, longer for one that is only slow."""
+
+
+class Direct:
+    """Says everything at once: the store is a file of this machine."""
+
+    def __init__(self, client: Any, run_id: str) -> None:
+        self._client = client
+        self.run_id = run_id
+
+    def put(self, said: Thing) -> None:
+        told = deliver(self._client, self.run_id, [said])
+        if told:
+            terminal.say(told)
+
+    def close(self, status: str, patience_s: float) -> None:
+        import mlflow
+
+        active = mlflow.active_run()
+        if active is not None and active.info.run_id == self.run_id:
+            mlflow.end_run(status)
+        else:
+            self._client.set_terminated(self.run_id, status)
+
+
+class Posted:
+    """Puts everything into the run's outbox, which a thread empties."""
+
+    def __init__(self, outputs: Path, address: Address) -> None:
+        import mlflow
+
+        no_retries()
+        self.run_id = address.run_id
+        self._sender = Sender(Outbox.create(outputs, address), mlflow.MlflowClient(address.uri), address)
+
+    def put(self, said: Thing) -> None:
+        self._sender.put(said)
+
+    def close(self, status: str, patience_s: float) -> None:
+        self.put(thing("status", status=status))
+        if status == "KILLED":
+            patience_s = min(patience_s, _INTERRUPTED_PATIENCE_S)
+            self._sender.close(patience_s, longest_s=patience_s)
+        else:
+            self._sender.close(patience_s, longest_s=_BUSY * patience_s)
+
+
+def channel_to(uri: str, outputs: Path, run_id: str, name: str) -> Channel:
+    """The way to a run that is there already."""
+    import mlflow
+
+    if is_server(uri):
+        return Posted(outputs, Address(uri, run_id, name))
+    return Direct(mlflow.MlflowClient(uri), run_id)

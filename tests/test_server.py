@@ -1,0 +1,322 @@
+"""What a run says to a server that comes and goes: a real MLflow server behind a gate, asked what it has."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from pipeline.champion import Contender
+from pipeline.config import TrackingConfig
+from pipeline.errors import UserError
+from pipeline.files import PROJECT_ROOT
+from pipeline.shipping import RegisterConfig
+from pipeline.tracking import RunRecord, Tracker, open_run, parents
+from pipeline.tracking.leftovers import send_leftovers
+from pipeline.tracking.models import ModelRecord
+from pipeline.tracking.outbox import Outbox
+from tests.tracking_server import Gate, free_port, mlflow_server
+
+RECORD = RunRecord("a run", {"qat.epochs": 2}, {"backend": "fbgemm"}, "seed: 0\n", ("digits", "0123", "nowhere"))
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run sets for the rest of its process, undone after each test."""
+    for variable, value in {"MAX_RETRIES": "0", "TIMEOUT": "30"}.items():
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", value)
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+
+@pytest.fixture(scope="module")
+def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def server(server_folder: Path) -> Iterator[int]:
+    port = free_port()
+    with mlflow_server(server_folder, port):
+        yield port
+
+
+@pytest.fixture
+def gate(server: int) -> Iterator[Gate]:
+    gate = Gate(server)
+    yield gate
+    gate.shut()
+
+
+@pytest.fixture
+def config(gate: Gate) -> TrackingConfig:
+    return TrackingConfig(uri=gate.address, patience_s=30)
+
+
+@pytest.fixture
+def client(server: int) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"http://127.0.0.1:{server}")
+
+
+def points(client: mlflow.MlflowClient, run_id: str, name: str) -> list[tuple[int, float]]:
+    return sorted((point.step, point.value) for point in client.get_metric_history(run_id, name))
+
+
+def artifact(client: mlflow.MlflowClient, run_id: str, name: str, folder: Path) -> str:
+    return Path(client.download_artifacts(run_id, name, str(folder))).read_text()
+
+
+def say_epochs(tracker: Tracker, epochs: range) -> None:
+    for epoch in epochs:
+        tracker.metric("train/loss", 1 / (epoch + 1), epoch)
+
+
+def assert_whole(client: mlflow.MlflowClient, run_id: str, tmp_path: Path) -> Any:
+    """All that `RECORD` and six epochs, a file and a description come to."""
+    run = client.get_run(run_id)
+    assert points(client, run_id, "train/loss") == [(epoch, 1 / (epoch + 1)) for epoch in range(6)]
+    assert run.data.params == {"qat.epochs": "2"}
+    assert run.data.tags.items() >= {"backend": "fbgemm", "mlflow.note.content": "the table"}.items()
+    assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["digits"]
+    assert artifact(client, run_id, "config.yaml", tmp_path) == "seed: 0\n"
+    assert artifact(client, run_id, "result.txt", tmp_path) == "as it was said"
+    return run
+
+
+def say_rest(tracker: Tracker, tmp_path: Path) -> None:
+    file = tmp_path / "said" / "result.txt"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("as it was said")
+    tracker.file(file)
+    file.write_text("as it became")
+    tracker.describe("the table")
+
+
+def test_run_goes_on_and_nothing_is_missing_when_the_server_is_away_for_a_while(
+    gate: Gate,
+    config: TrackingConfig,
+    client: mlflow.MlflowClient,
+    outputs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with open_run(config, outputs, RECORD) as tracker:
+        say_epochs(tracker, range(2))
+        time.sleep(0.5)
+        gate.shut()
+        before = time.monotonic()
+        say_epochs(tracker, range(2, 5))
+        say_rest(tracker, tmp_path)
+        assert time.monotonic() - before < 1  # nobody waits for the server
+        time.sleep(1.5)
+        said_at = time.time()
+        gate.open()
+        say_epochs(tracker, range(5, 6))
+    said = capsys.readouterr()
+    assert tracker.run_id is not None
+    run = assert_whole(client, tracker.run_id, tmp_path)
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(tracker.run_id, "train/loss")
+    assert max(point.timestamp for point in history if point.step < 5) < 1000 * said_at  # said, not sent
+    assert not (outputs / "outbox" / tracker.run_id).exists()
+    (warning,) = said.err.splitlines()
+    assert warning.startswith(f"warning: the tracking server {gate.address} is away: the run goes on, and what it says")
+    assert "is back" in said.out
+
+
+def test_command_sends_all_when_the_server_stayed_away_until_the_end(
+    gate: Gate,
+    config: TrackingConfig,
+    client: mlflow.MlflowClient,
+    outputs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with open_run(replace(config, patience_s=0.5), outputs, RECORD) as tracker:
+        gate.shut()
+        say_epochs(tracker, range(6))
+        say_rest(tracker, tmp_path)
+    ended = 1000 * time.time()
+    run_id = tracker.run_id
+    assert run_id is not None
+    assert f"python -m pipeline.outbox --outputs {outputs}" in capsys.readouterr().err
+    assert parents.is_finished(config, outputs, run_id)  # and is not repeated
+    gate.open()
+    command = [sys.executable, "-m", "pipeline.outbox", "--outputs", str(outputs)]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("0 left, 0 refused, FINISHED\n"), done.stdout
+    run = assert_whole(client, run_id, tmp_path)
+    assert run.info.status == "FINISHED"
+    assert run.info.end_time <= ended
+    assert list((outputs / "outbox").iterdir()) == []
+    assert send_leftovers(outputs) == []
+
+
+def test_killed_process_leaves_what_it_said_and_its_run_becomes_killed(
+    gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path
+) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from tests.test_server import *\n"
+        "with open_run(TrackingConfig(uri=sys.argv[1]), Path(sys.argv[2]), RECORD) as tracker:\n"
+        "    say_epochs(tracker, range(3)); print(tracker.run_id, flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", program, gate.address, str(outputs)]
+    with subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        run_id = process.stdout.readline().strip()
+        gate.shut()
+        (alive,) = send_leftovers(outputs)
+        assert "its own run" in alive.in_the_way
+        process.send_signal(signal.SIGKILL)
+    with (outputs / "outbox" / run_id / "things.jsonl").open("a") as stream:
+        stream.write('{"kind": "metric", "name": "cut o')
+    gate.open()
+    (done,) = send_leftovers(outputs)
+    assert (done.left, done.refused, done.status) == (0, 0, "KILLED")
+    assert client.get_run(run_id).info.status == "KILLED"
+    assert points(client, run_id, "train/loss") == [(epoch, 1 / (epoch + 1)) for epoch in range(3)]
+    assert not (outputs / "outbox" / run_id).exists()
+
+
+def test_refused_thing_is_kept_aside_and_the_others_are_sent(
+    config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_run(config, outputs, RECORD) as tracker:
+        say_epochs(tracker, range(2))
+        tracker.metric("not/a name: *", 1.0, 0)
+        say_epochs(tracker, range(2, 4))
+    run_id = tracker.run_id
+    assert run_id is not None
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert points(client, run_id, "train/loss") == [(epoch, 1 / (epoch + 1)) for epoch in range(4)]
+    (refused,) = (outputs / "outbox" / run_id / "refused.jsonl").read_text().splitlines()
+    assert json.loads(refused)["name"] == "not/a name: *"
+    assert "refuses 'not/a name: *'" in capsys.readouterr().err
+
+
+def test_run_that_was_deleted_holds_nobody_up_and_is_whole_once_it_is_restored(
+    config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path, tmp_path: Path
+) -> None:
+    with open_run(config, outputs, RECORD) as tracker:
+        assert tracker.run_id is not None
+        client.delete_run(tracker.run_id)
+        say_epochs(tracker, range(6))
+        say_rest(tracker, tmp_path)
+    (refused,) = send_leftovers(outputs)
+    assert refused.left == 0 < refused.refused
+    client.restore_run(tracker.run_id)
+    (done,) = send_leftovers(outputs)
+    assert (done.left, done.refused, done.status) == (0, 0, "FINISHED")
+    assert_whole(client, tracker.run_id, tmp_path)
+
+
+def test_model_is_logged_and_registered_once_when_it_is_sent_later_and_twice(
+    gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    from tests.onnx_models import write_brightness_model
+
+    file = write_brightness_model(tmp_path / "int8") / "model.onnx"
+    with open_run(replace(config, patience_s=0.2), outputs, RECORD) as tracker:
+        gate.shut()
+        contender = Contender(0.0, 1.0, True, "1 thread")
+        tracker.model(ModelRecord("onnxruntime", file, 1, "fbgemm"), outputs, RegisterConfig("digits"), contender)
+    file.unlink()
+    assert tracker.run_id is not None
+    again = outputs / "outbox" / "again"
+    time.sleep(1)  # until the run's own sender has let go
+    shutil.copytree(outputs / "outbox" / tracker.run_id, again)
+    gate.open()
+    for run_id in (tracker.run_id, "again"):
+        (done,) = send_leftovers(outputs, [run_id])
+        assert (done.left, done.refused, done.status) == (0, 0, "FINISHED")
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert len(run.outputs.model_outputs) == 1
+    (version,) = client.search_model_versions("name='digits'")
+    assert client.get_registered_model("digits").aliases == {"champion": version.version}
+
+
+def test_saying_everything_twice_changes_nothing(
+    gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path, tmp_path: Path
+) -> None:
+    with open_run(replace(config, patience_s=0.2), outputs, RECORD) as tracker:
+        gate.shut()
+        say_epochs(tracker, range(6))
+        say_rest(tracker, tmp_path)
+    assert tracker.run_id is not None
+    folder = outputs / "outbox" / tracker.run_id
+    again = folder.with_name("again")
+    time.sleep(1)  # until the run's own sender has let go
+    shutil.copytree(folder, again)
+    gate.open()
+    send_leftovers(outputs, [tracker.run_id])
+    assert Outbox(again).count_left() > 5
+    (again / "sent").unlink(missing_ok=True)
+    send_leftovers(outputs, ["again"])
+    assert_whole(client, tracker.run_id, tmp_path)
+
+
+def test_start_is_refused_in_one_line_when_the_server_is_not_there(gate: Gate, outputs: Path) -> None:
+    gate.shut()
+    before = time.monotonic()
+    with (
+        pytest.raises(UserError, match="the server is away") as refusal,
+        open_run(TrackingConfig(uri=gate.address), outputs, RECORD),
+    ):
+        pass
+    assert time.monotonic() - before < 15
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_run_is_there_once_when_the_answer_to_its_creation_is_lost(
+    gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path
+) -> None:
+    gate.unheard = b"/runs/create"
+    long = replace(RECORD, name="qat.epochs=1 " * 30)  # longer than PostgreSQL takes
+    with open_run(replace(config, experiment="once"), outputs, long) as tracker:
+        pass
+    assert gate.unheard == b""
+    experiment = client.get_experiment_by_name("once")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_id, run.info.status) == (tracker.run_id, "FINISHED")
+    assert len(run.info.run_name) == 250
+
+
+def test_job_of_a_sweep_waits_for_the_server(
+    gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_run(config, outputs, RECORD) as parent:
+        gate.shut()
+        threading.Timer(1, gate.open).start()
+        with open_run(config, outputs, replace(RECORD, parent_run_id=parent.run_id)) as tracker:
+            pass
+    assert tracker.run_id is not None
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+    assert "waits for it" in capsys.readouterr().err
+
+
+def test_password_in_the_text_of_an_error_reaches_neither_a_file_nor_the_server(
+    config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path, server_folder: Path
+) -> None:
+    record = replace(RECORD, name="http://me:hunter2hunter2@host/x")
+    with pytest.raises(RuntimeError), open_run(config, outputs, record) as tracker:
+        raise RuntimeError("https://me:hunter2hunter2@host/archive.gz: api_key='hunter2hunter2' is not known")
+    assert tracker.run_id is not None
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["error"] == "RuntimeError: https://***@host/archive.gz: api_key=*** is not known"
+    files = [path for folder in (outputs, server_folder) for path in folder.rglob("*") if path.is_file()]
+    assert server_folder / "server.db" in files
+    assert [path for path in files if b"hunter2" in path.read_bytes()] == []
