@@ -15,6 +15,10 @@ class UserError(Exception):
     """A mistake of the user, told in one line."""
 
 
+class SubmissionError(UserError):
+    """Why the jobs of a sweep cannot be started at all; what a single job raises is that job's affair."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """The allowed name most like `name` (case is ignored), or None when nothing is alike."""
     by_folded = {candidate.lower(): candidate for candidate in allowed}

@@ -131,7 +131,7 @@ class _Walk:
     def __init__(self, config: Config, store: Store, tracker: Tracker, done: dict[str, Artifact]) -> None:
         self.config, self.store, self.tracker, self.done = config, store, tracker, done
         self.metrics: dict[str, float] = {}
-        self.machine = Machine(store.root / ".locks" / "machine.db")
+        self.machine = Machine(store.root / ".locks")
         self.device = environment.resolve_device(config.device)
         self.load_training = functools.cache(lambda: datasets.load_training(config.dataset, config.seed))
         self.load_test = functools.cache(lambda: datasets.load_test(config.dataset))

@@ -1,8 +1,9 @@
 """Where results go: MLflow, or nowhere. The only package that imports mlflow; `reading.py` reads runs back.
 
 The run takes its status from how the block ends: FINISHED, FAILED with the error as a tag, or KILLED
-for an interruption. The default store is SQLite under `outputs`; its schema and its experiment are
-created under a lock, because processes that do so at the same time destroy it.
+for an interruption; SystemExit is one, as submitit raises it to end a job that is queued again. The
+default store is SQLite under `outputs`; its schema and its experiment are created under a lock, because
+processes that do so at the same time destroy it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.config import TrackingConfig
+from pipeline.interruption import INTERRUPTIONS, undisturbed
 from pipeline.tracking.store import connect
 
 _MAX_PARAM_LENGTH = 6000
@@ -113,8 +115,9 @@ def open_run(config: TrackingConfig, outputs: Path, record: RunRecord) -> Iterat
         _log_dataset(mlflow, *record.dataset)
         mlflow.log_text(record.config_yaml, "config.yaml")
         yield _Mlflow(mlflow, started.info.run_id)
-    except KeyboardInterrupt:
-        mlflow.end_run("KILLED")
+    except INTERRUPTIONS:
+        with undisturbed():
+            mlflow.end_run("KILLED")
         raise
     except BaseException as error:
         mlflow.set_tag("error", f"{type(error).__name__}: {error}"[:_MAX_PARAM_LENGTH])

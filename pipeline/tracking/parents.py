@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config import TrackingConfig
@@ -34,12 +35,23 @@ def close_parent(config: TrackingConfig, outputs: Path, run_id: str, status: str
 
 def mark_killed(config: TrackingConfig, outputs: Path, parent_run_id: str, alive: set[str]) -> int:
     """Mark the children that say RUNNING, except those of the jobs in `alive`, as KILLED; how many."""
+    return _mark_killed(config, outputs, parent_run_id, lambda job: job not in alive)
+
+
+def mark_job_killed(config: TrackingConfig, outputs: Path, parent_run_id: str, job: str) -> int:
+    """Mark the runs of one job that say RUNNING as KILLED; how many. Only whoever holds the job's lock may."""
+    return _mark_killed(config, outputs, parent_run_id, lambda other: other == job)
+
+
+def _mark_killed(
+    config: TrackingConfig, outputs: Path, parent_run_id: str, is_dead: Callable[[str | None], bool]
+) -> int:
     import mlflow
 
     experiment = connect(mlflow, config, outputs)
     client = mlflow.MlflowClient()
     where = f"tags.mlflow.parentRunId = '{parent_run_id}' and attributes.status = 'RUNNING'"
-    dead = [run for run in client.search_runs([experiment], where) if run.data.tags.get(JOB_TAG) not in alive]
+    dead = [run for run in client.search_runs([experiment], where) if is_dead(run.data.tags.get(JOB_TAG))]
     for run in dead:
         client.set_terminated(run.info.run_id, "KILLED")
     return len(dead)
