@@ -11,6 +11,7 @@ import dataclasses
 import os
 import sys
 import typing
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,6 +44,8 @@ CONFIG_NAME = "config"
 _VERSION_BASE = "1.3"
 
 ConfigStore.instance().store(name="schema", node=Config)
+# Hydra checks conf/hydra/launcher/submitit_*.yaml by the plugin's dataclasses, as it should, and regrets that it does.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/submitit_", category=UserWarning)
 OmegaConf.register_new_resolver("in_project", lambda path: str(in_project(path)), replace=True)
 
 

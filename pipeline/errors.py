@@ -19,6 +19,10 @@ class ProcessLost(Exception):
     """Another process of the same run has ended: it said why itself, or was killed."""
 
 
+class SubmissionError(UserError):
+    """Why the jobs of a sweep cannot be started at all; what a single job raises is that job's affair."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """The allowed name most like `name` (case is ignored), or None when nothing is alike."""
     by_folded = {candidate.lower(): candidate for candidate in allowed}

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def write_and_rename(path: Path) -> Iterator[Path]:
     Raises:
         UserError: when the disk is full.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Not by the process alone: on a shared file system another machine has a process of the same number.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -84,7 +86,7 @@ def make_writable_folder(path: Path, key: str) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".writable-{os.getpid()}"
+        probe = path / f".writable-{os.getpid()}-{secrets.token_hex(4)}"
         probe.touch()
         probe.unlink()
     except OSError as error:

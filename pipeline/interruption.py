@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# What ends a run from outside: Ctrl-C and SIGTERM, and what submitit raises before it has a job queued again.
+INTERRUPTIONS = (KeyboardInterrupt, SystemExit)
+_ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
 
 @contextmanager
 def termination_as_interrupt() -> Iterator[None]:
@@ -24,6 +28,21 @@ def termination_as_interrupt() -> Iterator[None]:
     before = {one: signal.getsignal(one) for one in signals if signal.getsignal(one) is not signal.SIG_IGN}
     for one in before:
         signal.signal(one, interrupt)
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let nothing interrupt what notes an interruption: Slurm sends SIGTERM to a job that has it queued again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = [getattr(signal, name) for name in _ENDING if hasattr(signal, name)]
+    before = {one: signal.signal(one, signal.SIG_IGN) for one in signals}
     try:
         yield
     finally:

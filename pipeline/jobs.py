@@ -15,8 +15,9 @@ import torch
 from pipeline import terminal
 from pipeline.artifacts import Store
 from pipeline.config import Config
-from pipeline.errors import UserError
+from pipeline.errors import SubmissionError, UserError
 from pipeline.files import in_project
+from pipeline.interruption import INTERRUPTIONS
 from pipeline.redaction import mask_text
 from pipeline.request import Request
 from pipeline.runner import artifacts_of, run
@@ -25,6 +26,7 @@ from pipeline.sweep import (
     FINISHED,
     KILLED,
     RUNNING,
+    Job,
     JobRecord,
     Sweep,
     failure_lines,
@@ -43,6 +45,7 @@ def sweep_session(overrides: list[str], jobs: list[list[str]], config: Config) -
 
     Raises:
         SystemExit: with status 1, when jobs failed.
+        SubmissionError: when no job could be started.
     """
     outputs = in_project(config.outputs)
     sweep = Sweep(outputs / "sweeps" / sweep_id(overrides), overrides, jobs)
@@ -56,7 +59,7 @@ def sweep_session(overrides: list[str], jobs: list[list[str]], config: Config) -
     try:
         yield sweep
         status = "FINISHED"
-    except SystemExit:  # a search that has told its failures itself
+    except (SystemExit, SubmissionError):  # a search that has told its failures itself; nothing was started
         status = "FAILED"
         raise
     except Exception:
@@ -140,6 +143,8 @@ def run_job(request: Request, folder: Path, processes: int) -> dict[str, float]:
         if _is_finished(record, artifacts, request.config):
             terminal.say(f"{record.name}: finished already")
             return record.metrics
+        if record.state in (RUNNING, KILLED):
+            _settle_predecessor(sweep, job, request.config)
         request = dataclasses.replace(request, name=record.name, parent_run_id=sweep.parent_run_id, job=job.slug)
         record = JobRecord(record.name, request.overrides, RUNNING)
         job.write(record)
@@ -147,7 +152,7 @@ def run_job(request: Request, folder: Path, processes: int) -> dict[str, float]:
         started = time.time()
         try:
             outcome = run(request)
-        except KeyboardInterrupt:
+        except INTERRUPTIONS:
             job.write(dataclasses.replace(record, state=KILLED))
             raise
         except BaseException as error:
@@ -190,7 +195,11 @@ def _is_finished(record: JobRecord, artifacts: list[str], config: Config) -> boo
 
 
 def _divide_threads(processes: int) -> None:
-    """Give this process its share of the processors."""
+    """Give this process its share of the processors; under Slurm, what its job was given."""
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+        allotted = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or "1"
+        torch.set_num_threads(int(allotted))
+        return
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if processes != 1:
         torch.set_num_threads(max(1, processors // (processors if processes < 1 else processes)))
@@ -201,6 +210,16 @@ def _settle_killed(sweep: Sweep, config: Config) -> None:
     if not config.tracking.enabled or sweep.parent_run_id is None:
         return
     alive = {job.slug for job in sweep.all_jobs() if job.is_alive()}
-    count = parents.mark_killed(config.tracking, in_project(config.outputs), sweep.parent_run_id, alive)
+    _tell_killed(parents.mark_killed(config.tracking, in_project(config.outputs), sweep.parent_run_id, alive))
+
+
+def _settle_predecessor(sweep: Sweep, job: Job, config: Config) -> None:
+    """The same for one job, which is run again where no sweep begins: Slurm queues again what it has lost."""
+    if config.tracking.enabled and sweep.parent_run_id is not None:
+        outputs = in_project(config.outputs)
+        _tell_killed(parents.mark_job_killed(config.tracking, outputs, sweep.parent_run_id, job.slug))
+
+
+def _tell_killed(count: int) -> None:
     if count:
         terminal.say(f"{count} run{'s' if count > 1 else ''} of a killed process marked KILLED")

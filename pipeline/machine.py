@@ -2,7 +2,8 @@
 
 A latency that is taken while other jobs train on the same cores means nothing. Every batch that
 computes holds a shared lock, every latency measurement an exclusive one: the measurement waits for the
-batches in flight, and the others wait for the measurement. All runs on the same `outputs` take part.
+batches in flight, and the others wait for the measurement. All runs of this machine on the same `outputs` take
+part; on a shared file system other machines have a lock of their own there.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socket import gethostname
 
 from filelock import ReadWriteLock
 
 
 class Machine:
-    """The lock of one machine, a file; without a file (one process alone) nothing waits."""
+    """The lock of this machine, a file in `folder`; without a folder (one process alone) nothing waits."""
 
-    def __init__(self, lock_file: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self._lock = None
-        if lock_file is not None:
-            lock_file.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = ReadWriteLock(str(lock_file))
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = ReadWriteLock(str(folder / f"machine-{gethostname()}.db"))
 
     @contextmanager
     def computing(self) -> Iterator[None]:

@@ -145,7 +145,7 @@ class _Walk:
     def __init__(self, config: Config, store: Store, tracker: Tracker, done: dict[str, Artifact], world: World) -> None:
         self.config, self.store, self.tracker, self.done, self.world = config, store, tracker, done, world
         self.metrics: dict[str, float] = {}
-        self.machine = Machine(store.root / ".locks" / "machine.db")
+        self.machine = Machine(store.root / ".locks")
         self.device = environment.resolve_device(config.device)
         self.load_training = functools.cache(lambda: datasets.load_training(config.dataset, config.seed))
         self.load_test = functools.cache(lambda: datasets.load_test(config.dataset))

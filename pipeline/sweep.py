@@ -34,7 +34,7 @@ class JobRecord:
         name: what differs between the jobs, as it was typed: `backend=qnnpack qat.epochs=2`.
         overrides: all that was typed for this job.
         state: waiting, running, finished, failed or killed.
-        reason: why it failed, in one line.
+        reason: why it failed, or how it was lost, in one line.
         run_id: its run in MLflow, where there is one.
         artifacts: what it ended in; a job whose artifacts would be others is not finished.
         metrics: the numbers of the whole run.
@@ -145,7 +145,10 @@ class Sweep:
         return [self.job(overrides) for overrides in jobs]
 
     def failures(self) -> list[JobRecord]:
-        return [record for record in self.records() if record.state == FAILED]
+        """The jobs that failed, and those whose process died without a word."""
+        return [
+            record for record in self.records() if record.state == FAILED or (record.state == KILLED and record.reason)
+        ]
 
 
 def sweep_id(overrides: list[str]) -> str:

@@ -20,8 +20,9 @@ OWNERS = {
             "torchscript_model",
         )
     },
-    # search.py is a Sweeper: it implements Hydra's interface, which nothing else can do for it.
-    "hydra": {"composition.py", "search.py"},
+    # search.py is a Sweeper, launching.py a Launcher: they implement Hydra's interface.
+    "hydra": {"composition.py", "launching.py", "search.py"},
+    "submitit": {"launching.py", "submitted.py"},
     "optuna": {"search_space.py", "study.py"},
     "torch.ao": {
         f"quantization/{name}.py" for name in ("__init__", "fake_quantize", "graph", "layers", "qconfig", "vectorized")

@@ -1,21 +1,23 @@
 """Where results go: MLflow, or nowhere. The only package that imports mlflow; `reading.py` reads runs back.
 
 The run takes its status from how the block ends: FINISHED, FAILED with the error as a tag, or KILLED
-for an interruption. The default store is SQLite under `outputs`; its schema and its experiment are
-created under a lock, because processes that do so at the same time destroy it. What a run says to a
-server goes through an outbox (`outbox.py`, `sender.py`): a server that is away neither ends nor holds up a run.
+for an interruption; SystemExit is one, as submitit raises it to end a job that is queued again. The
+default store is SQLite under `outputs`; its schema and its experiment are created under a lock, because
+processes that do so at the same time destroy it. What a run says to a server goes through an outbox
+(`outbox.py`, `sender.py`): a server that is away neither ends nor holds up a run.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.champion import Contender
 from pipeline.config import TrackingConfig
+from pipeline.interruption import INTERRUPTIONS, undisturbed
 from pipeline.redaction import mask_text
 from pipeline.shipping import RegisterConfig
 from pipeline.tracking.channels import Channel
@@ -122,7 +124,7 @@ def open_run(config: TrackingConfig, outputs: Path, record: RunRecord) -> Iterat
         channel.put(thing("text", content=record.config_yaml, name="config.yaml"))
         yield _Told(channel)
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except INTERRUPTIONS:
         raise
     except BaseException as error:
         status = "FAILED"
@@ -130,6 +132,7 @@ def open_run(config: TrackingConfig, outputs: Path, record: RunRecord) -> Iterat
         channel.put(thing("tags", values={"error": text[:_MAX_PARAM_LENGTH]}))
         raise
     finally:
-        if mark:
-            channel.put(thing("alone", mark=mark))
-        channel.close(status, config.patience_s)
+        with undisturbed() if status == "KILLED" else nullcontext():
+            if mark:
+                channel.put(thing("alone", mark=mark))
+            channel.close(status, config.patience_s)

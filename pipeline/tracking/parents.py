@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,6 +89,17 @@ def mark_killed(config: TrackingConfig, outputs: Path, parent_run_id: str, alive
     Raises:
         UserError: when the store cannot be asked.
     """
+    return _mark_killed(config, outputs, parent_run_id, lambda job: job not in alive)
+
+
+def mark_job_killed(config: TrackingConfig, outputs: Path, parent_run_id: str, job: str) -> int:
+    """Mark the runs of one job that say RUNNING as KILLED; how many. Only whoever holds the job's lock may."""
+    return _mark_killed(config, outputs, parent_run_id, lambda other: other == job)
+
+
+def _mark_killed(
+    config: TrackingConfig, outputs: Path, parent_run_id: str, is_dead: Callable[[str | None], bool]
+) -> int:
     import mlflow
 
     experiment = connect(mlflow, config, outputs)
@@ -97,7 +108,7 @@ def mark_killed(config: TrackingConfig, outputs: Path, parent_run_id: str, alive
         client = mlflow.MlflowClient()
         where = f"tags.mlflow.parentRunId = '{parent_run_id}' and attributes.status = 'RUNNING'"
         for run in client.search_runs([experiment], where):
-            if run.data.tags.get(JOB_TAG) in alive:
+            if not is_dead(run.data.tags.get(JOB_TAG)):
                 continue
             outbox = of_run(outputs, run.info.run_id)
             if outbox is not None:

@@ -1,0 +1,94 @@
+"""Jobs that submitit has submitted: finding them again, and waiting for all of them, whatever becomes of one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.core import InfoWatcher
+
+from pipeline.files import write_and_rename
+
+_LEDGER = "submitted.json"
+# Slurm's words for a job that will not run again.
+_ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+_GONE = "no longer in the queue"
+# Seconds for a result to become visible on a shared file system after its job has ended.
+_PATIENCE_S = 15.0
+
+
+class Queue(InfoWatcher):
+    """What squeue says of the jobs with one name; submitit's own watcher needs an accounting database."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(delay_s=10)
+        self._list = ["squeue", "--me", f"--name={name}", "--states=all", "--array", "--noheader", "--format=%i|%T"]
+
+    def living(self) -> set[str]:
+        """The numbers of the jobs that wait or run; none where the controller does not answer."""
+        listed = subprocess.run(self._list, capture_output=True, text=True)
+        return {number for number, state in _read(listed.stdout).items() if state not in _ENDED}
+
+    def get_state(self, job_id: str, mode: str = "standard") -> str:
+        return self.get_info(job_id, mode).get("State", "UNKNOWN")
+
+    def is_done(self, job_id: str, mode: str = "standard") -> bool:
+        return self.get_state(job_id, mode) in _ENDED | {_GONE}
+
+    def _make_command(self) -> list[str]:
+        return self._list
+
+    def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
+        states = _read(string.decode() if isinstance(string, bytes) else string)
+        return {number: {"State": states.get(number, _GONE)} for number in self._registered}
+
+
+def _read(listed: str) -> dict[str, str]:
+    pairs = (line.split("|", 1) for line in listed.splitlines() if "|" in line)
+    return {number.strip(): state.strip() for number, state in pairs}
+
+
+class Ledger:
+    """Under which number each job of a sweep was submitted last, so that the same command finds it again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / _LEDGER
+
+    def read(self) -> dict[str, str]:
+        try:
+            content = json.loads(self._file.read_text())
+        except (OSError, ValueError):  # nothing submitted yet, or cut off: all is submitted anew
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def add(self, numbers: dict[str, str]) -> None:
+        known = self.read() | numbers
+        with write_and_rename(self._file) as temporary:
+            temporary.write_text(json.dumps(known, indent=1))
+
+
+def ended(jobs: dict[int, submitit.Job[Any]]) -> Iterator[tuple[int, submitit.Job[Any]]]:
+    """Each job with its place, as soon as it has a result or will never have one."""
+    left, since = dict(jobs), dict[int, float]()
+    while left:
+        for place, job in list(left.items()):
+            if not job.done():
+                since.pop(place, None)
+                continue
+            first = since.setdefault(place, time.monotonic())
+            if job.paths.result_pickle.exists() or time.monotonic() - first > _PATIENCE_S:
+                yield place, left.pop(place)
+        if left:
+            time.sleep(0.5)
+
+
+def loss(job: submitit.Job[Any]) -> str:
+    """Why there is no result, in one line, and where to read on."""
+    log = job.paths.stdout
+    where = f"its log is {log}" if log.exists() else "it has not begun"
+    return f"its process ended without a result ({job.state.lower()}); {where}"
