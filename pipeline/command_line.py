@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from pipeline.errors import UserError, suggestion
+from pipeline.errors import UserError, presentable, suggestion
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,4 +34,4 @@ def run_command(command: Callable[[], None]) -> None:
 
 def tell_error(error: object) -> None:
     """One line on standard error."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    print(f"error: {presentable(str(error))}", file=sys.stderr, flush=True)

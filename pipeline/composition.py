@@ -16,24 +16,28 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
-from hydra.types import RunMode
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import search
+from pipeline.command_line import tell_error
 from pipeline.config import Config, check
+from pipeline.config_files import check_config_files
 from pipeline.errors import UserError, suggestion
 from pipeline.files import PROJECT_ROOT, in_project, make_writable_folder
-from pipeline.schema import allowed_words, check_path, flatten, refuse_strays
+from pipeline.schema import check_path, flatten, refuse_strays
+from pipeline.typed import check_hydra_key, check_size, check_texts, composing, one_line, read_arguments
 
 if typing.TYPE_CHECKING:
     from pipeline.request import Request
@@ -41,6 +45,11 @@ if typing.TYPE_CHECKING:
 CONFIG_FOLDER = PROJECT_ROOT / "conf"
 CONFIG_NAME = "config"
 _VERSION_BASE = "1.3"
+# Of interpolations of interpolations a few lines could fill the memory.
+_MOST_INTERPOLATIONS = 16
+
+# Once a run or sweep is under way, what it raises is no matter of what was typed.
+_begun: list[bool] = []
 
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("in_project", lambda path: str(in_project(path)), replace=True)
@@ -49,9 +58,7 @@ OmegaConf.register_new_resolver("in_project", lambda path: str(in_project(path))
 def main() -> None:
     """The command `python -m pipeline`."""
     try:
-        parser = get_args_parser()
-        parser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
-        arguments = parser.parse_args()
+        arguments = read_arguments()
         if not (arguments.help or arguments.hydra_help or arguments.shell_completion):
             jobs = check_command_line(arguments.overrides, arguments.multirun)
             if not (arguments.cfg or arguments.info):
@@ -65,17 +72,13 @@ def main() -> None:
         _fail(str(error), status=2)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(one_line(error), status=2)
+    except Exception as error:
+        if _begun:
+            raise
+        _fail(one_line(error), status=2)  # of Hydra's own settings, which it reads last
     except KeyboardInterrupt:
         forced = any(text.startswith("force=") for text in sys.argv)
         _fail("interrupted" if forced else "interrupted; the same command goes on from the last finished epoch", 130)
-
-
-def _refuse_arguments(message: str) -> NoReturn:
-    """What argparse cannot read, in one line instead of its usage."""
-    unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
-    flags = ["--multirun", "-m", "--cfg", "--help", "--hydra-help", "--info", "--resolve", "--package", "--config-name"]
-    hint = suggestion(unknown, flags) if unknown.startswith("-") else "allowed: flags before the first key=value"
-    raise UserError(f"{message}; {hint}")
 
 
 def _run_hydra() -> None:
@@ -93,18 +96,20 @@ def _run_sweep(overrides: list[str], jobs: list[tuple[list[str], Config]]) -> No
         check_parts(config)
     config = jobs[0][1] if jobs else compose_request([text for text in overrides if "hydra" not in text]).config
     with sweep_session(overrides, [job for job, _ in jobs if job], config) as sweep:
+        _begun.append(True)
         # The jobs, in whatever process, find the sweep by its folder.
         sys.argv.append(f"hydra.sweep.dir='{sweep.folder}'")
         _run_hydra()
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    tell_error(message)
     sys.exit(status)
 
 
 @hydra.main(config_path=str(CONFIG_FOLDER), config_name=CONFIG_NAME, version_base=_VERSION_BASE)
 def _job(composed: DictConfig) -> dict[str, float]:
+    _begun.append(True)
     # torch and mlflow are imported only for a run.
     from pipeline.jobs import run_job
     from pipeline.runner import run
@@ -129,23 +134,31 @@ def check_command_line(overrides: list[str], multirun: bool) -> list[tuple[list[
     Raises:
         UserError: for the first mistake.
     """
-    with hydra.initialize_config_dir(str(CONFIG_FOLDER), version_base=_VERSION_BASE, job_name="pipeline"):
-        try:
-            loader = GlobalHydra.instance().config_loader()
-            parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
-            for override in parsed:
-                _check_override(override, multirun, loader)
-            if not multirun:
-                return [(overrides, to_config(hydra.compose(CONFIG_NAME, overrides)))]
-            sweepers = [override.value() for override in parsed if override.key_or_group == "hydra/sweeper"]
-            if sweepers == ["optuna"]:
-                return [([], config) for config in _check_search(parsed)]  # its jobs are found as it goes
-            if sweepers:
-                return []
-            jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-            return [(job, to_config(hydra.compose(CONFIG_NAME, job))) for job in jobs]
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(one_line(error)) from error
+    check_texts(overrides)
+    check_config_files(CONFIG_FOLDER)
+    with composing(), hydra.initialize_config_dir(str(CONFIG_FOLDER), version_base=_VERSION_BASE, job_name="pipeline"):
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+        for override in parsed:
+            _check_override(override, multirun, loader)
+        if not multirun:
+            return [(overrides, to_config(hydra.compose(CONFIG_NAME, overrides)))]
+        _check_sweeper([str(override.input_line) for override in parsed if override.is_hydra_override()], loader)
+        sweepers = [override.value() for override in parsed if override.key_or_group == "hydra/sweeper"]
+        if sweepers == ["optuna"]:
+            return [([], config) for config in _check_search(parsed)]  # its jobs are found as it goes
+        if sweepers:
+            return []
+        check_size(parsed)
+        jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+        return [(job, to_config(hydra.compose(CONFIG_NAME, job))) for job in jobs]
+
+
+def _check_sweeper(of_hydra: list[str], loader: ConfigLoader) -> None:
+    """See that sweeper and launcher can be made, before a sweep is noted anywhere."""
+    composed = hydra.compose(CONFIG_NAME, of_hydra, return_hydra_config=True)
+    context = HydraContext(config_loader=loader, callbacks=Callbacks())
+    Plugins.instance().instantiate_sweeper(config=composed, hydra_context=context, task_function=_job)
 
 
 def _check_search(overrides: list[Override]) -> list[Config]:
@@ -189,29 +202,12 @@ def to_config(composed: DictConfig) -> Config:
         UserError: for a key that no dataclass has (`+qat.epoch=5` gets past Hydra), or a bad value.
     """
     refuse_strays(composed)
+    if OmegaConf.to_yaml(composed).count("${") > _MOST_INTERPOLATIONS:
+        raise UserError(f"too many interpolations ${{…}} in all settings; allowed: {_MOST_INTERPOLATIONS}")
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     check(config)
     return config
-
-
-def one_line(error: Exception) -> str:
-    """What a Hydra or OmegaConf exception says, in one line, with the override or key and what is allowed there."""
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read ({_first_line(error)}); allowed: key=value, quoted where needed"
-    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    override = text.removeprefix("Error merging override ") if text.startswith("Error merging override ") else None
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-            words = allowed_words(str(cause.full_key))
-            return f"{override or cause.full_key}: {_first_line(cause)}" + (f"; allowed: {words}" if words else "")
-        cause = cause.__cause__
-    return text
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _check_override(override: Override, multirun: bool, loader: ConfigLoader) -> None:
@@ -220,6 +216,7 @@ def _check_override(override: Override, multirun: bool, loader: ConfigLoader) ->
     if override.is_sweep_override() and not multirun:
         raise UserError(f"{text}: several values; allowed: one, or all of them in a sweep with -m")
     groups = [group for group in loader.list_groups("") if group != "hydra"]
+    check_hydra_key(override)
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return
     if override.is_delete():
