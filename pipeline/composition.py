@@ -37,7 +37,15 @@ from pipeline.config_files import check_config_files
 from pipeline.errors import UserError, suggestion
 from pipeline.files import PROJECT_ROOT, in_project, make_writable_folder
 from pipeline.schema import check_path, flatten, refuse_strays
-from pipeline.typed import check_hydra_key, check_size, check_texts, composing, one_line, read_arguments
+from pipeline.typed import (
+    check_hydra_key,
+    check_size,
+    check_sweep_settings,
+    check_texts,
+    composing,
+    one_line,
+    read_arguments,
+)
 
 if typing.TYPE_CHECKING:
     from pipeline.request import Request
@@ -57,6 +65,7 @@ OmegaConf.register_new_resolver("in_project", lambda path: str(in_project(path))
 
 def main() -> None:
     """The command `python -m pipeline`."""
+    _begun.clear()
     try:
         arguments = read_arguments()
         if not (arguments.help or arguments.hydra_help or arguments.shell_completion):
@@ -157,6 +166,7 @@ def check_command_line(overrides: list[str], multirun: bool) -> list[tuple[list[
 def _check_sweeper(of_hydra: list[str], loader: ConfigLoader) -> None:
     """See that sweeper and launcher can be made, before a sweep is noted anywhere."""
     composed = hydra.compose(CONFIG_NAME, of_hydra, return_hydra_config=True)
+    check_sweep_settings(composed.hydra)
     context = HydraContext(config_loader=loader, callbacks=Callbacks())
     Plugins.instance().instantiate_sweeper(config=composed, hydra_context=context, task_function=_job)
 

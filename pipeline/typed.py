@@ -11,11 +11,12 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.errors import UserError, suggestion
@@ -93,6 +94,19 @@ def check_hydra_key(override: Override) -> None:
     """
     if override.key_or_group in _REFUSED_KEYS:
         raise UserError(f"{override.input_line}: {_REFUSED_KEYS[override.key_or_group]}")
+
+
+def check_sweep_settings(node: Any) -> None:
+    """Refuse what Hydra only asserts of its own settings once a sweep is under way; `node` is its part.
+
+    Raises:
+        UserError: for the first.
+    """
+    if not isinstance(node.verbose, bool | str) and not OmegaConf.is_list(node.verbose):
+        raise UserError(f"hydra.verbose={node.verbose}: allowed: true, false, or a logger's name, or a list of them")
+    batch = (node.sweeper or {}).get("max_batch_size")
+    if batch is not None and batch < 1:
+        raise UserError(f"hydra.sweeper.max_batch_size={batch}: allowed: at least 1, or null")
 
 
 def check_size(overrides: Iterable[Override]) -> None:
