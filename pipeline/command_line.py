@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pipeline.errors import UserError, presentable, suggestion
+from pipeline.faults import told
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,7 +24,8 @@ class Parser(argparse.ArgumentParser):
 def run_command(command: Callable[[], None]) -> None:
     """Run a command to its end, or to the line that says what is wrong."""
     try:
-        command()
+        with told():
+            command()
     except UserError as error:
         tell_error(error)
         sys.exit(2)

@@ -35,6 +35,7 @@ from pipeline.command_line import tell_error
 from pipeline.config import Config, check
 from pipeline.config_files import check_config_files
 from pipeline.errors import UserError, suggestion
+from pipeline.faults import fault, told
 from pipeline.files import PROJECT_ROOT, in_project, make_writable_folder
 from pipeline.schema import check_path, flatten, refuse_strays
 from pipeline.typed import (
@@ -82,9 +83,10 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _fail(one_line(error), status=2)
     except Exception as error:
-        if _begun:
+        line = fault(error) or (None if _begun else one_line(error))  # Hydra reads its own settings last
+        if line is None:
             raise
-        _fail(one_line(error), status=2)  # of Hydra's own settings, which it reads last
+        _fail(line, status=2)
     except KeyboardInterrupt:
         forced = any(text.startswith("force=") for text in sys.argv)
         _fail("interrupted" if forced else "interrupted; the same command goes on from the last finished epoch", 130)
@@ -129,7 +131,8 @@ def _job(composed: DictConfig) -> dict[str, float]:
         # What a job raises ends that job: Hydra goes on with the others, and raises at the end.
         return run_job(request, Path(hydra_config.sweep.dir), hydra_config.launcher.get("n_jobs", 1))
     try:
-        return run(request).metrics
+        with told():
+            return run(request).metrics
     except UserError as error:
         _fail(str(error), status=2)
 

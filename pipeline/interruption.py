@@ -1,8 +1,9 @@
-"""Signals that end a run."""
+"""Signals that end a run. Imports nothing heavy: it is asked before everything else is imported."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,3 +30,14 @@ def termination_as_interrupt() -> Iterator[None]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+@contextmanager
+def interruption_as_one_line() -> Iterator[None]:
+    """End an interruption of whatever is under way, imports among it, as one line and exit status 130."""
+    try:
+        with termination_as_interrupt():
+            yield
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
