@@ -100,6 +100,5 @@ def load_tensors(path: Path) -> Any:
     except Exception as error:  # damaged bytes make the unpickler raise almost anything
         if fault(error) is not None:
             raise
-        raise UserError(
-            f"{path}: cannot be read ({type(error).__name__}: it is damaged, or holds objects, which are never unpickled)"
-        ) from error
+        reason = f"{type(error).__name__}: it is damaged, or holds objects, which are never unpickled"
+        raise UserError(f"{path}: cannot be read ({reason})") from error

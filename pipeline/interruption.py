@@ -20,9 +20,8 @@ def termination_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's affair
         return
-    signals = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     # What nohup has told to be ignored stays ignored.
-    before = {one: signal.getsignal(one) for one in signals if signal.getsignal(one) is not signal.SIG_IGN}
+    before = {one: signal.getsignal(one) for one in _ending() if signal.getsignal(one) is not signal.SIG_IGN}
     for one in before:
         signal.signal(one, interrupt)
     try:
@@ -34,10 +33,20 @@ def termination_as_interrupt() -> Iterator[None]:
 
 @contextmanager
 def interruption_as_one_line() -> Iterator[None]:
-    """End an interruption of whatever is under way, imports among it, as one line and exit status 130."""
+    """End an interruption of whatever is under way, imports among it, as one line and exit status 130.
+
+    Once the block has ended, everything is said and written: what is left of the process is not interrupted.
+    """
     try:
         with termination_as_interrupt():
             yield
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        for one in (*_ending(), signal.SIGINT):
+            signal.signal(one, signal.SIG_IGN)
+
+
+def _ending() -> list[signal.Signals]:
+    return [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]

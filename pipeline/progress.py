@@ -56,7 +56,8 @@ def resume(model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, conte
     path = context.folder / PROGRESS_FILE
     if not path.exists():
         return Progress()
-    before = copy.deepcopy([part.state_dict() for part in (model, optimizer, scheduler)])
+    parts: tuple[Any, ...] = (model, optimizer, scheduler)
+    before = copy.deepcopy([part.state_dict() for part in parts])
     try:
         # On the CPU: load_state_dict moves what belongs on the device, and leaves there what does not.
         state: dict[str, Any] = load_tensors(path)
@@ -68,7 +69,7 @@ def resume(model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, conte
     except (UserError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         terminal.warn(f"{path} is damaged ({type(error).__name__}): training starts again")
         path.unlink()
-        for part, state in zip((model, optimizer, scheduler), before, strict=True):
+        for part, state in zip(parts, before, strict=True):
             part.load_state_dict(state)
         return Progress()
     for name, value, epoch in history:

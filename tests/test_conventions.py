@@ -17,7 +17,9 @@ OWNERS = {
         f"tracking/{name}.py" for name in ("__init__", "models", "parents", "reading", "registry", "torchscript_model")
     },
     # search.py is a Sweeper: it implements Hydra's interface, which nothing else can do for it.
-    "hydra": {"composition.py", "search.py"},
+    # typed.py: what is typed comes in as Hydra's arguments, and goes out as its exceptions.
+    "hydra": {"composition.py", "search.py", "typed.py"},
+    "yaml": {"config_files.py"},
     "optuna": {"search_space.py", "study.py"},
     "torch.ao": {
         f"quantization/{name}.py" for name in ("__init__", "fake_quantize", "graph", "layers", "qconfig", "vectorized")

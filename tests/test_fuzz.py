@@ -18,13 +18,11 @@ from typing import Any
 
 import pytest
 from hydra_plugins.hydra_joblib_launcher import joblib_launcher as hydra_joblib_launcher
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import composition, files, jobs, runner, search
 from pipeline.config import Config
-from pipeline.errors import UserError
-from tests.conftest import SMALL
 
 EXAMPLES = int(os.environ.get("PIPELINE_FUZZ", "60"))
 # A user's line is read in a terminal.
@@ -104,13 +102,64 @@ VALUES = [
     *("${oc.env:X,1}", "${oc.decode:1}", "${oc.create:{a:1}}", "${oc.select:seed}", "${now:%Y}", "${nope:1}"),
     *("${in_project:x}", "${in_project:}", "${hydra:runtime.cwd}", "${hydra:nope}", "${python_version:}", "${seed:}"),
     *("${train.epochs}", "${qat.epochs}", "${train}", "${qat}", "${stages}", "${outputs}", "${force}", "${model}"),
-    *("~", "~nobody/x", "../..", "/", "/dev/null", "/proc/nowhere", "a/b c", "x" * 300, "x" * 4100, "/".join("y" * 2000)),
+    *(
+        "~",
+        "~nobody/x",
+        "../..",
+        "/",
+        "/dev/null",
+        "/proc/nowhere",
+        "a/b c",
+        "x" * 300,
+        "x" * 4100,
+        "/".join("y" * 2000),
+    ),
     *("[" * DEEP + "]" * DEEP, "{a:" * DEEP + "1" + "}" * DEEP, "${" * DEEP + "}" * DEEP, "choice(" * DEEP),
     *("(" * DEEP, "sort(" * 50 + "1" + ")" * 50, "[" * 30 + "1" + "]" * 30, "a," * 2000 + "a"),
-    *("'", '"', "\\", "'a\"", '"a\'', "\\'", "'\\'", "a'b", "[1", "1]", "{", "}", "{a}", "{a:}", "{:1}", "a:b", "a=b"),
-    *("=", "==", "a\nb", "a\tb", "\x00", "a\x00b", "\ud800", "\udcff", "é", "日本", "🙂", "\u202e", "\ufeff", "\x1b[31m"),
-    *("!!python/object/apply:os.system [true]", "&a [*a]", "- a", "%s", "{0}", "$(true)", "`true`", "!x", "#x", "@x", "???"),
-    *("'???'", "_global_", "None", "yes", "on", "1:30", "2001-01-01", "[a,null]", "[null]", "{a:null}", "{seed:1}", "[???]"),
+    *("'", '"', "\\", "'a\"", "\"a'", "\\'", "'\\'", "a'b", "[1", "1]", "{", "}", "{a}", "{a:}", "{:1}", "a:b", "a=b"),
+    *(
+        "=",
+        "==",
+        "a\nb",
+        "a\tb",
+        "\x00",
+        "a\x00b",
+        "\ud800",
+        "\udcff",
+        "é",
+        "日本",
+        "🙂",
+        "\u202e",
+        "\ufeff",
+        "\x1b[31m",
+    ),
+    *(
+        "!!python/object/apply:os.system [true]",
+        "&a [*a]",
+        "- a",
+        "%s",
+        "{0}",
+        "$(true)",
+        "`true`",
+        "!x",
+        "#x",
+        "@x",
+        "???",
+    ),
+    *(
+        "'???'",
+        "_global_",
+        "None",
+        "yes",
+        "on",
+        "1:30",
+        "2001-01-01",
+        "[a,null]",
+        "[null]",
+        "{a:null}",
+        "{seed:1}",
+        "[???]",
+    ),
 ]
 FLAGS = [
     *("-m", "--multirun", "-r", "--run", "--cfg", "--cfg=job", "--cfg=all", "--cfg=nope", "--resolve", "--info"),
@@ -121,7 +170,9 @@ FLAGS = [
 ]
 
 any_text = st.text(st.one_of(st.characters(), st.sampled_from("=,[]{}()'\"\\$:~+@.\x00\ud800\udfff \n")), max_size=30)
-values = st.one_of(st.sampled_from(VALUES), st.sampled_from(VALUES), any_text, st.integers().map(str), st.floats().map(str))
+values = st.one_of(
+    st.sampled_from(VALUES), st.sampled_from(VALUES), any_text, st.integers().map(str), st.floats().map(str)
+)
 valid_groups = st.sampled_from([f"{group}={option}" for group, options in GROUPS.items() for option in options])
 all_keys = st.sampled_from([*KEYS, *KEYS, *KEYS, *GROUPS, *HYDRA_KEYS])
 
@@ -129,7 +180,9 @@ all_keys = st.sampled_from([*KEYS, *KEYS, *KEYS, *GROUPS, *HYDRA_KEYS])
 @st.composite
 def mutated_keys(draw: st.DrawFn) -> str:
     key = draw(all_keys)
-    tail = st.sampled_from(["", "", "", "", "@", "@x", "@_global_", "@a:b", ":", ".", ".x", ".0", "[0]", "/", "/x", " ", "\n"])
+    tail = st.sampled_from(
+        ["", "", "", "", "@", "@x", "@_global_", "@a:b", ":", ".", ".x", ".0", "[0]", "/", "/x", " ", "\n"]
+    )
     return draw(st.one_of(st.just(key), st.just(key[:-1]), st.just(key.upper()), any_text)) + draw(tail)
 
 
@@ -158,7 +211,14 @@ class Guard:
 
 
 def _refuse_writes(event: str, given: tuple[Any, ...]) -> None:
-    if Guard.folder is None or event not in ("open", "os.mkdir", "os.rename", "os.remove", "os.symlink", "shutil.rmtree"):
+    if Guard.folder is None or event not in (
+        "open",
+        "os.mkdir",
+        "os.rename",
+        "os.remove",
+        "os.symlink",
+        "shutil.rmtree",
+    ):
         return
     path, flags = given[0], given[2] if event == "open" else os.O_WRONLY
     if isinstance(path, int) or not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
