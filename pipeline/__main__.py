@@ -1,6 +1,9 @@
 """`python -m pipeline`: compose the configuration, check it, run it."""
 
-from pipeline.composition import main
+from pipeline.interruption import interruption_as_one_line
 
 if __name__ == "__main__":
-    main()
+    with interruption_as_one_line():
+        from pipeline.composition import main  # takes a second
+
+        main()

@@ -81,7 +81,7 @@ class Store:
                     raise ValueError(f"{file} does not match its manifest")
             attachments = tuple(folder / file for file in manifest["attachments"])
             content_hash, inputs = _content_hash(manifest["files"]), dict(manifest["inputs"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if folder not in _said:
                 terminal.warn(f"{folder} is damaged and will be made again: {error}")
             _said.add(folder)

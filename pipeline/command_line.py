@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pipeline import torchrun
-from pipeline.errors import UserError, suggestion
+from pipeline.errors import UserError, presentable, suggestion
+from pipeline.faults import told
 from pipeline.redaction import mask_text
 
 _UNTIL_RANK_0_SPEAKS_S = 20
@@ -28,7 +29,8 @@ class Parser(argparse.ArgumentParser):
 def run_command(command: Callable[[], None]) -> None:
     """Run a command to its end, or to the line that says what is wrong."""
     try:
-        command()
+        with told():
+            command()
     except UserError as error:
         tell_error(error)
         sys.exit(2)
@@ -49,4 +51,4 @@ def fail(message: str, status: int) -> NoReturn:
 
 def tell_error(error: object) -> None:
     """One line on standard error."""
-    print(f"error: {mask_text(str(error))}", file=sys.stderr, flush=True)
+    print(f"error: {presentable(mask_text(str(error)))}", file=sys.stderr, flush=True)

@@ -7,34 +7,44 @@ the first of them runs.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import typing
 import warnings
 from pathlib import Path
-from typing import NoReturn
 
 import hydra
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
-from hydra.types import RunMode
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import search, torchrun
 from pipeline.command_line import fail
 from pipeline.config import Config, check
-from pipeline.errors import ProcessLost, UserError, suggestion
+from pipeline.config_files import check_config_files
+from pipeline.errors import ProcessLost, UserError
+from pipeline.faults import fault, told
 from pipeline.files import PROJECT_ROOT, in_project, make_writable_folder
-from pipeline.schema import allowed_words, check_path, flatten, refuse_strays
+from pipeline.schema import flatten, refuse_strays
+from pipeline.typed import (
+    check_override,
+    check_size,
+    check_sweep_settings,
+    check_texts,
+    composing,
+    one_line,
+    read_arguments,
+)
 
 if typing.TYPE_CHECKING:
     from pipeline.request import Request
@@ -42,6 +52,11 @@ if typing.TYPE_CHECKING:
 CONFIG_FOLDER = PROJECT_ROOT / "conf"
 CONFIG_NAME = "config"
 _VERSION_BASE = "1.3"
+# Of interpolations of interpolations a few lines could fill the memory.
+_MOST_INTERPOLATIONS = 16
+
+# Once a run or sweep is under way, what it raises is no matter of what was typed.
+_begun: list[bool] = []
 
 ConfigStore.instance().store(name="schema", node=Config)
 # Hydra checks conf/hydra/launcher/submitit_*.yaml by the plugin's dataclasses, as it should, and regrets that it does.
@@ -51,10 +66,9 @@ OmegaConf.register_new_resolver("in_project", lambda path: str(in_project(path))
 
 def main() -> None:
     """The command `python -m pipeline`."""
+    _begun.clear()
     try:
-        parser = get_args_parser()
-        parser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
-        arguments = parser.parse_args()
+        arguments = read_arguments()
         if not (arguments.help or arguments.hydra_help or arguments.shell_completion):
             jobs = check_command_line(arguments.overrides, arguments.multirun)
             if not (arguments.cfg or arguments.info):
@@ -75,17 +89,14 @@ def main() -> None:
         fail(one_line(error), status=2)
     except ProcessLost as error:
         fail(str(error), status=1)
+    except Exception as error:
+        line = fault(error) or (None if _begun else one_line(error))  # Hydra reads its own settings last
+        if line is None:
+            raise
+        fail(line, status=2)
     except KeyboardInterrupt:
         forced = any(text.startswith("force=") for text in sys.argv)
         fail("interrupted" if forced else "interrupted; the same command goes on from the last finished epoch", 130)
-
-
-def _refuse_arguments(message: str) -> NoReturn:
-    """What argparse cannot read, in one line instead of its usage."""
-    unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
-    flags = ["--multirun", "-m", "--cfg", "--help", "--hydra-help", "--info", "--resolve", "--package", "--config-name"]
-    hint = suggestion(unknown, flags) if unknown.startswith("-") else "allowed: flags before the first key=value"
-    raise UserError(f"{message}; {hint}")
 
 
 def _run_hydra() -> None:
@@ -105,6 +116,7 @@ def _run_sweep(overrides: list[str], jobs: list[tuple[list[str], Config]]) -> No
         check_parts(config)
     config = jobs[0][1] if jobs else compose_request([text for text in overrides if "hydra" not in text]).config
     with sweep_session(overrides, [job for job, _ in jobs if job], config) as sweep:
+        _begun.append(True)
         # The jobs, in whatever process, find the sweep by its folder.
         sys.argv.append(f"hydra.sweep.dir='{sweep.folder}'")
         _run_hydra()
@@ -112,6 +124,7 @@ def _run_sweep(overrides: list[str], jobs: list[tuple[list[str], Config]]) -> No
 
 @hydra.main(config_path=str(CONFIG_FOLDER), config_name=CONFIG_NAME, version_base=_VERSION_BASE)
 def _job(composed: DictConfig) -> dict[str, float]:
+    _begun.append(True)
     # torch and mlflow are imported only for a run.
     from pipeline.jobs import run_job
     from pipeline.runner import run
@@ -122,7 +135,8 @@ def _job(composed: DictConfig) -> dict[str, float]:
         # What a job raises ends that job: Hydra goes on with the others, and raises at the end.
         return run_job(request, Path(hydra_config.sweep.dir), hydra_config.launcher.get("n_jobs", 1))
     try:
-        return run(request).metrics
+        with told():
+            return run(request).metrics
     except UserError as error:
         fail(str(error), status=2)
 
@@ -136,23 +150,32 @@ def check_command_line(overrides: list[str], multirun: bool) -> list[tuple[list[
     Raises:
         UserError: for the first mistake.
     """
-    with hydra.initialize_config_dir(str(CONFIG_FOLDER), version_base=_VERSION_BASE, job_name="pipeline"):
-        try:
-            loader = GlobalHydra.instance().config_loader()
-            parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
-            for override in parsed:
-                _check_override(override, multirun, loader)
-            if not multirun:
-                return [(overrides, to_config(hydra.compose(CONFIG_NAME, overrides)))]
-            sweepers = [override.value() for override in parsed if override.key_or_group == "hydra/sweeper"]
-            if sweepers == ["optuna"]:
-                return [([], config) for config in _check_search(parsed)]  # its jobs are found as it goes
-            if sweepers:
-                return []
-            jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-            return [(job, to_config(hydra.compose(CONFIG_NAME, job))) for job in jobs]
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(one_line(error)) from error
+    check_texts(overrides)
+    check_config_files(CONFIG_FOLDER)
+    with composing(), hydra.initialize_config_dir(str(CONFIG_FOLDER), version_base=_VERSION_BASE, job_name="pipeline"):
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+        for override in parsed:
+            check_override(override, multirun, loader)
+        if not multirun:
+            return [(overrides, to_config(hydra.compose(CONFIG_NAME, overrides)))]
+        _check_sweeper([str(override.input_line) for override in parsed if override.is_hydra_override()], loader)
+        sweepers = [override.value() for override in parsed if override.key_or_group == "hydra/sweeper"]
+        if sweepers == ["optuna"]:
+            return [([], config) for config in _check_search(parsed)]  # its jobs are found as it goes
+        if sweepers:
+            return []
+        check_size(parsed)
+        jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+        return [(job, to_config(hydra.compose(CONFIG_NAME, job))) for job in jobs]
+
+
+def _check_sweeper(of_hydra: list[str], loader: ConfigLoader) -> None:
+    """See that sweeper and launcher can be made, before a sweep is noted anywhere."""
+    composed = hydra.compose(CONFIG_NAME, of_hydra, return_hydra_config=True)
+    check_sweep_settings(composed.hydra)
+    context = HydraContext(config_loader=loader, callbacks=Callbacks())
+    Plugins.instance().instantiate_sweeper(config=composed, hydra_context=context, task_function=_job)
 
 
 def _check_search(overrides: list[Override]) -> list[Config]:
@@ -194,50 +217,9 @@ def to_config(composed: DictConfig) -> Config:
         UserError: for a key that no dataclass has (`+qat.epoch=5` gets past Hydra), or a bad value.
     """
     refuse_strays(composed)
+    if OmegaConf.to_yaml(composed).count("${") > _MOST_INTERPOLATIONS:
+        raise UserError(f"too many interpolations ${{…}} in all settings; allowed: {_MOST_INTERPOLATIONS}")
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     check(config)
     return config
-
-
-def one_line(error: Exception) -> str:
-    """What a Hydra or OmegaConf exception says, in one line, with the override or key and what is allowed there."""
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read ({_first_line(error)}); allowed: key=value, quoted where needed"
-    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    override = text.removeprefix("Error merging override ") if text.startswith("Error merging override ") else None
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-            words = allowed_words(str(cause.full_key))
-            return f"{override or cause.full_key}: {_first_line(cause)}" + (f"; allowed: {words}" if words else "")
-        cause = cause.__cause__
-    return text
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _check_override(override: Override, multirun: bool, loader: ConfigLoader) -> None:
-    """Refuse an unknown key or group option before Hydra does, with the nearest right name."""
-    key, text = override.key_or_group, str(override.input_line)
-    if override.is_sweep_override() and not multirun:
-        raise UserError(f"{text}: several values; allowed: one, or all of them in a sweep with -m")
-    groups = [group for group in loader.list_groups("") if group != "hydra"]
-    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
-        return
-    if override.is_delete():
-        raise UserError(f"{text}: settings and groups cannot be removed; allowed: {key.split('=')[0]}=value")
-    if key not in groups:
-        check_path(key, text, groups)
-        return
-    defaults = [spec.name for spec in dataclasses.fields(Config)]
-    if key not in defaults and not override.is_add():
-        raise UserError(f"{text}: {key} is added, not replaced; allowed: +{text.lstrip('+')}")
-    options = loader.get_group_options(key)
-    discrete = override.is_sweep_override() and override.is_discrete_sweep()
-    values = override.sweep_string_iterator() if discrete else [override.get_value_string()]
-    for value in values:
-        if value.strip("\"'") not in options:
-            raise UserError(f"{key}={value}: no such {key}; {suggestion(value, options)}")

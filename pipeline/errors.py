@@ -8,7 +8,11 @@ traceback and exits with status 2. Broken invariants are asserts and keep their 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# What a terminal still shows at a glance; a path of the longest length that there is would fill it many times.
+_LONGEST_WORD, _LONGEST_LINE = 300, 900
 
 
 class UserError(Exception):
@@ -36,3 +40,15 @@ def suggestion(name: str, allowed: Iterable[str]) -> str:
     close = nearest(name, allowed)
     hint = f"; did you mean '{close}'?" if close else ""
     return f"allowed: {', '.join(allowed)}{hint}"
+
+
+def presentable(text: str) -> str:
+    """`text` as one line for a terminal: what cannot be printed escaped, what is endless cut in its middle."""
+    joined = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    printable = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in joined)
+    words = re.sub(r"\S+", lambda word: _cut(word[0], _LONGEST_WORD), printable)
+    return _cut(words, _LONGEST_LINE)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest // 2]} … {text[-longest // 2 :]}"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import secrets
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.faults import fault, is_full
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,20 +53,11 @@ def write_and_rename(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        if _is_full(error):
+        if is_full(error):
             raise UserError(f"{path}: the disk is full; once there is space, the same command goes on") from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _is_full(error: BaseException | None) -> bool:
-    """Whether an error comes of a full disk or quota; torch.save hides it behind one of its own."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def save_tensors(content: object, path: Path) -> None:
@@ -92,3 +85,22 @@ def make_writable_folder(path: Path, key: str) -> Path:
     except OSError as error:
         raise UserError(f"{key}={path}: cannot be written: {error.strerror}") from error
     return path
+
+
+def load_tensors(path: Path) -> Any:
+    """What `save_tensors` wrote, on the CPU; nothing in the file is executed.
+
+    Raises:
+        UserError: when the file is damaged, or holds other objects than tensors in plain containers.
+    """
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of a strange file is said below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes make the unpickler raise almost anything
+        if fault(error) is not None:
+            raise
+        reason = f"{type(error).__name__}: it is damaged, or holds objects, which are never unpickled"
+        raise UserError(f"{path}: cannot be read ({reason})") from error

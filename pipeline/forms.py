@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from pipeline import models, quantization
 from pipeline.config import Config
 from pipeline.datasets.spec import DatasetInfo
+from pipeline.errors import UserError
+from pipeline.files import load_tensors
 from pipeline.quantization import Form
 
 # What the metrics of a form begin with.
@@ -34,12 +35,26 @@ def load(form: Form, checkpoint: Path, config: Config, info: DatasetInfo) -> nn.
         backend = config.backend if form in ("qat", "int8", "ptq_int8") else None
         fuse_mode = config.fuse.mode if form in ("fused", "qat") else "train"
         model = quantization.rebuild(form, models.build_twin(config.model, info), backend, fuse_mode)
-    model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
+    _load_state(model, checkpoint)
     return model
 
 
 def load_float_into_twin(checkpoint: Path, config: Config, info: DatasetInfo) -> nn.Module:
     """The quantizable twin with the float network's parameters, which have the same names."""
     twin = models.build_twin(config.model, info)
-    twin.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
+    _load_state(twin, checkpoint)
     return twin
+
+
+def _load_state(model: nn.Module, checkpoint: Path) -> None:
+    """Load a checkpoint of the store, where others may write too.
+
+    Raises:
+        UserError: when it is not one of this model.
+    """
+    state, again = load_tensors(checkpoint), f"remove {checkpoint.parent} and it is made again"
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise UserError(f"{checkpoint}: not a checkpoint of this model ({first}); {again}") from error

@@ -16,6 +16,7 @@ from pipeline import terminal
 from pipeline.artifacts import Store
 from pipeline.config import Config
 from pipeline.errors import SubmissionError, UserError
+from pipeline.faults import told
 from pipeline.files import in_project
 from pipeline.interruption import INTERRUPTIONS
 from pipeline.redaction import mask_text
@@ -149,9 +150,10 @@ def run_job(request: Request, folder: Path, processes: int) -> dict[str, float]:
         record = JobRecord(record.name, request.overrides, RUNNING)
         job.write(record)
         terminal.say(f"{record.name}:")
-        started = time.time()
+        started = time.perf_counter()
         try:
-            outcome = run(request)
+            with told():
+                outcome = run(request)
         except INTERRUPTIONS:
             job.write(dataclasses.replace(record, state=KILLED))
             raise
@@ -167,7 +169,7 @@ def run_job(request: Request, folder: Path, processes: int) -> dict[str, float]:
             run_id=outcome.run_id,
             artifacts=artifacts,
             metrics=outcome.metrics,
-            seconds=time.time() - started,
+            seconds=time.perf_counter() - started,
         )
         job.write(done)
         return outcome.metrics

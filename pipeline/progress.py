@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pipeline import terminal
-from pipeline.files import save_tensors
+from pipeline.errors import UserError
+from pipeline.files import load_tensors, save_tensors
 from pipeline.stage import PROGRESS_FILE, Context
 
 
@@ -57,17 +58,23 @@ def resume(model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, conte
     path = context.folder / PROGRESS_FILE
     if not path.exists():
         return Progress()
+    parts: tuple[Any, ...] = (model, optimizer, scheduler)
+    before = copy.deepcopy([part.state_dict() for part in parts])
     try:
         # On the CPU: load_state_dict moves what belongs on the device, and leaves there what does not.
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make the unpickler raise almost anything
+        state: dict[str, Any] = load_tensors(path)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        found = Progress(int(state["epochs_done"]), float(state["best_accuracy"]), dict(state["best"]))
+        history = [(str(name), float(value), int(epoch)) for name, value, epoch in state["history"]]
+    except (UserError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         terminal.warn(f"{path} is damaged ({type(error).__name__}): training starts again")
         path.unlink(missing_ok=True)
+        for part, state in zip(parts, before, strict=True):
+            part.load_state_dict(state)
         return Progress()
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    for name, value, epoch in state["history"]:
+    for name, value, epoch in history:
         context.metric(name, value, epoch)
-    terminal.say(f"  resumed after epoch {state['epochs_done']}")
-    return Progress(state["epochs_done"], state["best_accuracy"], state["best"])
+    terminal.say(f"  resumed after epoch {found.epochs_done}")
+    return found

@@ -10,8 +10,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
-
-_TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+from pipeline.setting import TYPE_WORDS, words_of
 
 
 def check_path(key: str, text: str, groups: Iterable[str]) -> None:
@@ -50,11 +49,7 @@ def allowed_words(key: str) -> str | None:
     kind, choices = _declared(key)
     if choices:
         return ", ".join(choices)
-    if isinstance(kind, types.UnionType):
-        return " or ".join(_TYPE_WORDS[choice] for choice in typing.get_args(kind))
-    if typing.get_origin(kind) is list:
-        return f"a list, each {_TYPE_WORDS[typing.get_args(kind)[0]]}"
-    return _TYPE_WORDS.get(kind)
+    return words_of(kind) if kind in TYPE_WORDS or typing.get_args(kind) else None
 
 
 def is_whole_number(key: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
+import typing
 from collections.abc import Iterator
 from dataclasses import field
 from typing import Any
@@ -12,6 +14,8 @@ from omegaconf import MISSING
 
 from pipeline.errors import UserError, suggestion
 from pipeline.redaction import refuse_credentials
+
+TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
 def setting(
@@ -37,22 +41,45 @@ def setting(
 
 
 def check_settings(section: Any, prefix: str = "") -> None:
-    """Refuse a setting that is out of its range or none of its choices, or that has a password in an address.
+    """Refuse a setting of another type than it declares, out of its range, none of its choices, or with a password.
 
     Raises:
         UserError: for the first one, by `prefix` and its name.
     """
-    for key, value, spec in _settings(section, prefix):
+    for key, value, kind, spec in _settings(section, prefix):
+        if not _is_a(value, kind):  # OmegaConf sees to it, except where an interpolation leads to something else
+            given = str(value).replace("'", "")
+            raise UserError(f"{key}={given}: allowed: {words_of(kind)}")
         _check_setting(key, value, spec)
 
 
-def _settings(section: Any, prefix: str) -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+def _settings(section: Any, prefix: str) -> Iterator[tuple[str, Any, Any, dataclasses.Field[Any]]]:
+    kinds = typing.get_type_hints(type(section))
     for spec in dataclasses.fields(section):
         value = getattr(section, spec.name)
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and dataclasses.is_dataclass(kinds[spec.name]):
             yield from _settings(value, f"{prefix}{spec.name}.")
         else:
-            yield f"{prefix}{spec.name}", value, spec
+            yield f"{prefix}{spec.name}", value, kinds[spec.name], spec
+
+
+def words_of(kind: Any) -> str:
+    """A declared type in words: `list[int] | None` is a list, each a whole number, or null."""
+    if isinstance(kind, types.UnionType):
+        return " or ".join(words_of(choice) for choice in typing.get_args(kind))
+    if typing.get_origin(kind) is list:
+        return f"a list, each {words_of(typing.get_args(kind)[0])}"
+    return TYPE_WORDS.get(kind, "a group of settings")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if isinstance(kind, types.UnionType):
+        return any(_is_a(value, choice) for choice in typing.get_args(kind))
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_a(one, typing.get_args(kind)[0]) for one in value)
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, int | float if kind is float else typing.get_origin(kind) or kind)
 
 
 def _check_setting(key: str, value: Any, spec: dataclasses.Field[Any]) -> None:

@@ -62,7 +62,7 @@ def fit(
             must leave the model as it is.
 
     Raises:
-        UserError: when the loss is no longer finite.
+        UserError: when the loss or a parameter is no longer finite.
     """
     training, validation = context.load_training()
     device, world = context.device, context.world
@@ -107,6 +107,7 @@ def fit(
                     accuracy = 100 * int(correct) / seen
                     bar.set_postfix(loss=f"{losses[-1].item():.4f}", accuracy=f"{accuracy:.2f} %", refresh=False)
                 bar.update(1)
+        _check_finite_parameters(model, settings, curve, epoch, steps)
         mean_loss = float(world.mean(torch.stack(losses).double().mean()))
         predicted = predict(model, validation, dataset, settings.batch_size, device, "validate", context.machine, world)
         accuracies = {"val_accuracy_pct": accuracy_pct(predicted, validation), **validate_further(model, validation)}
@@ -189,14 +190,30 @@ def _seed_epoch(seed: int, curve: str, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(for_data)
 
 
+def _check_finite_parameters(
+    model: nn.Module, settings: OptimizationConfig, curve: str, epoch: int, steps: int
+) -> None:
+    """The last step changes the parameters after its loss was seen: a checkpoint of such a model is of no use."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(
+                f"{curve}: the parameter {name} is not finite after epoch {epoch + 1}, step {steps}: "
+                f"{_rate(settings)} is likely too high"
+            )
+
+
+def _rate(settings: OptimizationConfig) -> str:
+    section = "qat" if isinstance(settings, QatConfig) else "train"  # finetune follows qat's settings
+    return f"{section}.learning_rate={settings.learning_rate:g}"
+
+
 def _check_finite(losses: list[Tensor], settings: OptimizationConfig, curve: str, epoch: int, world: World) -> None:
     recent = world.mean(torch.stack(losses[-_REPORT_EVERY - 1 :]))
     wrong = (~recent.isfinite()).nonzero()
     if len(wrong):
         first = int(wrong[0])
         step = len(losses) - len(recent) + first + 1
-        section = "qat" if isinstance(settings, QatConfig) else "train"  # finetune follows qat's settings
         raise UserError(
             f"{curve}: the loss is {recent[first].item()} in epoch {epoch + 1}, step {step}: "
-            f"{section}.learning_rate={settings.learning_rate:g} is likely too high"
+            f"{_rate(settings)} is likely too high"
         )

@@ -21,8 +21,10 @@ OWNERS = {
         )
     },
     # search.py is a Sweeper, launching.py a Launcher: they implement Hydra's interface.
-    "hydra": {"composition.py", "launching.py", "search.py"},
+    # typed.py: what is typed comes in as Hydra's arguments, and goes out as its exceptions.
+    "hydra": {"composition.py", "launching.py", "search.py", "typed.py"},
     "submitit": {"launching.py", "submitted.py"},
+    "yaml": {"config_files.py"},
     "optuna": {"search_space.py", "study.py"},
     "torch.ao": {
         f"quantization/{name}.py" for name in ("__init__", "fake_quantize", "graph", "layers", "qconfig", "vectorized")

@@ -1,0 +1,76 @@
+"""What the machine refuses, in one line: a full disk, a folder that is read-only, a name that is too long.
+
+Any write of any library may meet these, so they are told in one place, around all of a run, and not at each write.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.errors import UserError
+
+_FULL = "the disk is full; once there is space, the same command goes on"
+_READ_ONLY = "the file system is read-only; once it can be written to, the same command goes on"
+_REASONS = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EROFS: _READ_ONLY,
+    errno.EACCES: "permission denied",
+    errno.EPERM: "not permitted",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.EIO: "the disk cannot be read or written (input/output error)",
+    errno.EMFILE: "too many open files; ulimit -n 4096 allows more",
+    errno.ENOMEM: "no memory is left",
+}
+# SQLite has messages of its own, which reach us inside those of SQLAlchemy and MLflow.
+_SQLITE = {
+    "database or disk is full": _FULL,
+    "attempt to write a readonly database": _READ_ONLY,
+    "unable to open database file": "cannot be opened or written",
+    "disk I/O error": "the disk is full, or cannot be read or written; once it can, the same command goes on",
+}
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Let what the machine refuses end as one line.
+
+    Raises:
+        UserError: instead of an exception that comes of a fault of the machine; others pass.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        line = fault(error)
+        if line is None:
+            raise
+        raise UserError(line) from error
+
+
+def fault(error: BaseException | None) -> str | None:
+    """The line for an exception that comes, at whatever distance, of a fault of the machine; None for others."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in _REASONS:
+            where = f"{_text(error.filename)}: " if error.filename else ""
+            return f"{where}{_REASONS[error.errno]}"
+        for words, reason in _SQLITE.items():
+            if words in str(error):
+                return f"the database of the runs (mlflow.db, optuna.db): {reason}"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error comes of a full disk or quota."""
+    line = fault(error)
+    return line is not None and line.endswith(_FULL)
+
+
+def _text(name: str | bytes | int) -> str:
+    return name.decode(errors="surrogateescape") if isinstance(name, bytes) else str(name)

@@ -1,0 +1,623 @@
+"""Faults of the machine and of others: a kill, a full disk, a read-only folder, a bomb, a lie in the store.
+
+Real processes through `python -m pipeline`. By default one or two stages of each fault; `make test-faults` asks for
+every stage and writes the table of docs/operations_faults.md into outputs/faults.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline import composition, training
+from pipeline.composition import compose_request
+from pipeline.errors import UserError
+from pipeline.files import PROJECT_ROOT, sha256
+from pipeline.stage import PROGRESS_FILE
+from tests.conftest import SMALL
+from tests.fault_table import note
+from tests.test_tracking import runs
+
+ALL = os.environ.get("PIPELINE_FAULTS") == "all"
+# How often each stage is interrupted by each signal.
+MOMENTS = int(os.environ.get("PIPELINE_FAULT_MOMENTS", "1"))
+STAGES = ["train", "fuse", "finetune", "ptq", "qat", "sensitivity", "convert", "evaluate", "export", "benchmark"]
+WALKED = STAGES if ALL else ["train"]
+TINY = [
+    *SMALL,
+    "model=mobilenet_v2",
+    "backend=qnnpack",
+    "model.stem=small",
+    f"stages=[{','.join(WALKED)}]",
+    "ptq.calibration_samples=20",
+    "sensitivity.samples=10",
+    "export.min_agreement=0",
+    *(f"benchmark.{given}" for given in ("min_repeats=3", "passes=1", "memory=false", "max_seconds=1")),
+    "benchmark.batch_sizes=[1]",
+]
+LIMIT = 600
+
+
+def command(outputs: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline", *TINY, f"outputs={outputs}", *overrides]
+
+
+def hear_signals() -> None:
+    """A shell in the background lets its children ignore Ctrl-C; a user's terminal does not."""
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(one, signal.default_int_handler if one == signal.SIGINT else signal.SIG_DFL)
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        arguments, cwd=PROJECT_ROOT, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear_signals, env=environment
+    )
+
+
+def finish(arguments: list[str]) -> tuple[int, str, str]:
+    process = start(arguments)
+    out, err = process.communicate(timeout=LIMIT)
+    return process.returncode, out, err
+
+
+def said(err: str) -> list[str]:
+    """The error lines; the progress of epochs and the warnings are no errors."""
+    assert "Traceback" not in err, err
+    return [line for line in err.splitlines() if line.startswith("error: ")]
+
+
+def one_error(err: str) -> str:
+    (line,) = said(err)
+    return line.removeprefix("error: ")
+
+
+def models(outputs: Path) -> dict[str, str]:
+    """The hash of every model that the manifests name, and the manifests are true."""
+    found = {}
+    for path in sorted((outputs / "artifacts").glob("*/manifest.json")):
+        files = json.loads(path.read_text())["files"]
+        for name, digest in files.items():
+            assert sha256(path.parent / name) == digest
+        if "model.pt" in files:
+            found[path.parent.name] = files["model.pt"]
+    assert list((outputs / "artifacts").glob("*.partial")) == []
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outputs = tmp_path_factory.mktemp("undisturbed") / "outputs"
+    status, _, err = finish(command(outputs))
+    assert status == 0, err
+    return outputs
+
+
+def seconds_of(stage: str, outputs: Path) -> float:
+    (path,) = (outputs / "artifacts").glob(f"{stage}-*/manifest.json")
+    return float(json.loads(path.read_text())["seconds"])
+
+
+def wait_for_stage(process: subprocess.Popen[str], stage: str, outputs: Path) -> bool:
+    """Whether the stage began before the process ended."""
+    while process.poll() is None:
+        if any((outputs / "artifacts").glob(f"{stage}-*.partial")):
+            return True
+        time.sleep(0.005)
+    return False
+
+
+# --- signals
+
+SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+
+
+@pytest.mark.parametrize("sent", SIGNALS, ids=lambda one: one.name)
+def test_run_equals_an_undisturbed_one_when_each_stage_was_ended_by_a_signal(
+    sent: signal.Signals, undisturbed: Path, tmp_path: Path
+) -> None:
+    """One `outputs` for all stages: the same command goes on from stage to stage, and is ended in each."""
+    moments = random.Random(sent.value)
+    outputs = tmp_path / "outputs"
+    for stage in WALKED * MOMENTS:
+        process = start(command(outputs))
+        if not wait_for_stage(process, stage, outputs):
+            _, err = process.communicate(timeout=LIMIT)
+            assert process.returncode == 0, err  # a second round finds the stage made
+            continue
+        time.sleep(moments.uniform(0, 0.9 * seconds_of(stage, undisturbed)))
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=LIMIT)
+        if sent == signal.SIGKILL:
+            assert process.returncode == -signal.SIGKILL or process.returncode == 0
+            shown = "(nothing)"
+        elif process.returncode == 0:  # it came to its end before the signal
+            shown = "(ended before)"
+        else:
+            assert process.returncode == 130, err
+            shown = one_error(err)
+            assert shown == "interrupted; the same command goes on from the last finished epoch"
+            assert {run.info.status for run in runs(outputs)} <= {"KILLED", "FINISHED"}
+        note(sent.name, stage, "the epoch or stage under way", shown)
+    status, _, err = finish(command(outputs))
+    assert status == 0, err
+    assert models(outputs) == models(undisturbed)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.3, 1.0] if ALL else [0.3])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=lambda one: one.name)
+def test_command_ends_in_one_line_when_it_is_interrupted_while_it_starts(
+    sent: signal.Signals, delay: float, tmp_path: Path
+) -> None:
+    process = start(command(tmp_path / "outputs"))
+    # The interpreter itself has no handler yet; the first thing that the package does is to have one.
+    while process.poll() is None and "pipeline" not in mapped(process.pid):
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=LIMIT)
+    if process.returncode == -sent and not err:
+        pytest.skip("the signal came before Python had read the package")
+    assert process.returncode == 130, err
+    assert one_error(err).startswith("interrupted")
+    note(sent.name, "(start-up)", "nothing", one_error(err))
+
+
+def mapped(pid: int) -> str:
+    """Loaded libraries: ctypes is what the package imports first."""
+    with contextlib.suppress(OSError):
+        return "pipeline" if "_ctypes" in Path(f"/proc/{pid}/maps").read_text() else ""
+    return ""
+
+
+# --- the disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 400 MB."""
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", mounted], capture_output=True).returncode
+    ):
+        pytest.skip("mounting a small file system needs root and the right to mount")
+    yield mounted
+    subprocess.run(["umount", "-l", mounted], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take all space that is left; gives the file that holds it."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        for size in (1 << 20, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    stream.write(b"\0" * size)
+    return filler
+
+
+@pytest.mark.parametrize("stage", WALKED)
+def test_run_ends_in_one_line_and_goes_on_when_the_disk_is_full_in_a_stage(
+    stage: str, small_disk: Path, undisturbed: Path
+) -> None:
+    outputs = small_disk / "outputs"
+    process = start(command(outputs))
+    assert wait_for_stage(process, stage, outputs)
+    filler = fill(small_disk)
+    _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 2, err
+    line = one_error(err)
+    assert "the disk is full; once there is space, the same command goes on" in line
+    filler.unlink()
+    status, _, err = finish(command(outputs))
+    assert status == 0, err
+    assert models(outputs) == models(undisturbed)
+    note("disk full", stage, "the epoch or stage under way", line)
+
+
+# What the first writes need: Hydra's record, MLflow's database, its files, the checkpoint.
+@pytest.mark.parametrize("kilobytes", [4, 40, 200, 700, 1400, 8000] if ALL else [40])
+def test_run_ends_in_one_line_and_goes_on_when_the_disk_is_full_from_the_start(
+    kilobytes: int, small_disk: Path, undisturbed: Path
+) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", small_disk], check=True)
+    outputs = small_disk / "outputs"
+    status, _, err = finish(command(outputs))
+    assert status == 2, err
+    line = one_error(err)
+    assert "the disk is full; once there is space, the same command goes on" in line
+    assert len(err.splitlines()) == len([text for text in err.splitlines() if "epoch" in text]) + 1
+    subprocess.run(["mount", "-o", "remount,size=400m", small_disk], check=True)
+    status, _, err = finish(command(outputs))
+    assert status == 0, err
+    assert models(outputs) == models(undisturbed)
+    note(f"disk of {kilobytes} kB", "(any)", "nothing", line)
+
+
+@pytest.mark.skipif(not ALL, reason="make test-faults")
+@pytest.mark.parametrize("kilobytes", [40, 1400, 8000])
+def test_sweep_ends_in_its_lines_and_goes_on_when_the_disk_is_full(kilobytes: int, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", small_disk], check=True)
+    asked = [*command(small_disk / "outputs"), "-m", "stages=[train]", "seed=0,1"]
+    status, _, err = finish(asked)
+    assert status in (1, 2), err
+    assert said(err), err
+    assert "the disk is full" in err
+    subprocess.run(["mount", "-o", "remount,size=400m", small_disk], check=True)
+    status, _, err = finish(asked)
+    assert status == 0, err
+    assert len(models(small_disk / "outputs")) == 2
+    note(f"disk of {kilobytes} kB", "(sweep)", "nothing", said(err)[0] if said(err) else "the disk is full")
+
+
+@pytest.mark.parametrize("stage", WALKED)
+def test_run_ends_in_one_line_and_goes_on_when_the_folder_becomes_read_only(
+    stage: str, small_disk: Path, undisturbed: Path
+) -> None:
+    outputs = small_disk / "outputs"
+    process = start(command(outputs))
+    assert wait_for_stage(process, stage, outputs)
+    while process.poll() is None:  # refused as long as a file is open for writing
+        if subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True).returncode == 0:
+            break
+        time.sleep(0.01)
+    _, err = process.communicate(timeout=LIMIT)
+    if process.returncode != 0:  # else it had written everything
+        assert process.returncode == 2, err
+        line = one_error(err)
+        assert "read-only" in line
+        note("becomes read-only", stage, "the epoch or stage under way", line)
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    status, _, err = finish(command(outputs))
+    assert status == 0, err
+    assert models(outputs) == models(undisturbed)
+
+
+@pytest.mark.parametrize("key", ["outputs", "dataset.root"])
+def test_run_is_refused_in_one_line_when_a_folder_is_read_only(key: str, small_disk: Path, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    asked = ["dataset=mnist", "dataset.mirror=/nowhere"] if key == "dataset.root" else []
+    given = [f"outputs={tmp_path / 'outputs'}", *asked, f"{key}={small_disk / 'data'}"]
+    status, _, err = finish([sys.executable, "-m", "pipeline", *TINY, *given])
+    assert status == 2, err
+    line = one_error(err)
+    assert "ead-only" in line or "cannot be written" in line
+    note("read-only from the start", key, "nothing", line)
+
+
+# --- files that lie
+
+
+class Trap:
+    """Runs a command when it is unpickled without a guard."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+def cut_off(path: Path, marker: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path, marker: Path) -> None:
+    content = bytearray(path.read_bytes())
+    for place in range(100, len(content), max(1, len(content) // 50)):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+
+
+def trap_torch(path: Path, marker: Path) -> None:
+    torch.save({"model": Trap(marker), "epochs_done": 1}, path)
+
+
+def trap_pickle(path: Path, marker: Path) -> None:
+    path.write_bytes(pickle.dumps(Trap(marker)))
+
+
+def another_model(path: Path, marker: Path) -> None:
+    torch.save({"epochs_done": 1, "fc.weight": torch.zeros(3)}, path)
+
+
+LIES = [cut_off, flip, trap_torch, trap_pickle, another_model]
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The one line with which the command, run in this process, refuses."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        composition.main()
+    err = capsys.readouterr().err
+    assert ended.value.code == 2, err
+    return one_error(err)
+
+
+# ResNet18's fuse reads the checkpoint of train, and nothing else.
+FLOAT = [*SMALL, "tracking=off", "stages=[train,fuse]"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from pipeline.runner import run
+
+    outputs = tmp_path_factory.mktemp("trained") / "outputs"
+    run(compose_request([*FLOAT, f"outputs={outputs}"]))
+    return outputs
+
+
+@pytest.fixture
+def copied(trained: Path, outputs: Path) -> Path:
+    import shutil
+
+    shutil.copytree(trained / "artifacts", outputs / "artifacts")
+    return outputs
+
+
+@pytest.mark.parametrize("lie", LIES, ids=lambda one: one.__name__)
+def test_checkpoint_is_never_executed_when_its_manifest_was_made_to_fit_it(
+    lie: Callable[[Path, Path], None],
+    copied: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever can write into the store can write manifests too."""
+    (folder,) = (copied / "artifacts").glob("train-*")
+    marker, model = tmp_path / "code-ran", folder / "model.pt"
+    lie(model, marker)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["model.pt"] = sha256(model)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    if lie is flip:
+        pytest.skip("flipped numbers are numbers: without the hash they cannot be told from others")
+    line = refused([*FLOAT, f"outputs={copied}"], capsys, monkeypatch)
+    assert not marker.exists()
+    assert str(model) in line
+    assert "cannot be read" in line or "not a checkpoint of this model" in line
+    note(f"store: {lie.__name__}, manifest fits", "fuse", "nothing", line)
+
+
+@pytest.mark.parametrize("lie", LIES, ids=lambda one: one.__name__)
+def test_training_starts_again_when_the_checkpoint_under_way_is_a_lie(
+    lie: Callable[[Path, Path], None], copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.runner import run
+
+    (folder,) = (copied / "artifacts").glob("train-*")
+    digest, marker = sha256(folder / "model.pt"), tmp_path / "code-ran"
+    partial = folder.with_name(f"{folder.name}.partial")
+    folder.rename(partial)
+    (partial / "manifest.json").unlink()
+    (partial / "model.pt").rename(partial / PROGRESS_FILE)
+    lie(partial / PROGRESS_FILE, marker)
+    run(compose_request([*FLOAT, f"outputs={copied}"]))
+    err = capsys.readouterr().err
+    assert not marker.exists()
+    assert err.count(f"{PROGRESS_FILE} is damaged") == 1
+    assert "training starts again" in err
+    assert sha256(folder / "model.pt") == digest
+    (line,) = (text for text in err.splitlines() if "is damaged" in text)
+    note(f"progress.pt: {lie.__name__}", "train", "the epochs done", line)
+
+
+@pytest.mark.parametrize("lie", [cut_off, trap_torch, trap_pickle, another_model], ids=lambda one: one.__name__)
+def test_weights_are_never_executed_when_they_are_a_lie(
+    lie: Callable[[Path, Path], None],
+    trained: Path,
+    tmp_path: Path,
+    outputs: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights, marker = tmp_path / "weights.pt", tmp_path / "code-ran"
+    (model,) = (trained / "artifacts").glob("train-*/model.pt")
+    weights.write_bytes(model.read_bytes())
+    lie(weights, marker)
+    line = refused([*FLOAT, f"outputs={outputs}", f"model.weights={weights}"], capsys, monkeypatch)
+    assert not marker.exists()
+    assert f"model.weights={weights}" in line
+    note(f"model.weights: {lie.__name__}", "(start)", "nothing", line)
+
+
+# --- YAML
+
+LAUGHS = "\n".join(
+    ["# @package _global_", "a0: &a0 [lol, lol]"]
+    + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+)
+BOMBS = {
+    "billion laughs": (LAUGHS, "alias *a0"),
+    "deep flow": ("a: " + "[" * 50_000 + "]" * 50_000, "bytes; allowed"),
+    "deep in 90 kB": ("a: " + "[" * 45_000 + "]" * 45_000, "nested too deeply"),
+    "deep blocks": ("- " * 40_000, "nested too deeply"),
+    "ten megabytes": ("a: " + "x" * 10_000_000, "bytes; allowed"),
+    "no YAML": ("a: [1", "cannot be read as YAML"),
+    "no UTF-8": (b"a: \xff\xfe".decode("latin-1"), "cannot be read"),
+    "interpolations": (
+        "# @package _global_\ntracking:\n  run_name: " + "${tracking.experiment}" * 20 + "\n",
+        "too many interpolations",
+    ),
+    "object": ("a: !!python/object/apply:os.system [touch code-ran]", "os.system"),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_experiment_is_refused_in_one_line_when_it_is_a_bomb(
+    bomb: str, tmp_path: Path, outputs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    text, fragment = BOMBS[bomb]
+    conf = tmp_path / "conf"
+    shutil.copytree(composition.CONFIG_FOLDER, conf)
+    (conf / "experiment" / "bomb.yaml").write_text(text, encoding="latin-1" if bomb == "no UTF-8" else "utf-8")
+    monkeypatch.setattr(composition, "CONFIG_FOLDER", conf)
+    monkeypatch.chdir(tmp_path)
+    started = time.perf_counter()
+    line = refused(["+experiment=bomb", f"outputs={outputs}"], capsys, monkeypatch)
+    assert fragment in line
+    assert time.perf_counter() - started < 20
+    assert not (tmp_path / "code-ran").exists()
+    assert not outputs.exists()
+    note(f"YAML: {bomb}", "(start)", "nothing", line)
+
+
+# --- losses
+
+
+@pytest.mark.parametrize(("value", "where"), [("nan", "loss"), ("inf", "loss"), ("nan", "last step")])
+def test_last_good_checkpoint_is_kept_when_a_later_epoch_has_no_finite_numbers(
+    value: str, where: str, tmp_path: Path
+) -> None:
+    from tests.test_training import fit, settings
+
+    chosen = settings(schedule="constant")
+    expected, _ = fit(tmp_path / "undisturbed", chosen)
+
+    def spoil(model: nn.Module, epochs_done: float) -> None:
+        if where == "loss" and epochs_done >= 2.0:
+            next(model.parameters()).data.fill_(float(value))
+
+    def spoil_last(optimizer: Any, *_: Any) -> None:
+        steps["done"] += 1
+        if steps["done"] == steps["last"]:
+            optimizer.param_groups[0]["params"][0].data.fill_(float(value))
+
+    steps = {"done": 0, "last": -1}
+    folder = tmp_path / "spoilt"
+    with pytest.MonkeyPatch.context() as patch:
+        if where == "last step":  # of the third epoch: its loss was seen before
+            make = training.optimization.make_optimizer
+
+            def made(model: nn.Module, given: Any) -> Any:
+                optimizer = make(model, given)
+                optimizer.register_step_post_hook(spoil_last)
+                return optimizer
+
+            patch.setattr(training.optimization, "make_optimizer", made)
+            counted = training.count_batches
+
+            def counting(*given: Any, **named: Any) -> int:
+                count = counted(*given, **named)
+                if named.get("training"):
+                    steps["last"] = 3 * count
+                return count
+
+            patch.setattr(training, "count_batches", counting)
+        with pytest.raises(UserError, match=r"epoch 3, step \d+: train.learning_rate=") as told:
+            fit(folder, chosen, before_step=spoil)
+    state = torch.load(folder / PROGRESS_FILE, weights_only=True)
+    assert state["epochs_done"] == 2
+    assert all(value.isfinite().all() for value in state["model"].values())
+    resumed, _ = fit(folder, chosen)
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(resumed.state_dict().values(), expected.state_dict().values(), strict=True)
+    )
+    note(f"{value} in the {where} of epoch 3", "train", "that epoch", str(told.value))
+
+
+def test_run_ends_in_one_line_when_its_learning_rate_makes_it_diverge(
+    outputs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wild = ["train.learning_rate=100", "train.optimizer=sgd", "train.schedule=constant", "train.epochs=3"]
+    line = refused([*FLOAT, f"outputs={outputs}", *wild, "train.batch_size=20"], capsys, monkeypatch)
+    assert "is not finite" in line or "the loss is" in line
+    assert "train.learning_rate=100 is likely too high" in line
+    note("train.learning_rate=100", "train", "nothing that was good", line)
+
+
+# --- the clock
+
+
+def test_durations_are_not_negative_and_the_run_finishes_when_the_clock_jumps_back(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.runner import run
+
+    real, calls = time.time, [0]
+
+    def jumping() -> float:
+        calls[0] += 1
+        return real() - 86_400 * (calls[0] // 4)  # a day back at every fourth look
+
+    monkeypatch.setattr(time, "time", jumping)
+    outcome = run(compose_request([*SMALL, "stages=[train,fuse]", f"outputs={outputs}"]))
+    assert calls[0] > 8
+    assert outcome.run_id is not None
+    for path in (outputs / "artifacts").glob("*/manifest.json"):
+        assert json.loads(path.read_text())["seconds"] >= 0
+    assert [one.info.status for one in runs(outputs)] == ["FINISHED"]
+
+
+def test_artifacts_are_found_when_their_files_are_from_the_future(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.runner import run
+
+    for path in copied.rglob("*"):
+        os.utime(path, (2**32, 2**32))
+    run(compose_request([*FLOAT, f"outputs={copied}"]))
+    assert capsys.readouterr().out.count(" cached ") == 2
+
+
+# --- names
+
+NAMES = {
+    "spaces": "a b  c",
+    "unicode": "é日本🙂",
+    "dots": "x/../../y",
+    "newline": "a\nb",
+    "4000 characters": "z" * 4000,
+    "deep": "/".join(["y"] * 1500),
+    "NUL": "a\0b",
+    "quote": "it's",
+}
+KEYS = ["outputs", "dataset.root", "tracking.experiment", "tracking.run_name", "register.name"]
+
+
+@pytest.mark.parametrize("name", NAMES if ALL else ["unicode", "newline", "4000 characters"])
+@pytest.mark.parametrize("key", KEYS)
+def test_run_finishes_or_says_one_line_when_a_name_is_strange(
+    key: str,
+    name: str,
+    tmp_path: Path,
+    outputs: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    value = f"{tmp_path}/{NAMES[name]}" if key in ("outputs", "dataset.root") else NAMES[name]
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    tracked = ["tracking=off"] if key in ("outputs", "dataset.root", "register.name") else []
+    asked = [*SMALL, *tracked, "stages=[train]", "model=mobilenet_v2", "model.stem=small", "backend=qnnpack"]
+    arguments = [*asked, f"outputs={outputs}", f"{key}='{escaped}'"]
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
+    status: object = 0
+    try:
+        composition.main()
+    except SystemExit as ended:
+        status = ended.code
+    lines = said(capsys.readouterr().err)
+    assert (status, len(lines)) in ((0, 0), (2, 1))
+    note(f"{key}: {name}", "train" if status == 0 else "(start)", "nothing", lines[0] if lines else "(works)")
