@@ -13,7 +13,7 @@ from pipeline.errors import UserError, presentable, suggestion
 from pipeline.faults import told
 from pipeline.redaction import mask_text
 
-_UNTIL_RANK_0_SPEAKS_S = 20
+_UNTIL_RANK_0_SPEAKS_S = 60
 
 
 class Parser(argparse.ArgumentParser):
