@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-kills test-server lint format type ui server clean
+.PHONY: help install install-locked lock licenses audit run test test-kills test-faults test-server test-slurm fuzz \
+	lint format type ui server clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +20,21 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
 
+install-locked: ## Make .venv from requirements.lock alone: every file has the hash that was tested
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+lock: $(STAMP) ## Write requirements.lock anew: the tested set, with the hashes of its files
+	$(BIN)/python supply_chain/lock.py
+
+licenses: $(STAMP) ## Write docs/licenses.md; fails on an unknown licence and on the GPL
+	$(BIN)/python supply_chain/licenses.py
+
+audit: $(STAMP) ## Ask for known vulnerabilities of what requirements.lock names
+	$(BIN)/python supply_chain/audit.py
+
 run: $(STAMP) ## Run the default pipeline: resnet18 on bundled digits, no download
 	$(BIN)/python -m pipeline
 
@@ -30,6 +46,14 @@ test-kills: $(STAMP) ## Kill a sweep at 20 random moments and compare it with an
 
 test-server: $(STAMP) ## Try a shared MLflow server with PostgreSQL: 16 writers at once, outages of a minute
 	PIPELINE_TEST_SERVER=1 $(BIN)/python -m pytest tests/test_shared_server.py
+
+test-faults: $(STAMP) ## Every fault in every stage (root, half an hour); the table goes into outputs/faults.md
+	@mkdir -p outputs && rm -f outputs/faults.md
+	OMP_NUM_THREADS=1 PIPELINE_FAULTS=all PIPELINE_FAULT_TABLE=$(CURDIR)/outputs/faults.md \
+		$(BIN)/python -m pytest tests/test_faults.py
+
+fuzz: $(STAMP) ## 2,000 random command lines: each a run that could begin, or one line
+	PIPELINE_FUZZ=2000 $(BIN)/python -m pytest tests/test_fuzz.py -s
 
 lint: $(STAMP) ## Check style and names
 	$(BIN)/ruff check .

@@ -100,7 +100,7 @@ VALUES = [
     *("float(x)", "str(1)", "bool(maybe)", "json_str({a:1})", "tag()", "nope(1)", "extend_list(1)", "extend_list()"),
     *("${seed}", "${nope}", "${.}", "${..seed}", "${", "${}", "$", "${${seed}}", "${oc.env:HOME}", "${oc.env:NOPE_X}"),
     *("${oc.env:X,1}", "${oc.decode:1}", "${oc.create:{a:1}}", "${oc.select:seed}", "${now:%Y}", "${nope:1}"),
-    *("${in_project:x}", "${in_project:}", "${hydra:runtime.cwd}", "${hydra:nope}", "${python_version:}", "${seed:}"),
+    *("${in_project:x}", "${in_project:}", "${hydra:runtime.cwd}", "${hydra:nope}", "${seed:}"),
     *("${train.epochs}", "${qat.epochs}", "${train}", "${qat}", "${stages}", "${outputs}", "${force}", "${model}"),
     *(
         "~",
@@ -115,7 +115,7 @@ VALUES = [
         "/".join("y" * 2000),
     ),
     *("[" * DEEP + "]" * DEEP, "{a:" * DEEP + "1" + "}" * DEEP, "${" * DEEP + "}" * DEEP, "choice(" * DEEP),
-    *("(" * DEEP, "sort(" * 50 + "1" + ")" * 50, "[" * 30 + "1" + "]" * 30, "a," * 2000 + "a"),
+    *("/".join("y" * 2000), "(" * DEEP, "sort(" * 50 + "1" + ")" * 50, "[" * 30 + "1" + "]" * 30, "a," * 2000 + "a"),
     *("'", '"', "\\", "'a\"", "\"a'", "\\'", "'\\'", "a'b", "[1", "1]", "{", "}", "{a}", "{a:}", "{:1}", "a:b", "a=b"),
     *(
         "=",
@@ -319,7 +319,56 @@ def check(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
     return "refused"
 
 
+# Each of these once ended in a traceback, in a hang, or in more than one line.
+FOUND = [
+    ["seed=" + "[" * DEEP + "]" * DEEP],
+    ["seed=" + "{a:" * DEEP + "1" + "}" * DEEP],
+    ["seed=" + "9" * 5000],
+    ["-m", "seed=range(0,1e12)"],
+    ["-m", "seed=range(0,1,1e-300)"],
+    ["-m", "seed=range(0,1,0)"],
+    ["-m", "seed=range(1,inf)"],
+    ["-m", "runtime.names=${train}"],
+    ["runtime.names=${train}", "stages=[train]"],
+    ["hydra=2"],
+    ["hydra.sweeper.params={a:null}"],
+    ["-m", "hydra.sweeper.max_batch_size=-1"],
+    ["-m", "hydra.verbose=nan"],
+    ["-m", "hydra.sweeper.n_jobs=$"],
+    ["hydra.mode=MULTIRUN"],
+    ["hydra.run.dir=/proc/nowhere"],
+    ["-sc", "seed=1"],
+    ["-r", "-m", "seed=1"],
+    ["--cfg=job", "-m"],
+    ["--resolve"],
+    ["--config-path=nope", "-m"],
+    ["--config-name=model/resnet18"],
+    ["--config-dir=."],
+    ["--experimental-rerun=nope"],
+    ["-m", "-hydra.sweeper.max_batch_size=" + "choice(" * DEEP],
+    ["benchmark.pin\n=-14508"],
+    ["+evaluate.threads=\x1b[31m"],
+    ["\ud800=\udfff"],
+    ["outputs=a\x00b"],
+]
+
+
+@pytest.mark.parametrize("arguments", FOUND, ids=lambda given: ascii(" ".join(given))[1:50])
+def test_command_line_ends_in_one_line_where_it_once_did_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert check(arguments, tmp_path, capsys) == "refused"
+
+
 ENDS: dict[str, int] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def count() -> Iterator[None]:
+    """Say at the end how many there were, and how they ended: `make fuzz` shows it."""
+    yield
+    ends = ", ".join(f"{number} {end}" for end, number in sorted(ENDS.items()))
+    print(f"\n{sum(ENDS.values())} random command lines: {ends}")
 
 
 @settings(
