@@ -6,6 +6,7 @@ so a run that is killed and resumed goes on exactly as an undisturbed one would.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 import zlib
@@ -76,8 +77,8 @@ def fit(
         correct, seen = torch.zeros((), dtype=torch.long, device=device), 0
         model.train()
         description = f"{curve} epoch {epoch + 1}/{settings.epochs}"
-        with terminal.bar(description, steps, unit="batch") as bar:
-            batches = training_batches(training, dataset, settings.batch_size, device, generator)
+        drawn = training_batches(training, dataset, settings.batch_size, device, generator)
+        with terminal.bar(description, steps, unit="batch") as bar, contextlib.closing(drawn) as batches:
             for step, (images, labels) in enumerate(batches):
                 with context.machine.computing():
                     before_step(model, epoch + step / steps)

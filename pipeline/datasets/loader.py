@@ -1,4 +1,7 @@
-"""Batches from images in memory: indexed, moved, resized, augmented and normalized as a whole.
+"""Batches of images: chosen, moved, resized, augmented and normalized as a whole.
+
+Where the pixels come from, memory or files, is the part's affair (`Part.batches`); what is done to them is the
+same, here, in the main process.
 
 One image at a time through PIL costs more than a small network's forward pass; a batch at a time on
 the training device costs next to nothing.
@@ -6,8 +9,9 @@ the training device costs next to nothing.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 import torch.nn.functional as functional
@@ -26,27 +30,29 @@ def count_batches(part: Part, batch_size: int, training: bool) -> int:
 
 def training_batches(
     part: Part, config: DatasetConfig, batch_size: int, device: torch.device, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """One epoch in random order, augmented: images float (B, C, S, S) and labels int64 (B) on `device`.
 
     An incomplete last batch is left out, so that every step sees as many images. `generator` (on the
     CPU) decides order and augmentation: the same state gives the same epoch.
     """
     order = torch.randperm(len(part), generator=generator)
-    for index in range(count_batches(part, batch_size, training=True)):
-        chosen = order[index * batch_size : (index + 1) * batch_size]
-        images = _resize(part.pixels[chosen].to(device), config.image_size)
-        images = _augment(images, config, generator)
-        yield _normalize(images, config), part.labels[chosen].to(device)
+    count = count_batches(part, batch_size, training=True)
+    chosen = [order[index * batch_size : (index + 1) * batch_size] for index in range(count)]
+    with contextlib.closing(part.batches(chosen, device)) as fetched:
+        for indices, pixels in zip(chosen, fetched, strict=True):
+            images = _augment(_resize(pixels, config.image_size), config, generator)
+            yield _normalize(images, config), part.labels[indices].to(device)
 
 
 def evaluation_batches(
     part: Part, config: DatasetConfig, batch_size: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Every image once, in order: images float (B, C, S, S) and labels int64 (B) on `device`."""
-    for start in range(0, len(part), batch_size):
-        images = _resize(part.pixels[start : start + batch_size].to(device), config.image_size)
-        yield _normalize(images, config), part.labels[start : start + batch_size].to(device)
+    chosen = torch.arange(len(part)).split(batch_size)
+    with contextlib.closing(part.batches(chosen, device)) as fetched:
+        for indices, pixels in zip(chosen, fetched, strict=True):
+            yield _normalize(_resize(pixels, config.image_size), config), part.labels[indices].to(device)
 
 
 def _resize(pixels: Tensor, size: int) -> Tensor:
