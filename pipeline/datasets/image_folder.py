@@ -57,7 +57,11 @@ def _is_streamed(config: DatasetConfig) -> tuple[bool, str]:
             "allowed: more memory, a smaller dataset.image_size, or dataset.loading=auto"
         )
     streamed = config.loading == "stream" or not fits
-    why = f"{'at most' if fits else 'more than'} {bound}" if config.loading == "auto" else f"loading={config.loading}"
+    why = (
+        f"{'at most' if fits else 'more than'} {bound}"
+        if config.loading == "auto"
+        else f"dataset.loading={config.loading}"
+    )
     workers = worker_count(config.workers)
     how = "batch by batch, by {} worker{}" if streamed else "once, into memory, by {} thread{}"
     return streamed, (

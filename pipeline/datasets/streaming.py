@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -69,6 +70,7 @@ class Streamed:
             prefetch_factor=_PREFETCH,
             pin_memory=device.type == "cuda",
             multiprocessing_context=_clean_processes(),
+            worker_init_fn=_end_with_the_run,
             generator=torch.Generator(),  # torch's own, which dropout draws from, is left alone
         )
         batches = iter(loader)
@@ -131,6 +133,21 @@ class _Decoder(Dataset[Tensor | UserError]):
         except UserError as error:
             return UserError(str(error))
         return pixels
+
+
+def _end_with_the_run(worker: int) -> None:
+    """Let this worker end when the process that started it does, be it killed.
+
+    By itself it waits for the server's end, and the server for that of its workers.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _failure(workers: int, reason: str) -> UserError:
