@@ -31,7 +31,9 @@ class ModelConfig:
 class DatasetConfig:
     """Which images, how many, and how a batch of them is prepared.
 
-    The length of `mean` (and of `std`) is the number of channels: 1 or 3.
+    The length of `mean` (and of `std`) is the number of channels: 1 or 3. Image files are decoded once, into
+    memory, or batch by batch by so many `workers` (`loading`: auto decides by `max_memory_gb`), to the same
+    bits; one that is `unreadable` ends the run or is left out.
     """
 
     name: str = setting()
@@ -46,8 +48,10 @@ class DatasetConfig:
     test_fraction: float = setting(0.2, above=0, below=1)
     max_train_samples: int | None = setting(None, minimum=2)
     max_test_samples: int | None = setting(None, minimum=1)
+    loading: str = setting("auto", choices=("auto", "memory", "stream"), in_key=False)
     max_memory_gb: float = setting(4.0, above=0, in_key=False)
-    workers: int | None = setting(None, minimum=1, in_key=False)
+    workers: int | None = setting(None, minimum=1, maximum=1024, in_key=False)
+    unreadable: str = setting("refuse", choices=("refuse", "skip"))
 
 
 @dataclass

@@ -49,6 +49,7 @@ def make_plan(config: Config) -> Plan:
     Raises:
         UserError: for a stage that does not exist or that stands before one it needs.
     """
+    datasets.look_again()
     declared = stages.registry()
     for name in config.stages:
         if name not in declared:

@@ -8,6 +8,7 @@ the functions here, for images that come as files.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,12 @@ from pipeline.errors import UserError
 
 PREPROCESSING_FILE = "preprocessing.json"
 _LAYOUT = "NCHW"
+# Of opening a file, but of the machine and not of the file.
+_OF_THE_MACHINE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
+
+class Unreadable(UserError):
+    """A file that cannot be read as an image, by its own fault."""
 
 
 @dataclass(frozen=True)
@@ -117,16 +124,21 @@ def read_image(path: Path, channels: int) -> Image.Image:
     """The image in a file: upright, 8 bits, grey (mode L) for 1 channel and RGB for 3.
 
     Raises:
-        UserError: naming the file and why it cannot be read as an image.
+        Unreadable: naming the file and why it cannot be read as an image.
+        UserError: when this machine has no memory or no file handle left for it.
     """
     try:
         with Image.open(path) as image:
             return _to_8_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+    except MemoryError as error:
+        raise UserError(f"{path}: there is no memory left to decode it") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read as an image: {_reason(path, error)}") from error
+        if error.errno in _OF_THE_MACHINE:
+            raise UserError(f"{path}: cannot be opened at the moment: {error.strerror}") from error
+        raise Unreadable(f"{path}: cannot be read as an image: {_reason(path, error)}") from error
     # Pillow's readers raise almost anything on damaged bytes: ValueError, SyntaxError, struct.error, …
     except Exception as error:
-        raise UserError(f"{path}: cannot be read as an image: {' '.join(str(error).split())}") from error
+        raise Unreadable(f"{path}: cannot be read as an image: {' '.join(str(error).split())}") from error
 
 
 def _reason(path: Path, error: OSError) -> str:

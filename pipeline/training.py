@@ -9,6 +9,7 @@ and the gradients are averaged, so that they learn what one process would.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 import warnings
@@ -85,8 +86,8 @@ def fit(
         correct, seen = torch.zeros((), dtype=torch.long, device=device), 0
         model.train()
         description = f"{curve} epoch {epoch + 1}/{settings.epochs}"
-        with terminal.bar(description, steps, unit="batch") as bar:
-            batches = training_batches(training, dataset, settings.batch_size, device, generator, world)
+        drawn = training_batches(training, dataset, settings.batch_size, device, generator, world)
+        with terminal.bar(description, steps, unit="batch") as bar, contextlib.closing(drawn) as batches:
             for step, (images, labels) in enumerate(batches):
                 with context.machine.computing():
                     before_step(model, epoch + step / steps)

@@ -417,12 +417,13 @@ def test_image_folder_is_refused_when_a_class_is_in_test_alone(refuse: Refuse, t
     assert left_behind(outputs) == []
 
 
-def test_image_folder_is_refused_when_it_exceeds_the_memory_bound(
+def test_image_folder_is_refused_when_it_exceeds_the_memory_bound_and_is_not_to_be_streamed(
     refuse: Refuse, tmp_path: Path, outputs: Path
 ) -> None:
     root = pictures(tmp_path / "images", "cat", "dog")
-    line = refuse("dataset=image_folder", f"dataset.root={root}", "dataset.max_memory_gb=0.001")
-    assert_names(line, ["dataset.max_memory_gb=0.001", "8 images of 224 px", "dataset.image_size"])
+    overrides = ("dataset.max_memory_gb=0.001", "dataset.loading=memory")
+    line = refuse("dataset=image_folder", f"dataset.root={root}", *overrides)
+    assert_names(line, ["dataset.max_memory_gb=0.001", "8 images of 224 px need 1.2 MB", "dataset.loading=auto"])
     assert left_behind(outputs) == []
 
 

@@ -68,6 +68,7 @@ def changed(*overrides: str) -> list[str]:
         ("dataset.root=elsewhere", []),
         ("dataset.mirror=elsewhere", []),
         ("dataset.workers=1", []),
+        ("dataset.loading=memory", []),
         ("tracking.run_name=other", []),
         ("outputs=elsewhere", []),
         ("force=true", []),

@@ -32,7 +32,7 @@ _CONDITIONS = ("cpu", "torch_version")
 # They change no result: where things lie, how fast data comes, what is evaluated besides, what a run is called.
 _NOT_COMPARED = (
     *("outputs", "force", "stages", "evaluate.fake_quantized"),
-    *("dataset.root", "dataset.mirror", "dataset.workers", "dataset.max_memory_gb"),
+    *("dataset.root", "dataset.mirror", "dataset.loading", "dataset.workers", "dataset.max_memory_gb"),
     *("tracking.enabled", "tracking.uri", "tracking.experiment", "tracking.run_name", "tracking.patience_s"),
 )
 # Said already by a column beside them, unless equal names stand for different ones.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import pipeline.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
 from pipeline.config import DatasetConfig
+from pipeline.datasets.labels import check_labels
 from pipeline.datasets.spec import DatasetInfo, DatasetSpec, Part, PartName
 from pipeline.datasets.splitting import split_stratified, take_stratified
 from pipeline.errors import UserError, suggestion
@@ -36,12 +37,17 @@ def find(config: DatasetConfig) -> DatasetSpec:
     """The declared data set that `config` names.
 
     Raises:
-        UserError: when there is none.
+        UserError: when there is none, or it has no files that could be streamed or skipped as `config` says.
     """
     datasets = registry()
     if config.name not in datasets:
         raise UserError(f"dataset.name={config.name}: {suggestion(config.name, sorted(datasets))}")
-    return datasets[config.name]
+    found = datasets[config.name]
+    if config.loading == "stream" and not found.has_files:
+        raise UserError(f"dataset.loading=stream: {config.name} is read as a whole; allowed with it: auto, memory")
+    if config.unreadable == "skip" and not found.has_files:
+        raise UserError(f"dataset.unreadable=skip: {config.name} has no image files; allowed with it: refuse")
+    return found
 
 
 def info(config: DatasetConfig) -> DatasetInfo:
@@ -60,10 +66,9 @@ def load_training(config: DatasetConfig, seed: int) -> tuple[Part, Part]:
     """The training and the validation part.
 
     Raises:
-        UserError: when a class has too few images to appear in both.
+        UserError: when the images or their labels cannot be, or a class has too few images to appear in both.
     """
-    find(config).prepare(config)
-    part = _with_channels(find(config).read(config, "train"), len(config.mean))
+    part = _load(config, "train")
     if config.max_train_samples is not None and config.max_train_samples < len(part):
         key = f"dataset.max_train_samples={config.max_train_samples}"
         part = take_stratified(part, config.max_train_samples, seed, key)
@@ -75,9 +80,12 @@ def load_training(config: DatasetConfig, seed: int) -> tuple[Part, Part]:
 
 
 def load_test(config: DatasetConfig) -> Part:
-    """The test part, or `max_test_samples` of it, the same for every seed."""
-    find(config).prepare(config)
-    part = _with_channels(find(config).read(config, "test"), len(config.mean))
+    """The test part, or `max_test_samples` of it, the same for every seed.
+
+    Raises:
+        UserError: when the images or their labels cannot be.
+    """
+    part = _load(config, "test")
     if config.max_test_samples is not None and config.max_test_samples < len(part):
         chosen = np.random.default_rng(0).permutation(len(part))[: config.max_test_samples]
         part = part.select(np.sort(chosen))
@@ -85,14 +93,29 @@ def load_test(config: DatasetConfig) -> Part:
 
 
 def fingerprint(config: DatasetConfig, part: PartName) -> str:
-    """What identifies the content of a part in artifact keys."""
+    """What identifies the content of a part in artifact keys; as it was first seen since `look_again`."""
     return find(config).fingerprint(config, part)
+
+
+def look_again() -> None:
+    """Begin another run: what is in folders of files is looked at anew, once, and has to stay as it is."""
+    for spec in registry().values():
+        spec.look_again()
+
+
+def _load(config: DatasetConfig, name: PartName) -> Part:
+    spec = find(config)
+    spec.prepare(config)
+    part = spec.read(config, name)
+    check_labels(part, config.name, name, spec.class_names(config))
+    return _with_channels(part, len(config.mean))
 
 
 def _with_channels(part: Part, channels: int) -> Part:
     have = part.pixels.shape[1]
     if have == channels:
         return part
+    assert isinstance(part.pixels, Tensor), "what is decoded file by file has its channels already"
     if have == 1:
         return Part(part.pixels.expand(-1, channels, -1, -1).contiguous(), part.labels)
     grey: Tensor = (part.pixels * _LUMA).sum(dim=1, keepdim=True).round().to(torch.uint8)

@@ -1,143 +1,146 @@
-"""The user's own images: `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone, which is split.
+"""The user's own images, decoded to squares of `dataset.image_size` (shorter side scaled, middle cropped).
 
-Every image is decoded once, in parallel, to a square of `dataset.image_size` (shorter side scaled,
-middle cropped), after a check that all of them fit the memory bound.
+Once, in parallel, into memory where all of them fit the bound; batch by batch otherwise, to the same bits.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+import functools
+import time
 
 import numpy as np
 import torch
 
 from pipeline import terminal
 from pipeline.config import DatasetConfig
+from pipeline.datasets import folder_listing
+from pipeline.datasets.decoding import decode_each, worker_count
+from pipeline.datasets.folder_listing import Listing
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
 from pipeline.datasets.splitting import split_indices
+from pipeline.datasets.streaming import Streamed
 from pipeline.errors import UserError
 from pipeline.files import in_project
-from pipeline.preprocessing import fit_8_bits, read_image
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-_LAYOUT = "train/<class>/* and test/<class>/*, or <class>/* alone"
-
-
-# What conf/dataset/image_folder.yaml says: there is no folder to assume.
-_NO_ROOT = ""
-
-
-def _is_split(config: DatasetConfig) -> bool:
-    """Whether the folder brings its own train and test parts."""
-    if config.root == _NO_ROOT:
-        raise UserError(f"dataset.root must be set: allowed: a folder with {_LAYOUT}")
-    root = in_project(config.root)
-    return (root / "train").is_dir() and (root / "test").is_dir()
-
-
-def _folder(config: DatasetConfig, part: PartName) -> Path:
-    root = in_project(config.root)
-    return root / part if _is_split(config) else root
-
-
-def _class_names(config: DatasetConfig) -> tuple[str, ...]:
-    folder = _folder(config, "train")
-    if not folder.is_dir():
-        raise UserError(f"dataset.root={folder}: no such folder; allowed: a folder with {_LAYOUT}")
-    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."))
-    if len(names) < 2:
-        raise UserError(f"dataset.root={folder}: {len(names)} class folders found; allowed: at least 2, as {_LAYOUT}")
-    return names
-
-
-def _files(config: DatasetConfig, part: PartName) -> list[tuple[Path, int]]:
-    """Every image file of a part with its label, in a fixed order."""
-    names, folder = _class_names(config), _folder(config, part)
-    found = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-    strays = [name for name in found if name not in names]
-    if strays:
-        raise UserError(f"dataset.root={folder}: class '{strays[0]}' is in {part}/ but not in train/")
-    files = [
-        (path, label)
-        for label, name in enumerate(names)
-        for path in sorted((folder / name).glob("*"))
-        if path.suffix.lower() in _SUFFIXES
-    ]
-    empty = sorted(set(range(len(names))) - {label for _, label in files})
-    if files and part == "train" and empty:
-        raise UserError(f"dataset.root={folder}: class '{names[empty[0]]}' has no images; allowed: some in each class")
-    if not files:
-        raise UserError(f"dataset.root={folder}: no images; allowed: {_LAYOUT}, files {' '.join(_SUFFIXES)}")
-    return files
+# Of the files that are left out, so many are named.
+_NAMED = 5
 
 
 def _prepare(config: DatasetConfig) -> None:
-    parts: tuple[PartName, ...] = ("train", "test") if _is_split(config) else ("train",)
-    count = sum(len(_files(config, part)) for part in parts)
-    needed_gb = count * len(config.mean) * config.image_size**2 / 1e9
-    if needed_gb > config.max_memory_gb:
-        raise UserError(
-            f"dataset.max_memory_gb={config.max_memory_gb:g}: {count} images of {config.image_size} px need "
-            f"{needed_gb:.2f} GB; allowed: more memory, or a smaller dataset.image_size"
-        )
+    _is_streamed(config)
 
 
 def _read(config: DatasetConfig, part: PartName) -> Part:
-    files = _files(config, part)
-    if not _is_split(config):
-        labels = np.array([label for _, label in files])
+    listing = folder_listing.files_of(config, part)
+    if not folder_listing.is_split(config):
         key = f"dataset.test_fraction={config.test_fraction}"
-        training, test = split_indices(labels, round(len(files) * config.test_fraction), seed=0, key=key)
-        files = [files[index] for index in (training if part == "train" else test)]
-    return _decode(files, config, f"decode {part}")
+        training, test = split_indices(listing.labels, round(len(listing) * config.test_fraction), seed=0, key=key)
+        listing = listing.select(training if part == "train" else test)
+    streamed, line = _is_streamed(config)
+    _say_once(config.root, line)
+    return _stream(listing, config, part) if streamed else _decode(listing, config, part)
 
 
-def _decode(files: list[tuple[Path, int]], config: DatasetConfig, description: str) -> Part:
-    """Decode every file, in parallel, into one tensor of its final size."""
+def _is_streamed(config: DatasetConfig) -> tuple[bool, str]:
+    """Whether the images are decoded batch by batch, and the line that says so, and why.
+
+    Raises:
+        UserError: when they are to be in memory and exceed its bound.
+    """
+    parts: tuple[PartName, ...] = ("train", "test") if folder_listing.is_split(config) else ("train",)
+    count = sum(len(folder_listing.files_of(config, part)) for part in parts)
+    needed = count * len(config.mean) * config.image_size**2
+    fits, bound = needed <= 1e9 * config.max_memory_gb, f"dataset.max_memory_gb={config.max_memory_gb:g}"
+    if config.loading == "memory" and not fits:
+        raise UserError(
+            f"{bound}: {count:,} images of {config.image_size} px need {_amount(needed)} with dataset.loading=memory; "
+            "allowed: more memory, a smaller dataset.image_size, or dataset.loading=auto"
+        )
+    streamed = config.loading == "stream" or not fits
+    why = (
+        f"{'at most' if fits else 'more than'} {bound}"
+        if config.loading == "auto"
+        else f"dataset.loading={config.loading}"
+    )
+    workers = worker_count(config.workers)
+    how = "batch by batch, by {} worker{}" if streamed else "once, into memory, by {} thread{}"
+    return streamed, (
+        f"image_folder: {count:,} images of {config.image_size} px are {_amount(needed)} decoded, {why}: decoded "
+        + how.format(workers, "s" if workers > 1 else "")
+    )
+
+
+@functools.cache
+def _say_once(root: str, line: str) -> None:
+    terminal.say(line)
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
+
+
+def _decode(listing: Listing, config: DatasetConfig, part: PartName) -> Part:
+    """Decode every file into one tensor of its final size."""
+    channels, size, skip = len(config.mean), config.image_size, config.unreadable == "skip"
+    pixels = np.empty((len(listing), channels, size, size), dtype=np.uint8)
+    files, keep = list(listing.files), pixels.__setitem__
+    reasons = decode_each(files, channels, size, config.workers, f"decode {part}", keep, skip)
+    if reasons:
+        kept = _leave_out(listing, reasons, config, part)
+        pixels, listing = pixels[kept], listing.select(kept)
+    return Part(torch.from_numpy(pixels), torch.from_numpy(listing.labels))
+
+
+def _stream(listing: Listing, config: DatasetConfig, part: PartName) -> Part:
+    """Leave the files where they are; where unreadable ones are left out, decode each once to find them."""
     channels, size = len(config.mean), config.image_size
-    pixels = np.empty((len(files), channels, size, size), dtype=np.uint8)
-
-    def decode(index: int) -> None:
-        try:
-            pixels[index] = fit_8_bits(read_image(files[index][0], channels), size)
-        except UserError as error:
-            raise UserError(f"dataset.root: {error}") from error
-
-    workers = config.workers or min(32, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool, terminal.bar(description, len(files)) as progress:
-        try:
-            for _ in pool.map(decode, range(len(files))):
-                progress.update(1)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return Part(torch.from_numpy(pixels), torch.tensor([label for _, label in files]))
+    if config.unreadable == "skip":
+        count = f"each of {len(listing):,} {part} images"
+        terminal.say(
+            f"image_folder: dataset.unreadable=skip: {count} is decoded once before the first batch, to check it"
+        )
+        started = time.perf_counter()
+        reasons = decode_each(
+            list(listing.files), channels, size, config.workers, f"check {part}", lambda index, pixels: None, skip=True
+        )
+        terminal.say(f"image_folder: checked {count} in {time.perf_counter() - started:.1f} s")
+        if reasons:
+            listing = listing.select(_leave_out(listing, reasons, config, part))
+    return Part(Streamed(listing.files, channels, size, config.workers), torch.from_numpy(listing.labels))
 
 
-def _fingerprint(config: DatasetConfig, part: PartName) -> str:
-    """A hash of the classes and of every file's place, size and time; a copy that keeps times has the same."""
-    folder = _folder(config, part)
-    lines = list(_class_names(config))
-    for path, _ in _files(config, part):
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise UserError(f"dataset.root: {path} cannot be read: {error.strerror}") from error
-        lines.append(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}")
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+def _leave_out(listing: Listing, reasons: dict[int, str], config: DatasetConfig, part: PartName) -> np.ndarray:
+    """The indices of the files that are left, after a line about each of the first that are not, and their count.
+
+    Raises:
+        UserError: when a class has none left.
+    """
+    kept = np.setdiff1d(np.arange(len(listing)), list(reasons))
+    lost = np.setdiff1d(listing.labels, listing.labels[kept])
+    if len(lost):
+        first = next(reason for index, reason in reasons.items() if listing.labels[index] == lost[0])
+        raise UserError(
+            f"dataset.unreadable=skip: class '{folder_listing.class_names(config)[lost[0]]}' has no {part} image left "
+            f"that can be read; allowed: one in each class at least; the first: {first}"
+        )
+    for reason in list(reasons.values())[:_NAMED]:
+        terminal.warn(f"left out: {reason}")
+    more = f", {len(reasons) - _NAMED:,} of them not named here" if len(reasons) > _NAMED else ""
+    count = f"{len(reasons):,} of {len(listing):,} {part} images"
+    terminal.warn(f"dataset.unreadable=skip: {count} cannot be read and are left out{more}")
+    return kept
 
 
 DATASETS = (
     DatasetSpec(
         name="image_folder",
-        class_names=_class_names,
+        class_names=folder_listing.class_names,
         prepare=_prepare,
         read=_read,
-        fingerprint=_fingerprint,
+        fingerprint=folder_listing.fingerprint,
         origin=lambda config: str(in_project(config.root)),
         decodes_to_size=True,
+        has_files=True,
+        look_again=folder_listing.look_again,
     ),
 )

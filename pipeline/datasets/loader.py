@@ -1,4 +1,7 @@
-"""Batches from images in memory: indexed, moved, resized, augmented and normalized as a whole.
+"""Batches of images: chosen, moved, resized, augmented and normalized as a whole.
+
+Where the pixels come from, memory or files, is the part's affair (`Part.batches`); what is done to them is the
+same, here, in the main process.
 
 One image at a time through PIL costs more than a small network's forward pass; a batch at a time on
 the training device costs next to nothing.
@@ -6,8 +9,9 @@ the training device costs next to nothing.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 import torch.nn.functional as functional
@@ -32,7 +36,7 @@ def training_batches(
     device: torch.device,
     generator: torch.Generator,
     world: World = SOLO,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """One epoch in random order, augmented: images float (B, C, S, S) and labels int64 (B) on `device`.
 
     An incomplete last batch is left out, so that every step sees as many images. `generator` (on the
@@ -40,22 +44,25 @@ def training_batches(
     of every batch, as one process would have it.
     """
     order = torch.randperm(len(part), generator=generator)
-    for index in range(count_batches(part, batch_size, training=True)):
-        batch = order[index * batch_size : (index + 1) * batch_size]
-        mine = world.share(len(batch))
-        chosen = batch[mine]
-        images = _resize(part.pixels[chosen].to(device), config.image_size)
-        images = _augment(images, config, _draw(len(batch), config, generator), mine)
-        yield _normalize(images, config), part.labels[chosen].to(device)
+    count = count_batches(part, batch_size, training=True)
+    batches = [order[index * batch_size : (index + 1) * batch_size] for index in range(count)]
+    shares = [world.share(len(batch)) for batch in batches]
+    chosen = [batch[mine] for batch, mine in zip(batches, shares, strict=True)]
+    with contextlib.closing(part.batches(chosen, device)) as fetched:
+        for batch, mine, indices, pixels in zip(batches, shares, chosen, fetched, strict=True):
+            drawn = _draw(len(batch), config, generator)
+            images = _augment(_resize(pixels, config.image_size), config, drawn, mine)
+            yield _normalize(images, config), part.labels[indices].to(device)
 
 
 def evaluation_batches(
     part: Part, config: DatasetConfig, batch_size: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Every image once, in order: images float (B, C, S, S) and labels int64 (B) on `device`."""
-    for start in range(0, len(part), batch_size):
-        images = _resize(part.pixels[start : start + batch_size].to(device), config.image_size)
-        yield _normalize(images, config), part.labels[start : start + batch_size].to(device)
+    chosen = torch.arange(len(part)).split(batch_size)
+    with contextlib.closing(part.batches(chosen, device)) as fetched:
+        for indices, pixels in zip(chosen, fetched, strict=True):
+            yield _normalize(_resize(pixels, config.image_size), config), part.labels[indices].to(device)
 
 
 def _resize(pixels: Tensor, size: int) -> Tensor:

@@ -17,6 +17,10 @@ from pipeline.datasets.spec import DatasetSpec, Part, PartName
 from pipeline.errors import UserError
 from pipeline.files import in_project, write_and_rename
 
+_IMAGES: dict[PartName, str] = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
+# Of a file of images: a magic number, the count, height and width, 4 bytes each.
+_HEADER_BYTES = 16
+
 
 def _unpack(archive: Path, target: Path) -> None:
     """Unpack a .gz, unless its content is there already: its last 8 bytes are CRC-32 and length (RFC 1952)."""
@@ -40,6 +44,9 @@ def _spec(name: str, dataset: type[torchvision.datasets.MNIST]) -> DatasetSpec:
                 _unpack(folder / archive, folder / archive.removesuffix(".gz"))
 
     def read(config: DatasetConfig, part: PartName) -> Part:
+        images = in_project(config.root) / dataset.__name__ / "raw" / _IMAGES[part]
+        if images.stat().st_size <= _HEADER_BYTES:
+            raise UserError(f"dataset={config.name}: the {part} part has no images: {images}; allowed: at least one")
         try:
             whole = dataset(str(in_project(config.root)), train=part == "train", download=False)
         except (AssertionError, RuntimeError, ValueError, LookupError, OSError) as error:

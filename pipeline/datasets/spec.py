@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pipeline.config import DatasetConfig
@@ -26,11 +27,33 @@ class DatasetInfo:
         return len(self.class_names)
 
 
+class Pixels(Protocol):
+    """Images that are not in memory but can be had, batch by batch: uint8 (N, C, H, W) in the end."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W)."""
+
+    def __getitem__(self, indices: np.ndarray) -> Pixels:
+        """Those at `indices` (M), in that order, still not in memory."""
+
+    def batches(self, chosen: Sequence[Tensor], device: torch.device) -> Generator[Tensor, None, None]:
+        """For each of `chosen`, int64 indices (B), its images: uint8 (B, C, H, W) on `device`.
+
+        Raises:
+            UserError: for an image that cannot be read, or has changed since the run began.
+        """
+
+
 @dataclass(frozen=True)
 class Part:
-    """Images in memory: `pixels` uint8 (N, C, H, W) as read, `labels` int64 (N)."""
+    """Images and their labels, int64 (N).
 
-    pixels: Tensor
+    `pixels`: in memory uint8 (N, C, H, W) as read, or where they can be had batch by batch. Who wants images
+    asks for `batches`, which are the same bit for bit wherever the pixels are.
+    """
+
+    pixels: Tensor | Pixels
     labels: Tensor
 
     def __len__(self) -> int:
@@ -38,6 +61,20 @@ class Part:
 
     def select(self, indices: np.ndarray) -> Part:
         return Part(self.pixels[indices], self.labels[indices])
+
+    def batches(self, chosen: Sequence[Tensor], device: torch.device) -> Generator[Tensor, None, None]:
+        """For each of `chosen`, int64 indices (B) on the CPU, its images: uint8 (B, C, H, W) on `device`.
+
+        Close the iterator (`contextlib.closing`) where it may be left before its end: processes may work for it.
+
+        Raises:
+            UserError: for an image that cannot be read, or has changed since the run began.
+        """
+        if isinstance(self.pixels, Tensor):
+            for indices in chosen:
+                yield self.pixels[indices].to(device)
+        else:
+            yield from self.pixels.batches(chosen, device)
 
 
 @dataclass(frozen=True)
@@ -52,6 +89,9 @@ class DatasetSpec:
         fingerprint: identifies the content of a part in artifact keys, wherever it lies.
         origin: where it comes from, for the record.
         decodes_to_size: `read` gives images of `dataset.image_size`, resized and rounded when they were decoded.
+        has_files: its images are files of their own, which can be streamed (`dataset.loading`) and left out
+            (`dataset.unreadable`).
+        look_again: forgets what was seen of the files, so that they are looked at anew.
     """
 
     name: str
@@ -61,3 +101,5 @@ class DatasetSpec:
     fingerprint: Callable[[DatasetConfig, PartName], str]
     origin: Callable[[DatasetConfig], str]
     decodes_to_size: bool = False
+    has_files: bool = False
+    look_again: Callable[[], None] = lambda: None

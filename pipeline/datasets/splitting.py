@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from pipeline.datasets.spec import Part
 from pipeline.errors import UserError
@@ -15,6 +14,9 @@ def split_indices(labels: np.ndarray, second: int, seed: int, key: str) -> tuple
     Raises:
         UserError: naming `key`, when a side would not hold every class.
     """
+    # Not needed by the processes that decode images, and half of what they would load.
+    from sklearn.model_selection import train_test_split
+
     try:
         chosen, held_out = train_test_split(
             np.arange(len(labels)), test_size=second, random_state=seed, stratify=labels

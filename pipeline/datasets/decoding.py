@@ -1,0 +1,126 @@
+"""From image files to pixels: one file, and many in parallel.
+
+Both ways to hold a part, in memory and streamed, decode by `decode`, and hence to the same bits.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from pipeline import terminal
+from pipeline.errors import UserError
+from pipeline.preprocessing import Unreadable, fit_8_bits, read_image
+
+_MOST_WORKERS = 32
+# Files given to the threads at a time: a million futures would take a gigabyte.
+_CHUNK = 1024
+UNKNOWN = -1
+
+
+class ImageFile(NamedTuple):
+    """A file as it was when the run began: bytes and time of change, `UNKNOWN` where it could not be asked."""
+
+    path: str
+    size: int
+    changed_ns: int
+
+
+def worker_count(asked: int | None) -> int:
+    """How many threads or processes decode: as many as asked for, or as this process may use processors."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked or min(_MOST_WORKERS, processors)
+
+
+def guard_against_bombs() -> None:
+    """Let Pillow refuse a file that promises a huge image, instead of warning and taking gigabytes.
+
+    Its other warnings are of metadata and of transparency, which is ignored; in worker processes each would come
+    again and again. Not to be called while threads decode: filters belong to the whole process.
+    """
+    warnings.filterwarnings("ignore", module="PIL")
+    warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+def decode(file: ImageFile, channels: int, size: int) -> np.ndarray:
+    """The image in a file as uint8 (C, S, S): the middle, its shorter side scaled to `size`.
+
+    Raises:
+        Unreadable: when the file is no image.
+        UserError: when it is not the file any more that it was when the run began.
+    """
+    try:
+        return fit_8_bits(read_image(Path(file.path), channels), size)
+    except Unreadable as error:
+        raise Unreadable(f"dataset.root: {error}") from error
+    except UserError as error:
+        raise UserError(f"dataset.root: {error}") from error
+    finally:  # which also tells why a file is unreadable that was not
+        _check_unchanged(file)
+
+
+def _check_unchanged(file: ImageFile) -> None:
+    if file.changed_ns == UNKNOWN:
+        return
+    try:
+        status = os.stat(file.path)
+    except OSError as error:
+        raise UserError(
+            f"dataset.root: {file.path} has vanished since the run began ({error.strerror}); started again, the "
+            "command takes the files as they are then"
+        ) from error
+    if (status.st_size, status.st_mtime_ns) != (file.size, file.changed_ns):
+        what = f"{file.size:,} bytes then, {status.st_size:,} now" if status.st_size != file.size else "another time"
+        raise UserError(
+            f"dataset.root: {file.path} has changed since the run began ({what}); started again, the command takes "
+            "the files as they are then"
+        )
+
+
+def decode_each(
+    files: Sequence[ImageFile],
+    channels: int,
+    size: int,
+    workers: int | None,
+    description: str,
+    keep: Callable[[int, np.ndarray], None],
+    skip: bool,
+) -> dict[int, str]:
+    """Decode every file in threads, and give each image with its index to `keep`.
+
+    With `skip`, what cannot be read is left out: the index and the reason of each such file are returned.
+
+    Raises:
+        UserError: for a file that cannot be read and is not to be skipped, or has changed since the run began.
+    """
+
+    def work(index: int) -> str | None:
+        try:
+            keep(index, decode(files[index], channels, size))
+        except Unreadable as error:
+            if not skip:
+                raise
+            return str(error)
+        return None
+
+    guard_against_bombs()
+    reasons: dict[int, str] = {}
+    with ThreadPoolExecutor(worker_count(workers)) as pool, terminal.bar(description, len(files)) as progress:
+        try:
+            for start in range(0, len(files), _CHUNK):
+                indices = range(start, min(start + _CHUNK, len(files)))
+                for index, reason in zip(indices, pool.map(work, indices), strict=True):
+                    if reason is not None:
+                        reasons[index] = reason
+                    progress.update(1)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return reasons

@@ -1,0 +1,177 @@
+"""Images that do not fit in memory: decoded batch by batch, by worker processes, ahead of who takes them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.datasets.decoding import ImageFile, decode, decode_each, guard_against_bombs, worker_count
+from pipeline.errors import UserError
+
+# Batches that each worker has ready or under way.
+_PREFETCH = 2
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """The images of `files` (N, each an `ImageFile`), decoded when they are asked for; `Pixels` of a part."""
+
+    files: np.ndarray
+    channels: int
+    size: int
+    workers: int | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.files), self.channels, self.size, self.size
+
+    def __getitem__(self, indices: np.ndarray) -> Streamed:
+        return Streamed(self.files[indices], self.channels, self.size, self.workers)
+
+    def batches(self, chosen: Sequence[Tensor], device: torch.device) -> Generator[Tensor, None, None]:
+        """For each of `chosen` (B) its images: uint8 (B, C, S, S) on `device`.
+
+        Worker processes start with the first batch and end with the last, or when the iterator is closed. A
+        single batch is decoded here, by threads: processes would only be ready when it is done.
+
+        Raises:
+            UserError: for an image that cannot be read or has changed, a worker that was killed, or too little
+                shared memory.
+        """
+        if len(chosen) == 1:
+            yield self._decode_here(chosen[0]).to(device)
+        elif chosen:
+            yield from self._decode_ahead(chosen, device)
+
+    def _decode_here(self, indices: Tensor) -> Tensor:
+        pixels = np.empty((len(indices), *self.shape[1:]), np.uint8)
+        files = list(self.files[indices.numpy()])
+        decode_each(files, self.channels, self.size, self.workers, "decode", pixels.__setitem__, skip=False)
+        return torch.from_numpy(pixels)
+
+    def _decode_ahead(self, chosen: Sequence[Tensor], device: torch.device) -> Generator[Tensor, None, None]:
+        workers = min(worker_count(self.workers), len(chosen))
+        loader = DataLoader(
+            _Decoder(self.channels, self.size),
+            batch_size=None,  # an index is a batch already
+            sampler=_FilesOfBatches(self.files, chosen),
+            num_workers=workers,
+            prefetch_factor=_PREFETCH,
+            pin_memory=device.type == "cuda",
+            multiprocessing_context=_clean_processes(),
+            worker_init_fn=_end_with_the_run,
+            generator=torch.Generator(),  # torch's own, which dropout draws from, is left alone
+        )
+        batches = iter(loader)
+        try:
+            for _ in chosen:
+                pixels = self._next(batches, workers)
+                yield pixels.to(device, non_blocking=True)
+        finally:
+            # Now, and not when the last traceback that knows of the iterator is gone: a sweep goes on after a failure.
+            batches._shutdown_workers()  # type: ignore[attr-defined]
+
+    def _next(self, batches: Iterator[Tensor | UserError], workers: int) -> Tensor:
+        try:
+            found = next(batches)
+        # A worker that was killed, or files and sockets by which batches come that cannot be had.
+        except (RuntimeError, OSError, EOFError) as error:
+            raise _failure(workers, " ".join(f"{error}".split()) or type(error).__name__) from error
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+
+@dataclass(frozen=True)
+class _FilesOfBatches:
+    """The files of each batch, when its turn comes: a worker need not know all of them."""
+
+    files: np.ndarray
+    chosen: Sequence[Tensor]
+
+    def __iter__(self) -> Iterator[list[ImageFile]]:
+        for indices in self.chosen:
+            yield list(self.files[indices.numpy()])
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+
+@dataclass(frozen=True)
+class _Decoder(Dataset[Tensor | UserError]):
+    """What a worker does: a batch of files to pixels in shared memory, or to what is wrong.
+
+    An exception would come out of the DataLoader wrapped in the worker's traceback; so it is given as a result.
+    """
+
+    channels: int
+    size: int
+
+    def __getitem__(self, files: list[ImageFile]) -> Tensor | UserError:
+        guard_against_bombs()
+        try:
+            # Allocated before anything is decoded, and not while it is sent, where a failure would be lost.
+            pixels = torch.empty((len(files), self.channels, self.size, self.size), dtype=torch.uint8).share_memory_()
+        except (RuntimeError, MemoryError) as error:
+            workers = torch.utils.data.get_worker_info()
+            return _failure(workers.num_workers if workers else 0, " ".join(str(error).split()))
+        into = pixels.numpy()
+        try:
+            for index, file in enumerate(files):
+                into[index] = decode(file, self.channels, self.size)
+        except UserError as error:
+            return UserError(str(error))
+        return pixels
+
+
+def _end_with_the_run(worker: int) -> None:
+    """Let this worker end when the process that started it does, be it killed.
+
+    By itself it waits for the server's end, and the server for that of its workers.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _failure(workers: int, reason: str) -> UserError:
+    return UserError(
+        f"dataset.workers={workers}: the processes that decode images failed: {reason}; allowed: fewer of them, "
+        f"smaller batches, or more memory: each takes its own, and shared memory (/dev/shm) for {_PREFETCH} batches"
+    )
+
+
+def _clean_processes() -> BaseContext:
+    """How workers are started: forked from a server that has imported this module and nothing else is running in.
+
+    A fork of this process would take CUDA's state, OpenMP's threads and held locks along; a spawned one imports
+    torch anew in every epoch.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    if threading.current_thread() is threading.main_thread():
+        # Inherited by the server and the workers: Ctrl-C is this process's to answer, and it ends them.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
+    return context

@@ -1,0 +1,226 @@
+"""Images decoded batch by batch: the same bits as in memory, by processes that neither hang nor stay behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import datasets
+from pipeline.composition import compose_request
+from pipeline.config import DatasetConfig
+from pipeline.datasets.loader import evaluation_batches, training_batches
+from pipeline.errors import UserError
+from pipeline.files import PROJECT_ROOT, sha256
+from pipeline.request import Request
+from pipeline.runner import run
+
+CPU = torch.device("cpu")
+# A folder of so many images, of 16 px, in batches small enough that two workers have to take turns.
+CLASSES, TRAIN, TEST = ("cat", "cow", "dog"), 14, 5
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random JPEGs and PNGs of different shapes; train and test parts."""
+    root, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for part, count in (("train", TRAIN), ("test", TEST)):
+        for label, name in enumerate(CLASSES):
+            (root / part / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 256, (18 + index, 33 - index, 3), dtype=np.uint8)
+                pixels[..., label] //= 4
+                suffix = "png" if index % 3 else "jpg"
+                Image.fromarray(pixels).save(root / part / name / f"{index:02}.{suffix}")
+    return root
+
+
+def settings(root: Path, **changes: object) -> DatasetConfig:
+    overrides = ["dataset=image_folder", f"dataset.root={root}", "dataset.image_size=16", "dataset.crop_padding=2"]
+    return dataclasses.replace(compose_request([*overrides, "dataset.workers=2"]).config.dataset, **changes)
+
+
+@pytest.fixture
+def no_worker_stays() -> Iterator[None]:
+    yield
+    assert multiprocessing.active_children() == []
+
+
+def epoch(config: DatasetConfig, batch_size: int) -> list[torch.Tensor]:
+    """Everything that comes of a folder with these settings: a training epoch, the validation and the test part."""
+    training, validation = datasets.load_training(config, seed=0)
+    generator = torch.Generator().manual_seed(3)
+    batches = list(training_batches(training, config, batch_size, CPU, generator))
+    for part in (validation, datasets.load_test(config), training.select(np.array([5, 0, 5]))):
+        batches += evaluation_batches(part, config, batch_size, CPU)
+    return [tensor for batch in batches for tensor in batch]
+
+
+@pytest.mark.usefixtures("no_worker_stays")
+@pytest.mark.parametrize(
+    "changes", [{}, {"mean": [0.5], "std": [0.5]}, {"max_train_samples": 34, "max_test_samples": 7}]
+)
+def test_streamed_batches_are_those_of_memory_bit_for_bit(changes: dict[str, object], pictures: Path) -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    streamed = epoch(settings(pictures, loading="stream", **changes), 4)
+    assert torch.equal(torch.get_rng_state(), before)  # dropout draws from it
+    in_memory = epoch(settings(pictures, loading="memory", **changes), 4)
+    assert len(streamed) == len(in_memory)
+    assert all(torch.equal(one, other) for one, other in zip(streamed, in_memory, strict=True))
+
+
+@pytest.mark.usefixtures("no_worker_stays")
+def test_run_ends_in_the_same_artifacts_when_it_is_streamed(pictures: Path, tmp_path: Path) -> None:
+    def hashes(loading: str) -> dict[str, str]:
+        outputs = tmp_path / loading
+        overrides = [
+            *("dataset=image_folder", f"dataset.root={pictures}", "dataset.image_size=32", "dataset.workers=2"),
+            *(
+                "train.epochs=1",
+                "train.batch_size=16",
+                "ptq.batch_size=20",
+                "ptq.observer=min_max",
+                "stages=[train,ptq]",
+                "tracking=off",
+            ),
+            "model=mobilenet_v2",  # draws from torch's own generator, for dropout
+        ]
+        run(compose_request([*overrides, f"dataset.loading={loading}", f"outputs={outputs}"]))
+        return {path.parent.name: sha256(path) for path in outputs.glob("artifacts/*/model.pt")}
+
+    in_memory = hashes("memory")
+    assert len(in_memory) == 2
+    assert hashes("stream") == in_memory
+
+
+def test_way_to_load_is_chosen_by_size_and_said(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = len(CLASSES) * (TRAIN + TEST)
+    start = f"image_folder: {images} images of 16 px are 0.0 MB decoded, "
+    for changes, line in (
+        ({}, "at most dataset.max_memory_gb=4: decoded once, into memory, by 2 threads"),
+        ({"max_memory_gb": 1e-5}, "more than dataset.max_memory_gb=1e-05: decoded batch by batch, by 2 workers"),
+        ({"loading": "stream", "workers": 1}, "dataset.loading=stream: decoded batch by batch, by 1 worker"),
+    ):
+        config = settings(pictures, **changes)
+        part = datasets.load_test(config)
+        assert capsys.readouterr().out == f"{start}{line}\n"
+        assert isinstance(part.pixels, torch.Tensor) == ("into memory" in line)
+        datasets.load_training(config, seed=0)
+        assert capsys.readouterr().out == ""  # once is enough
+
+
+def test_streaming_is_refused_when_the_data_set_has_no_files(small_request: Callable[..., Request]) -> None:
+    for override, line in (
+        ("loading=stream", "dataset.loading=stream: digits is read as a whole; allowed with it: auto, memory"),
+        ("unreadable=skip", "dataset.unreadable=skip: digits has no image files; allowed with it: refuse"),
+    ):
+        with pytest.raises(UserError) as refused:
+            run(small_request(f"dataset.{override}"))
+        assert str(refused.value) == line
+
+
+@pytest.mark.usefixtures("no_worker_stays")
+def test_killed_worker_ends_in_one_line_that_names_the_setting(pictures: Path) -> None:
+    config = settings(pictures, loading="stream")
+    training, _ = datasets.load_training(config, seed=0)
+    batches = training_batches(training, config, 2, CPU, torch.Generator())
+    next(batches)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid or 0, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"^dataset\.workers=2: the processes that decode .*; allowed: fewer") as ended:
+        list(batches)
+    assert "\n" not in str(ended.value)
+
+
+@pytest.mark.usefixtures("no_worker_stays")
+def test_workers_end_when_the_epoch_is_left_in_the_middle(pictures: Path) -> None:
+    config = settings(pictures, loading="stream")
+    training, _ = datasets.load_training(config, seed=0)
+    batches = training_batches(training, config, 2, CPU, torch.Generator())
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+
+
+STREAM = """
+import sys
+from pipeline import datasets, terminal
+from pipeline.config import DatasetConfig
+from pipeline.command_line import run_command
+from pipeline.datasets.loader import training_batches
+from pipeline.interruption import termination_as_interrupt
+import torch
+
+def stream():
+    three = [0.5, 0.5, 0.5]
+    config = DatasetConfig("image_folder", sys.argv[1], mean=three, std=three, loading="stream", workers=2)
+    training, _ = datasets.load_training(config, seed=0)
+    with termination_as_interrupt():
+        while True:
+            for batch in training_batches(training, config, 16, torch.device("cpu"), torch.Generator()):
+                terminal.say("batch")
+
+run_command(stream)
+"""
+
+
+def descendants(pid: int) -> list[int]:
+    children = [
+        int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
+    ]
+    return children + [below for child in children for below in descendants(child)]
+
+
+def is_alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc to find processes")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_is_left_when_streaming_is_ended_in_the_middle(how: signal.Signals, pictures: Path) -> None:
+    command = [sys.executable, "-c", STREAM, str(pictures)]
+    process = subprocess.Popen(
+        command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line == "batch\n":
+            break
+    started = descendants(process.pid)
+    assert len(started) >= 4  # two workers, their server, and what keeps track of shared memory
+    process.send_signal(how)
+    _, stderr = process.communicate(timeout=60)  # its workers have the same standard output: all have closed it
+    deadline = time.monotonic() + 20
+    while any(is_alive(pid) for pid in started) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [pid for pid in started if is_alive(pid)] == []
+    if how is signal.SIGTERM:
+        assert (process.returncode, stderr) == (130, "error: interrupted\n")
+
+
+def test_too_little_shared_memory_ends_in_one_line_that_names_the_setting(pictures: Path) -> None:
+    small = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    mount = "mount -t tmpfs -o size=30k tmpfs /dev/shm"
+    if shutil.which("unshare") is None or subprocess.run([*small, mount], capture_output=True).returncode:
+        pytest.skip("a small /dev/shm can only be mounted where namespaces of one's own are allowed")
+    command = [*small, f'{mount} && exec "$0" "$@"', sys.executable, "-c", STREAM, str(pictures)]
+    ended = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: dataset.workers=2: the processes that decode images failed: unable to allocate ")
+    assert "No space left on device" in line
+    assert "shared memory (/dev/shm)" in line
