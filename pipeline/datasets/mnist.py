@@ -17,7 +17,6 @@ from pipeline.datasets.spec import DatasetSpec, Part, PartName
 from pipeline.errors import UserError
 from pipeline.files import in_project, write_and_rename
 
-
 _IMAGES: dict[PartName, str] = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 # Of a file of images: a magic number, the count, height and width, 4 bytes each.
 _HEADER_BYTES = 16
