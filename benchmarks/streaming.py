@@ -1,7 +1,7 @@
 """How fast batches come from files, decoded by worker processes, against the same batches from memory.
 
-    python -m benchmarks.streaming              # 2,000 JPEGs of 256 px that it makes; a few minutes on a laptop
-    python -m benchmarks.streaming --images 400 --rounds 3
+    python -m benchmarks.streaming                          # 2,000 JPEGs of 256 px that it makes
+    python -m benchmarks.streaming --train resnet18         # and with training steps of a network beside it
 
 Both ways take turns in one process, so that whatever else the machine does falls on both alike. `batches alone` is
 what the decoding can give; `with a training step` is what a training notices of it.
@@ -31,7 +31,6 @@ from pipeline.composition import compose_request
 from pipeline.config import Config
 from pipeline.datasets.loader import training_batches
 from pipeline.datasets.spec import Part
-from pipeline.datasets.streaming import Streamed
 
 _CLASSES = ("cat", "dog")
 
@@ -43,19 +42,14 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as made:
         _make_pictures(Path(made), options.images, options.file_px)
         config = _config(Path(made), options)
-        device = environment.resolve_device("auto")
-        rows = [_measured("batches alone", _take, config, options.rounds, device)]
-        if not options.no_training:
-            rows.append(
-                _measured(
-                    f"with a training step of {config.model.name}",
-                    _trainer(config, device),
-                    config,
-                    options.rounds,
-                    device,
-                )
-            )
-    where = f"{environment.cpu_name()}, training on {device} with {options.threads} threads, torch {torch.__version__}"
+        parts = _parts(config)
+        rows = [_measured("batches alone", parts, config, _take, options.rounds)]
+        if options.train:
+            few = np.arange(options.steps * options.batch_size)
+            chosen = {name: part.select(few) for name, part in parts.items()}
+            name = f"{options.steps} training steps of {options.train}"
+            rows.append(_measured(name, chosen, config, _trainer(config), options.rounds))
+    where = f"{environment.cpu_name()}, training on {environment.resolve_device(config.device)} with {options.threads} threads, torch {torch.__version__}"
     what = f"{options.images} JPEGs of {options.file_px} px to {options.size} px, batches of {options.batch_size}"
     print(f"python -m benchmarks.streaming {shlex.join(sys.argv[1:] if arguments is None else arguments)}")
     print(f"{where}; {what}, {config.dataset.workers} workers, {options.rounds} rounds; medians, 95 % intervals\n")
@@ -72,8 +66,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the training")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--model", default="mobilenet_v2")
-    parser.add_argument("--no-training", action="store_true", help="batches alone")
+    parser.add_argument("--train", metavar="MODEL", help="measure a few training steps of it too")
+    parser.add_argument("--steps", type=int, default=6, help="of a training in a round")
     return parser.parse_args(arguments)
 
 
@@ -90,33 +84,38 @@ def _make_pictures(root: Path, count: int, size: int) -> None:
 def _config(root: Path, options: argparse.Namespace) -> Config:
     overrides = [
         *("dataset=image_folder", f"dataset.root={root}", f"dataset.image_size={options.size}"),
-        *(f"dataset.workers={options.workers}", f"train.batch_size={options.batch_size}", f"model={options.model}"),
+        *(f"dataset.workers={options.workers}", f"train.batch_size={options.batch_size}"),
+        f"model={options.train or 'resnet18'}",
     ]
     return compose_request(overrides).config
 
 
-def _measured(
-    name: str, consume: Callable[[Tensor, Tensor], None], config: Config, rounds: int, device: torch.device
-) -> tuple[str, str, str, str]:
-    parts = {}
+def _parts(config: Config) -> dict[str, Part]:
+    """The training part, by the way it is loaded."""
+    loaded = {}
     for loading in ("memory", "stream"):
-        settings = dataclasses.replace(config.dataset, loading=loading)
-        parts[loading], _ = datasets.load_training(settings, seed=0)
-    assert isinstance(parts["stream"].pixels, Streamed)
+        loaded[loading], _ = datasets.load_training(dataclasses.replace(config.dataset, loading=loading), seed=0)
+    return loaded
+
+
+def _measured(
+    name: str, parts: dict[str, Part], config: Config, consume: Callable[[Tensor, Tensor], None], rounds: int
+) -> tuple[str, str, str, str]:
     speeds: dict[str, list[float]] = {loading: [] for loading in parts}
     for turn in range(rounds + 1):
         for loading in list(parts)[:: -1 if turn % 2 else 1]:
-            speed = _speed(parts[loading], config, consume, device)
+            speed = _speed(parts[loading], config, consume)
             if turn:  # the first warms up
                 speeds[loading].append(speed)
     ratios = [streamed / memory for streamed, memory in zip(speeds["stream"], speeds["memory"], strict=True)]
     return name, _interval(speeds["memory"], 0), _interval(speeds["stream"], 0), _interval(ratios, 3)
 
 
-def _speed(part: Part, config: Config, consume: Callable[[Tensor, Tensor], None], device: torch.device) -> float:
+def _speed(part: Part, config: Config, consume: Callable[[Tensor, Tensor], None]) -> float:
     """Images a second of one epoch, the start of its workers included."""
     started, seen = time.perf_counter(), 0
     generator = torch.Generator().manual_seed(0)
+    device = environment.resolve_device(config.device)
     for images, labels in training_batches(part, config.dataset, config.train.batch_size, device, generator):
         consume(images, labels)
         seen += len(labels)
@@ -127,7 +126,8 @@ def _take(images: Tensor, labels: Tensor) -> None:
     float(images[0, 0, 0, 0])  # waits for the device
 
 
-def _trainer(config: Config, device: torch.device) -> Callable[[Tensor, Tensor], None]:
+def _trainer(config: Config) -> Callable[[Tensor, Tensor], None]:
+    device = environment.resolve_device(config.device)
     model = models.build(config.model, datasets.info(config.dataset)).to(device).train()
     optimizer = optimization.make_optimizer(model, config.train)
 

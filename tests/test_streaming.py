@@ -219,20 +219,15 @@ def test_no_process_is_left_when_streaming_is_ended_in_the_middle(how: signal.Si
         assert (process.returncode, stderr) == (130, "error: interrupted\n")
 
 
-@pytest.mark.parametrize(
-    ("size", "reason"),  # for batches of 3.1 MB
-    [("4500k", "unable to allocate shared memory"), ("3m", "a batch takes 4.1 MB of shared memory, 3.1 are free")],
-)
-def test_too_little_shared_memory_ends_in_one_line_that_names_the_setting(
-    size: str, reason: str, pictures: Path
-) -> None:
+def test_too_little_shared_memory_ends_in_one_line_that_names_the_setting(pictures: Path) -> None:
     small = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
-    mount = f"mount -t tmpfs -o size={size} tmpfs /dev/shm"
+    mount = "mount -t tmpfs -o size=4500k tmpfs /dev/shm"  # one batch of 3.1 MB
     if shutil.which("unshare") is None or subprocess.run([*small, mount], capture_output=True).returncode:
         pytest.skip("a small /dev/shm can only be mounted where namespaces of one's own are allowed")
     command = [*small, f'{mount} && exec "$0" "$@"', sys.executable, "-c", STREAM, str(pictures)]
     ended = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
-    assert line.startswith(f"error: dataset.workers=2: the processes that decode images failed: {reason}")
+    start = "error: dataset.workers=2: the processes that decode images failed: unable to allocate shared memory"
+    assert line.startswith(start)
     assert "shared memory (/dev/shm)" in line
