@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import multiprocessing
 import os
 import shutil
@@ -48,8 +49,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(root: Path, **changes: object) -> DatasetConfig:
-    overrides = ["dataset=image_folder", f"dataset.root={root}", "dataset.image_size=16", "dataset.crop_padding=2"]
-    return dataclasses.replace(compose_request([*overrides, "dataset.workers=2"]).config.dataset, **changes)
+    return dataclasses.replace(composed(), root=str(root), **changes)
+
+
+@functools.cache
+def composed() -> DatasetConfig:
+    overrides = ["dataset=image_folder", "dataset.root=anywhere", "dataset.image_size=16", "dataset.crop_padding=2"]
+    return compose_request([*overrides, "dataset.workers=2"]).config.dataset
 
 
 @pytest.fixture
@@ -165,8 +171,9 @@ from pipeline.interruption import termination_as_interrupt
 import torch
 
 def stream():
-    three = [0.5, 0.5, 0.5]
-    config = DatasetConfig("image_folder", sys.argv[1], mean=three, std=three, loading="stream", workers=2)
+    config = DatasetConfig(
+        "image_folder", sys.argv[1], image_size=256, mean=[0.5] * 3, std=[0.5] * 3, loading="stream", workers=2
+    )
     training, _ = datasets.load_training(config, seed=0)
     with termination_as_interrupt():
         while True:
@@ -214,13 +221,13 @@ def test_no_process_is_left_when_streaming_is_ended_in_the_middle(how: signal.Si
 
 def test_too_little_shared_memory_ends_in_one_line_that_names_the_setting(pictures: Path) -> None:
     small = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
-    mount = "mount -t tmpfs -o size=30k tmpfs /dev/shm"
+    mount = "mount -t tmpfs -o size=4500k tmpfs /dev/shm"  # one batch of 3.1 MB
     if shutil.which("unshare") is None or subprocess.run([*small, mount], capture_output=True).returncode:
         pytest.skip("a small /dev/shm can only be mounted where namespaces of one's own are allowed")
     command = [*small, f'{mount} && exec "$0" "$@"', sys.executable, "-c", STREAM, str(pictures)]
     ended = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
-    assert line.startswith("error: dataset.workers=2: the processes that decode images failed: unable to allocate ")
-    assert "No space left on device" in line
+    start = "error: dataset.workers=2: the processes that decode images failed: unable to allocate shared memory"
+    assert line.startswith(start)
     assert "shared memory (/dev/shm)" in line

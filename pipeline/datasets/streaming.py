@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +25,9 @@ from pipeline.errors import UserError
 
 # Batches that each worker has ready or under way.
 _PREFETCH = 2
+_SHARED_MEMORY = Path("/dev/shm")
+# Bytes, more than enough for those by which processes take turns.
+_FOR_SEMAPHORES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class Streamed:
 
     def _decode_ahead(self, chosen: Sequence[Tensor], device: torch.device) -> Generator[Tensor, None, None]:
         workers = min(worker_count(self.workers), len(chosen))
+        self._check_shared_memory(max(map(len, chosen)), workers)
         loader = DataLoader(
             _Decoder(self.channels, self.size),
             batch_size=None,  # an index is a batch already
@@ -73,24 +81,26 @@ class Streamed:
             worker_init_fn=_end_with_the_run,
             generator=torch.Generator(),  # torch's own, which dropout draws from, is left alone
         )
-        batches = iter(loader)
+        with _told_in_one_line(workers):
+            batches = iter(loader)
         try:
             for _ in chosen:
-                pixels = self._next(batches, workers)
-                yield pixels.to(device, non_blocking=True)
+                with _told_in_one_line(workers):
+                    found = next(batches)
+                if isinstance(found, UserError):
+                    raise found
+                yield found.to(device, non_blocking=True)
         finally:
             # Now, and not when the last traceback that knows of the iterator is gone: a sweep goes on after a failure.
             batches._shutdown_workers()  # type: ignore[attr-defined]
 
-    def _next(self, batches: Iterator[Tensor | UserError], workers: int) -> Tensor:
-        try:
-            found = next(batches)
-        # A worker that was killed, or files and sockets by which batches come that cannot be had.
-        except (RuntimeError, OSError, EOFError) as error:
-            raise _failure(workers, " ".join(f"{error}".split()) or type(error).__name__) from error
-        if isinstance(found, UserError):
-            raise found
-        return found
+    def _check_shared_memory(self, batch_size: int, workers: int) -> None:
+        """Refuse where not even one batch fits, before a DataLoader that cannot start leaves its own traces."""
+        needed = batch_size * math.prod(self.shape[1:]) + _FOR_SEMAPHORES
+        if _SHARED_MEMORY.is_dir() and (free := shutil.disk_usage(_SHARED_MEMORY).free) < needed:
+            raise _failure(
+                workers, f"a batch takes {needed / 1e6:,.1f} MB of shared memory, {free / 1e6:,.1f} are free"
+            )
 
 
 @dataclass(frozen=True)
@@ -148,6 +158,15 @@ def _end_with_the_run(worker: int) -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _told_in_one_line(workers: int) -> Iterator[None]:
+    """What the machinery of workers raises: one was killed, or memory, files or sockets cannot be had for them."""
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        raise _failure(workers, " ".join(str(error).split()) or type(error).__name__) from error
 
 
 def _failure(workers: int, reason: str) -> UserError:
