@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.interruption import deferred
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,7 +75,7 @@ def save_tensors(content: object, path: Path) -> None:
     """
     import torch  # not needed by those who only handle paths
 
-    with write_and_rename(path) as temporary, temporary.open("wb") as stream:
+    with deferred(), write_and_rename(path) as temporary, temporary.open("wb") as stream:
         torch.save(content, stream)
 
 
