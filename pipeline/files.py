@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.faults import fault, is_full
+from pipeline.interruption import deferred
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,7 +68,7 @@ def save_tensors(content: object, path: Path) -> None:
     """
     import torch  # not needed by those who only handle paths
 
-    with write_and_rename(path) as temporary, temporary.open("wb") as stream:
+    with deferred(), write_and_rename(path) as temporary, temporary.open("wb") as stream:
         torch.save(content, stream)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,10 +20,26 @@ _ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 @contextmanager
 def termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end the run as Ctrl-C does, so that the tracker can mark it KILLED."""
+    """Let SIGTERM and a closed terminal end the run as Ctrl-C does, so that the tracker can mark it KILLED.
+
+    The first such signal is the last, so that nothing cuts off what tidies up. A job that Slurm preempts is handed
+    to submitit, which has it queued again: by itself Slurm takes one that ends before its time for a failed one.
+    """
 
     def interrupt(signal_number: int, frame: Any) -> None:
+        if signal_number == signal.SIGTERM and requeueing and _is_preempted():
+            queue_again(requeueing[0], frame)
+        deafen()
         raise KeyboardInterrupt
+
+    def queue_again(signal_number: int, frame: Any) -> None:
+        deafen()
+        submitits: Any = before[signal.Signals(signal_number)]
+        submitits(signal_number, frame)  # and this raises
+
+    def deafen() -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_IGN)
 
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's affair
@@ -30,26 +48,65 @@ def termination_as_interrupt() -> Iterator[None]:
     before = {one: signal.getsignal(one) for one in _ending() if signal.getsignal(one) is not signal.SIG_IGN}
     for one in before:
         signal.signal(one, interrupt)
+    # The signal that submitit listens to, in one of its jobs.
+    users = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+    requeueing = [one for one in users if callable(signal.getsignal(one))]
+    for one in requeueing:
+        before[one] = signal.signal(one, queue_again)
     try:
         yield
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def _is_preempted() -> bool:
+    """Whether SIGTERM means that this job must leave its node for a while: a job that is cancelled no longer runs."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        return False
+    try:
+        command = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listed.stdout.strip() == "RUNNING"
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let nothing interrupt what notes an interruption: Slurm sends SIGTERM to a job that has it queued again."""
+    """Let no signal interrupt what notes an interruption."""
+    with _handling(signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Hold signals back until the block has ended: torch.save, interrupted, aborts the process."""
+    caught: list[int] = []
+    try:
+        with _handling(lambda signal_number, frame: caught.append(signal_number)):
+            yield
+    finally:
+        for one in caught:
+            signal.raise_signal(one)
+
+
+@contextmanager
+def _handling(handler: Any) -> Iterator[None]:
+    """Have the signals that end a run handled so; those that are ignored stay ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     signals = [getattr(signal, name) for name in _ENDING if hasattr(signal, name)]
-    before = {one: signal.signal(one, signal.SIG_IGN) for one in signals}
+    before = {one: signal.getsignal(one) for one in signals if signal.getsignal(one) not in (signal.SIG_IGN, None)}
+    for one in before:
+        signal.signal(one, handler)
     try:
         yield
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for one, earlier in before.items():
+            signal.signal(one, earlier)
 
 
 @contextmanager

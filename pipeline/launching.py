@@ -55,6 +55,14 @@ class _NotInstalled(Launcher):
 class _Submission(BaseSubmititLauncher or _NotInstalled):  # type: ignore[misc]
     """Submits the jobs of a sweep and waits for all of them."""
 
+    def __call__(self, *arguments: Any) -> JobReturn:
+        """Run one job, in its own process; submitit calls this."""
+        try:
+            return super().__call__(*arguments)
+        except KeyboardInterrupt:  # cancelled: one line in the job's log instead of a traceback
+            terminal.warn("interrupted")
+            raise SystemExit(130) from None
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs with these overrides, and give what became of each; Hydra calls this.
 

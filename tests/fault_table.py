@@ -1,4 +1,4 @@
-"""Collects what the fault tests saw, as the Markdown table of docs/operations_faults.md."""
+"""Collects what the fault tests saw, as the Markdown table of docs/faults.md."""
 
 from __future__ import annotations
 

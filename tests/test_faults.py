@@ -1,7 +1,7 @@
 """Faults of the machine and of others: a kill, a full disk, a read-only folder, a bomb, a lie in the store.
 
 Real processes through `python -m pipeline`. By default one or two stages of each fault; `make test-faults` asks for
-every stage and writes the table of docs/operations_faults.md into outputs/faults.md.
+every stage and writes the table of docs/faults.md into outputs/faults.md.
 """
 
 from __future__ import annotations

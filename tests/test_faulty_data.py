@@ -1,4 +1,4 @@
-"""Data that are not as they should be: one line each, the very one that docs/operations_data.md shows."""
+"""Data that are not as they should be: one line each, the very one that docs/data.md shows."""
 
 from __future__ import annotations
 
