@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
             chosen = {name: part.select(few) for name, part in parts.items()}
             name = f"{options.steps} training steps of {options.train}"
             rows.append(_measured(name, chosen, config, _trainer(config), options.rounds))
-    where = f"{environment.cpu_name()}, training on {environment.resolve_device(config.device)} with {options.threads} threads, torch {torch.__version__}"
+    threads = f"{environment.resolve_device(config.device)} with {options.threads} threads"
+    where = f"{environment.cpu_name()}, training on {threads}, torch {torch.__version__}"
     what = f"{options.images} JPEGs of {options.file_px} px to {options.size} px, batches of {options.batch_size}"
     print(f"python -m benchmarks.streaming {shlex.join(sys.argv[1:] if arguments is None else arguments)}")
     print(f"{where}; {what}, {config.dataset.workers} workers, {options.rounds} rounds; medians, 95 % intervals\n")
