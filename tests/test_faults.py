@@ -213,23 +213,23 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-@pytest.mark.parametrize("stage", WALKED)
-def test_run_ends_in_one_line_and_goes_on_when_the_disk_is_full_in_a_stage(
-    stage: str, small_disk: Path, undisturbed: Path
+def test_run_ends_in_one_line_and_goes_on_when_the_disk_is_full_in_each_stage(
+    small_disk: Path, undisturbed: Path
 ) -> None:
     outputs = small_disk / "outputs"
-    process = start(command(outputs))
-    assert wait_for_stage(process, stage, outputs)
-    filler = fill(small_disk)
-    _, err = process.communicate(timeout=LIMIT)
-    assert process.returncode == 2, err
-    line = one_error(err)
-    assert "the disk is full; once there is space, the same command goes on" in line
-    filler.unlink()
+    for stage in WALKED:
+        process = start(command(outputs))
+        assert wait_for_stage(process, stage, outputs)
+        filler = fill(small_disk)
+        _, err = process.communicate(timeout=LIMIT)
+        filler.unlink()
+        assert process.returncode == 2, err
+        line = one_error(err)
+        assert "the disk is full; once there is space, the same command goes on" in line
+        note("disk full", stage, "the epoch or stage under way", line)
     status, _, err = finish(command(outputs))
     assert status == 0, err
     assert models(outputs) == models(undisturbed)
-    note("disk full", stage, "the epoch or stage under way", line)
 
 
 # What the first writes need: Hydra's record, MLflow's database, its files, the checkpoint.
@@ -243,7 +243,7 @@ def test_run_ends_in_one_line_and_goes_on_when_the_disk_is_full_from_the_start(
     assert status == 2, err
     line = one_error(err)
     assert "the disk is full; once there is space, the same command goes on" in line
-    assert len(err.splitlines()) == len([text for text in err.splitlines() if "epoch" in text]) + 1
+    assert "Error executing job" not in err  # what Hydra says of what it does not know
     subprocess.run(["mount", "-o", "remount,size=400m", small_disk], check=True)
     status, _, err = finish(command(outputs))
     assert status == 0, err
@@ -267,24 +267,26 @@ def test_sweep_ends_in_its_lines_and_goes_on_when_the_disk_is_full(kilobytes: in
     note(f"disk of {kilobytes} kB", "(sweep)", "nothing", said(err)[0] if said(err) else "the disk is full")
 
 
-@pytest.mark.parametrize("stage", WALKED)
-def test_run_ends_in_one_line_and_goes_on_when_the_folder_becomes_read_only(
-    stage: str, small_disk: Path, undisturbed: Path
+@pytest.mark.skipif(not ALL, reason="make test-faults")
+def test_run_ends_in_one_line_and_goes_on_when_the_folder_becomes_read_only_in_each_stage(
+    small_disk: Path, undisturbed: Path
 ) -> None:
     outputs = small_disk / "outputs"
-    process = start(command(outputs))
-    assert wait_for_stage(process, stage, outputs)
-    while process.poll() is None:  # refused as long as a file is open for writing
-        if subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True).returncode == 0:
-            break
-        time.sleep(0.01)
-    _, err = process.communicate(timeout=LIMIT)
-    if process.returncode != 0:  # else it had written everything
-        assert process.returncode == 2, err
-        line = one_error(err)
-        assert "read-only" in line
-        note("becomes read-only", stage, "the epoch or stage under way", line)
-    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    for stage in WALKED:
+        process = start(command(outputs))
+        if not wait_for_stage(process, stage, outputs):  # it was through before the disk could be changed
+            continue
+        while process.poll() is None:  # refused as long as a file is open for writing
+            if subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True).returncode == 0:
+                break
+            time.sleep(0.01)
+        _, err = process.communicate(timeout=LIMIT)
+        subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+        if process.returncode != 0:  # else it had written everything
+            assert process.returncode == 2, err
+            line = one_error(err)
+            assert "read-only" in line
+            note("becomes read-only", stage, "the epoch or stage under way", line)
     status, _, err = finish(command(outputs))
     assert status == 0, err
     assert models(outputs) == models(undisturbed)

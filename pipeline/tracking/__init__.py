@@ -117,8 +117,10 @@ def open_run(config: TrackingConfig, outputs: Path, record: RunRecord) -> Iterat
         mlflow.end_run("KILLED")
         raise
     except BaseException as error:
-        mlflow.set_tag("error", f"{type(error).__name__}: {error}"[:_MAX_PARAM_LENGTH])
-        mlflow.end_run("FAILED")
+        try:
+            mlflow.set_tag("error", f"{type(error).__name__}: {error}"[:_MAX_PARAM_LENGTH])
+        finally:  # a full disk takes no tag; a run that stayed open would be FINISHED when the process ends
+            mlflow.end_run("FAILED")
         raise
     else:
         mlflow.end_run("FINISHED")
