@@ -9,19 +9,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+_ENDING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+# The signals that have come since the run began.
+_heard: list[int] = []
+
 
 @contextmanager
 def termination_as_interrupt() -> Iterator[None]:
     """Let SIGTERM and a closed terminal end the run as Ctrl-C does, so that the tracker can mark it KILLED."""
 
     def interrupt(signal_number: int, frame: Any) -> None:
+        _heard.append(signal_number)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's affair
         return
+    _heard.clear()
     # What nohup has told to be ignored stays ignored.
-    before = {one: signal.getsignal(one) for one in _ending() if signal.getsignal(one) is not signal.SIG_IGN}
+    before = {one: signal.getsignal(one) for one in _ENDING if signal.getsignal(one) is not signal.SIG_IGN}
     for one in before:
         signal.signal(one, interrupt)
     try:
@@ -29,6 +35,16 @@ def termination_as_interrupt() -> Iterator[None]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def stop_if_interrupted() -> None:
+    """Raise the interruption again that a library has swallowed: exporters catch whatever comes in their callbacks.
+
+    Raises:
+        KeyboardInterrupt: when a signal has come and the run still goes on.
+    """
+    if _heard:
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -44,9 +60,5 @@ def interruption_as_one_line() -> Iterator[None]:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
     finally:
-        for one in (*_ending(), signal.SIGINT):
+        for one in _ENDING:
             signal.signal(one, signal.SIG_IGN)
-
-
-def _ending() -> list[signal.Signals]:
-    return [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]

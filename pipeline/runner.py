@@ -15,7 +15,7 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
 from pipeline.files import in_project, make_writable_folder
-from pipeline.interruption import termination_as_interrupt
+from pipeline.interruption import stop_if_interrupted, termination_as_interrupt
 from pipeline.machine import Machine
 from pipeline.models import weights
 from pipeline.plan import Plan, Step, make_plan, visible_config
@@ -54,6 +54,7 @@ def run(request: Request) -> Outcome:
         walk = _Walk(config, store, tracker, done)
         for step in plan.steps:
             walk.take(step, step.stage.name in forced)
+            stop_if_interrupted()
         _report(request, walk.metrics, tracker)
         keep_model(config, walk.folder_of("export"), walk.metrics)
     return Outcome(walk.metrics, tracker.run_id)
