@@ -15,7 +15,11 @@ from pipeline import torchrun
 
 # What ends a run from outside: Ctrl-C and SIGTERM, and what submitit raises before it has a job queued again.
 INTERRUPTIONS = (KeyboardInterrupt, SystemExit)
-_ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+_ENDING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+# One of these is the signal that submitit listens to, in one of its jobs.
+_USERS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+# The signals that have come since the run began.
+_heard: list[int] = []
 
 
 @contextmanager
@@ -30,6 +34,7 @@ def termination_as_interrupt() -> Iterator[None]:
         if signal_number == signal.SIGTERM and requeueing and _is_preempted():
             queue_again(requeueing[0], frame)
         deafen()
+        _heard.append(signal_number)
         raise KeyboardInterrupt
 
     def queue_again(signal_number: int, frame: Any) -> None:
@@ -44,13 +49,12 @@ def termination_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's affair
         return
+    _heard.clear()
     # What nohup has told to be ignored stays ignored.
-    before = {one: signal.getsignal(one) for one in _ending() if signal.getsignal(one) is not signal.SIG_IGN}
+    before = {one: signal.getsignal(one) for one in _ENDING if signal.getsignal(one) is not signal.SIG_IGN}
     for one in before:
         signal.signal(one, interrupt)
-    # The signal that submitit listens to, in one of its jobs.
-    users = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
-    requeueing = [one for one in users if callable(signal.getsignal(one))]
+    requeueing = [one for one in _USERS if callable(signal.getsignal(one))]
     for one in requeueing:
         before[one] = signal.signal(one, queue_again)
     try:
@@ -98,7 +102,7 @@ def _handling(handler: Any) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    signals = [getattr(signal, name) for name in _ENDING if hasattr(signal, name)]
+    signals = [*_ENDING, *_USERS]
     before = {one: signal.getsignal(one) for one in signals if signal.getsignal(one) not in (signal.SIG_IGN, None)}
     for one in before:
         signal.signal(one, handler)
@@ -107,6 +111,16 @@ def _handling(handler: Any) -> Iterator[None]:
     finally:
         for one, earlier in before.items():
             signal.signal(one, earlier)
+
+
+def stop_if_interrupted() -> None:
+    """Raise the interruption again that a library has swallowed: exporters catch whatever comes in their callbacks.
+
+    Raises:
+        KeyboardInterrupt: when a signal has come and the run still goes on.
+    """
+    if _heard:
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -123,9 +137,5 @@ def interruption_as_one_line() -> Iterator[None]:
             print("error: interrupted", file=sys.stderr)
         sys.exit(130)
     finally:
-        for one in (*_ending(), signal.SIGINT):
+        for one in _ENDING:
             signal.signal(one, signal.SIG_IGN)
-
-
-def _ending() -> list[signal.Signals]:
-    return [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]

@@ -16,7 +16,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
 from pipeline.files import in_project, make_writable_folder
 from pipeline.followers import announce, check_processes, dismiss, follow
-from pipeline.interruption import termination_as_interrupt
+from pipeline.interruption import stop_if_interrupted, termination_as_interrupt
 from pipeline.machine import Machine
 from pipeline.models import weights
 from pipeline.plan import Plan, Step, make_plan, visible_config
@@ -67,6 +67,7 @@ def _run(request: Request, plan: Plan, world: World) -> Outcome:
         walk = _Walk(config, store, tracker, done, world)
         for step in plan.steps:
             walk.take(step, step.stage.name in forced)
+            stop_if_interrupted()
         _report(request, walk.metrics, tracker)
         keep_model(config, walk.folder_of("export"), walk.metrics, tracker)
     return Outcome(walk.metrics, tracker.run_id)

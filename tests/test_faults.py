@@ -124,9 +124,11 @@ def wait_for_stage(process: subprocess.Popen[str], stage: str, outputs: Path) ->
 
 # --- signals
 
+# By default test_runner.py and test_sweeps.py kill, and test_tracking.py terminates.
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
 
 
+@pytest.mark.skipif(not ALL, reason="make test-faults")
 @pytest.mark.parametrize("sent", SIGNALS, ids=lambda one: one.name)
 def test_run_equals_an_undisturbed_one_when_each_stage_was_ended_by_a_signal(
     sent: signal.Signals, undisturbed: Path, tmp_path: Path
@@ -146,10 +148,8 @@ def test_run_equals_an_undisturbed_one_when_each_stage_was_ended_by_a_signal(
         if sent == signal.SIGKILL:
             assert process.returncode == -signal.SIGKILL or process.returncode == 0
             shown = "(nothing)"
-        elif process.returncode == 0:  # it came to its end before the signal
-            shown = "(ended before)"
         else:
-            assert process.returncode == 130, err
+            assert process.returncode in (130, -signal.SIGINT), err
             shown = one_error(err)
             assert shown == "interrupted; the same command goes on from the last finished epoch"
             assert {run.info.status for run in runs(outputs)} <= {"KILLED", "FINISHED"}
@@ -159,8 +159,27 @@ def test_run_equals_an_undisturbed_one_when_each_stage_was_ended_by_a_signal(
     assert models(outputs) == models(undisturbed)
 
 
+def test_run_is_interrupted_after_the_stage_when_a_library_has_swallowed_the_signal(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import runner
+
+    load = runner.datasets.load_training
+
+    def swallowing(*given: Any) -> Any:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        return load(*given)
+
+    monkeypatch.setattr(runner.datasets, "load_training", swallowing)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(compose_request([*FLOAT, f"outputs={outputs}"]))
+    assert [path.name.split("-")[0] for path in (outputs / "artifacts").glob("*-*")] == ["train"]
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.3, 1.0] if ALL else [0.3])
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=lambda one: one.name)
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT] if ALL else [signal.SIGINT], ids=lambda one: one.name)
 def test_command_ends_in_one_line_when_it_is_interrupted_while_it_starts(
     sent: signal.Signals, delay: float, tmp_path: Path
 ) -> None:
@@ -173,7 +192,8 @@ def test_command_ends_in_one_line_when_it_is_interrupted_while_it_starts(
     _, err = process.communicate(timeout=LIMIT)
     if process.returncode == -sent and not err:
         pytest.skip("the signal came before Python had read the package")
-    assert process.returncode == 130, err
+    # Python itself dies by Ctrl-C, which a shell shows as 130, when it came amid the making of a dataclass.
+    assert process.returncode in (130, -signal.SIGINT), err
     assert one_error(err).startswith("interrupted")
     note(sent.name, "(start-up)", "nothing", one_error(err))
 
@@ -213,27 +233,28 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-@pytest.mark.parametrize("stage", WALKED)
-def test_run_ends_in_one_line_and_goes_on_when_the_disk_is_full_in_a_stage(
-    stage: str, small_disk: Path, undisturbed: Path
+def test_run_ends_in_one_line_and_goes_on_when_the_disk_is_full_in_each_stage(
+    small_disk: Path, undisturbed: Path
 ) -> None:
     outputs = small_disk / "outputs"
-    process = start(command(outputs))
-    assert wait_for_stage(process, stage, outputs)
-    filler = fill(small_disk)
-    _, err = process.communicate(timeout=LIMIT)
-    assert process.returncode == 2, err
-    line = one_error(err)
-    assert "the disk is full; once there is space, the same command goes on" in line
-    filler.unlink()
+    for stage in WALKED:
+        process = start(command(outputs))
+        assert wait_for_stage(process, stage, outputs)
+        filler = fill(small_disk)
+        _, err = process.communicate(timeout=LIMIT)
+        filler.unlink()
+        assert process.returncode == 2, err
+        line = one_error(err)
+        assert "the disk is full; once there is space, the same command goes on" in line
+        note("disk full", stage, "the epoch or stage under way", line)
     status, _, err = finish(command(outputs))
     assert status == 0, err
     assert models(outputs) == models(undisturbed)
-    note("disk full", stage, "the epoch or stage under way", line)
 
 
 # What the first writes need: Hydra's record, MLflow's database, its files, the checkpoint.
-@pytest.mark.parametrize("kilobytes", [4, 40, 200, 700, 1400, 8000] if ALL else [40])
+@pytest.mark.skipif(not ALL, reason="make test-faults")
+@pytest.mark.parametrize("kilobytes", [4, 40, 200, 700, 1400, 8000])
 def test_run_ends_in_one_line_and_goes_on_when_the_disk_is_full_from_the_start(
     kilobytes: int, small_disk: Path, undisturbed: Path
 ) -> None:
@@ -243,7 +264,7 @@ def test_run_ends_in_one_line_and_goes_on_when_the_disk_is_full_from_the_start(
     assert status == 2, err
     line = one_error(err)
     assert "the disk is full; once there is space, the same command goes on" in line
-    assert len(err.splitlines()) == len([text for text in err.splitlines() if "epoch" in text]) + 1
+    assert "Error executing job" not in err  # what Hydra says of what it does not know
     subprocess.run(["mount", "-o", "remount,size=400m", small_disk], check=True)
     status, _, err = finish(command(outputs))
     assert status == 0, err
@@ -267,30 +288,32 @@ def test_sweep_ends_in_its_lines_and_goes_on_when_the_disk_is_full(kilobytes: in
     note(f"disk of {kilobytes} kB", "(sweep)", "nothing", said(err)[0] if said(err) else "the disk is full")
 
 
-@pytest.mark.parametrize("stage", WALKED)
-def test_run_ends_in_one_line_and_goes_on_when_the_folder_becomes_read_only(
-    stage: str, small_disk: Path, undisturbed: Path
+@pytest.mark.skipif(not ALL, reason="make test-faults")
+def test_run_ends_in_one_line_and_goes_on_when_the_folder_becomes_read_only_in_each_stage(
+    small_disk: Path, undisturbed: Path
 ) -> None:
     outputs = small_disk / "outputs"
-    process = start(command(outputs))
-    assert wait_for_stage(process, stage, outputs)
-    while process.poll() is None:  # refused as long as a file is open for writing
-        if subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True).returncode == 0:
-            break
-        time.sleep(0.01)
-    _, err = process.communicate(timeout=LIMIT)
-    if process.returncode != 0:  # else it had written everything
-        assert process.returncode == 2, err
-        line = one_error(err)
-        assert "read-only" in line
-        note("becomes read-only", stage, "the epoch or stage under way", line)
-    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    for stage in WALKED:
+        process = start(command(outputs))
+        if not wait_for_stage(process, stage, outputs):  # it was through before the disk could be changed
+            continue
+        while process.poll() is None:  # refused as long as a file is open for writing
+            if subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True).returncode == 0:
+                break
+            time.sleep(0.01)
+        _, err = process.communicate(timeout=LIMIT)
+        subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+        if process.returncode != 0:  # else it had written everything
+            assert process.returncode == 2, err
+            line = one_error(err)
+            assert "read-only" in line
+            note("becomes read-only", stage, "the epoch or stage under way", line)
     status, _, err = finish(command(outputs))
     assert status == 0, err
     assert models(outputs) == models(undisturbed)
 
 
-@pytest.mark.parametrize("key", ["outputs", "dataset.root"])
+@pytest.mark.parametrize("key", ["outputs", "dataset.root"] if ALL else ["outputs"])
 def test_run_is_refused_in_one_line_when_a_folder_is_read_only(key: str, small_disk: Path, tmp_path: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     asked = ["dataset=mnist", "dataset.mirror=/nowhere"] if key == "dataset.root" else []
@@ -339,6 +362,7 @@ def another_model(path: Path, marker: Path) -> None:
 
 
 LIES = [cut_off, flip, trap_torch, trap_pickle, another_model]
+FEW_LIES = LIES if ALL else [trap_torch, another_model]
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
@@ -373,7 +397,7 @@ def copied(trained: Path, outputs: Path) -> Path:
     return outputs
 
 
-@pytest.mark.parametrize("lie", LIES, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("lie", FEW_LIES, ids=lambda one: one.__name__)
 def test_checkpoint_is_never_executed_when_its_manifest_was_made_to_fit_it(
     lie: Callable[[Path, Path], None],
     copied: Path,
@@ -397,7 +421,7 @@ def test_checkpoint_is_never_executed_when_its_manifest_was_made_to_fit_it(
     note(f"store: {lie.__name__}, manifest fits", "fuse", "nothing", line)
 
 
-@pytest.mark.parametrize("lie", LIES, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("lie", FEW_LIES, ids=lambda one: one.__name__)
 def test_training_starts_again_when_the_checkpoint_under_way_is_a_lie(
     lie: Callable[[Path, Path], None], copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -420,6 +444,7 @@ def test_training_starts_again_when_the_checkpoint_under_way_is_a_lie(
     note(f"progress.pt: {lie.__name__}", "train", "the epochs done", line)
 
 
+@pytest.mark.skipif(not ALL, reason="make test-faults; test_bad_input.py has the most of them")
 @pytest.mark.parametrize("lie", [cut_off, trap_torch, trap_pickle, another_model], ids=lambda one: one.__name__)
 def test_weights_are_never_executed_when_they_are_a_lie(
     lie: Callable[[Path, Path], None],
@@ -596,8 +621,10 @@ NAMES = {
 KEYS = ["outputs", "dataset.root", "tracking.experiment", "tracking.run_name", "register.name"]
 
 
-@pytest.mark.parametrize("name", NAMES if ALL else ["unicode", "newline", "4000 characters"])
-@pytest.mark.parametrize("key", KEYS)
+FEW = [("outputs", "newline"), ("outputs", "4000 characters"), ("register.name", "unicode"), ("dataset.root", "NUL")]
+
+
+@pytest.mark.parametrize(("key", "name"), [(key, name) for key in KEYS for name in NAMES] if ALL else FEW)
 def test_run_finishes_or_says_one_line_when_a_name_is_strange(
     key: str,
     name: str,

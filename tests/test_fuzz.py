@@ -174,6 +174,13 @@ values = st.one_of(
     st.sampled_from(VALUES), st.sampled_from(VALUES), any_text, st.integers().map(str), st.floats().map(str)
 )
 valid_groups = st.sampled_from([f"{group}={option}" for group, options in GROUPS.items() for option in options])
+PLAIN = [
+    *("seed=1", "seed=0,1", "train.epochs=2", "qat.epochs=1,2", "stages=[train]", "stages=[train,fuse]", "device=cpu"),
+    *("train.learning_rate=0.01", "dataset.root='a b'", "outputs=é", "tracking.run_name='a,b'", "force=true"),
+    *("qat.freeze_bn_epoch=null", "benchmark.threads=[1,2]", "qat.learning_rate=${train.learning_rate}"),
+    *("train.weight_decay=range(0,1,0.5)", "qat.learning_rate=interval(1e-5,1e-3)", "hydra.job.name=x"),
+]
+plain = st.sampled_from(PLAIN)
 all_keys = st.sampled_from([*KEYS, *KEYS, *KEYS, *GROUPS, *HYDRA_KEYS])
 
 
@@ -197,7 +204,9 @@ def mutated(draw: st.DrawFn) -> str:
 strange = st.builds("{}={}".format, all_keys, st.sampled_from(VALUES))
 joined = st.builds("{}={}".format, all_keys, st.lists(st.sampled_from(VALUES), min_size=2, max_size=3).map(",".join))
 of_hydra = st.builds("{}{}={}".format, st.sampled_from(["", "+", "++"]), st.sampled_from(HYDRA_KEYS), values)
-arguments = st.one_of(strange, strange, joined, of_hydra, mutated(), valid_groups, valid_groups, any_text)
+arguments = st.one_of(
+    plain, plain, plain, strange, strange, joined, of_hydra, mutated(), valid_groups, valid_groups, any_text
+)
 flags = st.one_of(
     st.just([]), st.just([]), st.just(["-m"]), st.just(["-m"]), st.lists(st.sampled_from(FLAGS), min_size=1, max_size=3)
 )
