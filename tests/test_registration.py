@@ -134,6 +134,12 @@ def test_version_is_kept_when_the_same_file_is_registered_again(registering: Reg
     assert champion(name) == 1
 
 
+def test_champion_keeps_what_it_won_with_when_its_file_is_measured_otherwise(registering: Register, name: str) -> None:
+    assert registering(same_file=True, latency_ms=2.0).verdict.wins
+    registering(same_file=True, latency_ms=5.0, conditions="eager")
+    assert registering(latency_ms=1.0).verdict.wins  # a contender measured as the champion was
+
+
 def test_first_that_qualifies_is_champion_when_the_champion_was_deleted(registering: Register, name: str) -> None:
     registering()
     mlflow.MlflowClient().delete_model_version(name, "1")

@@ -152,8 +152,8 @@ def register(
 ) -> Registration:
     """Register a logged model under `register.name`, and make it the champion if the rule says so.
 
-    A file that is registered already keeps its version, whose measurements become the new ones. The alias is set
-    last: whatever fails before leaves the champion that was.
+    A file that is registered already keeps its version, whose measurements become the new ones; those of the champion
+    only if they were taken as its own. The alias is set last: whatever fails before leaves the champion that was.
     """
     import mlflow
 
@@ -168,10 +168,14 @@ def register(
         versions = {int(found.version): found for found in client.search_model_versions(f"name='{name}'")}
         same = [number for number, found in versions.items() if found.tags.get(_DIGEST) == tags[_DIGEST]]
         version = max(same) if same else _create_version(client, name, model_uri, mlflow.active_run(), tags)
-        for key, value in tags.items() if same else ():
-            client.set_model_version_tag(name, str(version), key, value)
         champion = model.aliases.get(ALIAS)
-        if champion is not None and int(champion) == version:
+        is_champion = champion is not None and int(champion) == version
+        # Contenders are held against what the champion won with: an eager latency would shut out all that benchmark
+        # has measured.
+        if same and not (is_champion and versions[version].tags.get("conditions") != tags["conditions"]):
+            for key, value in tags.items():
+                client.set_model_version_tag(name, str(version), key, value)
+        if is_champion:
             return Registration(version, Verdict(True, "as before"))
         verdict = _judge(candidate, versions, champion, config.max_drop_pct)
         client.set_model_version_tag(name, str(version), "verdict", verdict.reason)
