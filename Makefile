@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-kills lint format type ui clean
+.PHONY: help install run test test-kills test-slurm lint format type ui clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ test: $(STAMP) ## Run every test, on two processes of one thread each
 
 test-kills: $(STAMP) ## Kill a sweep at 20 random moments and compare it with an undisturbed one
 	PIPELINE_TEST_KILLS=20 $(BIN)/python -m pytest tests/test_sweeps.py -k killed_at_random
+
+test-slurm: $(STAMP) ## Run sweeps on a real Slurm that is started for it: as root, with slurm-wlm and munge
+	OMP_NUM_THREADS=1 PIPELINE_TEST_SLURM=1 $(BIN)/python -m pytest tests/test_slurm.py
 
 lint: $(STAMP) ## Check style and names
 	$(BIN)/ruff check .
