@@ -141,7 +141,7 @@ class SlurmSubmission(_Submission):
         tracking = config.tracking
         if tracking.enabled and (tracking.uri or "sqlite:").startswith("sqlite:"):
             terminal.warn(
-                f"tracking.uri={'null' if tracking.uri is None else tracking.uri}: jobs on several machines would write one SQLite file, which a shared file system can "
+                "tracking.uri: jobs on several machines would write one SQLite file, which a shared file system can "
                 "damage; what they need is a tracking server: tracking.uri=http://…"
             )
 
