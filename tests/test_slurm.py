@@ -25,7 +25,7 @@ ON_SLURM = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1"]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 RATES = ",".join(f"{rate:g}e-4" for rate in range(1, 9))
 SIXTEEN_JOBS = [*SMALL, "backend=fbgemm,qnnpack", f"qat.learning_rate={RATES}"]
-LONG_TRAINING = [*SMALL, "stages=[train]", "train.epochs=10"]
+LONG_TRAINING = [*SMALL, "stages=[train]", "train.epochs=30"]
 MINUTES = 60.0
 
 
@@ -147,7 +147,7 @@ def test_job_goes_on_from_its_checkpoint_when_submitit_has_it_queued_again(clust
     _, errors = running.communicate(timeout=5 * MINUTES)
     assert running.returncode == 0, errors
     (text,) = (path.read_text() for path in outputs.glob("sweeps/*/.submitit/*/*_log.out"))
-    assert text.count("epoch 1/10") == 1
+    assert text.count("epoch 1/30") == 1
     assert "resumed after epoch" in text
     assert "Traceback" not in text
     assert sorted(run.info.status for run in children(outputs)) == ["FINISHED", "KILLED"]
