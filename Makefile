@@ -55,6 +55,9 @@ test-faults: $(STAMP) ## Every fault in every stage (root, half an hour); the ta
 fuzz: $(STAMP) ## 2,000 random command lines: each a run that could begin, or one line
 	PIPELINE_FUZZ=2000 $(BIN)/python -m pytest tests/test_fuzz.py -s
 
+test-slurm: $(STAMP) ## Run sweeps on a real Slurm that is started for it: as root, with slurm-wlm and munge
+	OMP_NUM_THREADS=1 PIPELINE_TEST_SLURM=1 $(BIN)/python -m pytest tests/test_slurm.py
+
 lint: $(STAMP) ## Check style and names
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -55,6 +55,8 @@ class _NotInstalled(Launcher):
 class _Submission(BaseSubmititLauncher or _NotInstalled):  # type: ignore[misc]
     """Submits the jobs of a sweep and waits for all of them."""
 
+    _PATIENCE_S = 0.0
+
     def __call__(self, *arguments: Any) -> JobReturn:
         """Run one job, in its own process; submitit calls this."""
         try:
@@ -75,7 +77,8 @@ class _Submission(BaseSubmititLauncher or _NotInstalled):  # type: ignore[misc]
         records = [sweep.job(list(overrides)) for overrides in job_overrides]
         wanted = {place: list(overrides) for place, overrides in enumerate(job_overrides)}
         returns: dict[int, JobReturn] = {}
-        for place, job in submitted.ended(self._start(sweep, records, wanted, initial_job_idx)):
+        jobs = self._start(sweep, records, wanted, initial_job_idx)
+        for place, job in submitted.ended(jobs, self._PATIENCE_S):
             returns[place] = _outcome(job, records[place], wanted[place])
             record = records[place].read()
             terminal.say(f"{record.name}: {record.state}")
@@ -114,6 +117,7 @@ class SlurmSubmission(_Submission):
     """`hydra/launcher=submitit_slurm`: the jobs of the sweep are one array of Slurm's."""
 
     _EXECUTOR = "slurm"
+    _PATIENCE_S = 15.0  # a shared file system shows late what another machine has written
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Check the settings; Hydra calls this.

@@ -18,8 +18,6 @@ _LEDGER = "submitted.json"
 # Slurm's words for a job that will not run again.
 _ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
 _GONE = "no longer in the queue"
-# Seconds for a result to become visible on a shared file system after its job has ended.
-_PATIENCE_S = 15.0
 
 
 class Queue(InfoWatcher):
@@ -72,8 +70,11 @@ class Ledger:
             temporary.write_text(json.dumps(known, indent=1))
 
 
-def ended(jobs: dict[int, submitit.Job[Any]]) -> Iterator[tuple[int, submitit.Job[Any]]]:
-    """Each job with its place, as soon as it has a result or will never have one."""
+def ended(jobs: dict[int, submitit.Job[Any]], patience_s: float) -> Iterator[tuple[int, submitit.Job[Any]]]:
+    """Each job with its place, as soon as it has a result or will never have one.
+
+    A result may become visible so many seconds after its job has ended.
+    """
     left, since = dict(jobs), dict[int, float]()
     while left:
         for place, job in list(left.items()):
@@ -81,7 +82,7 @@ def ended(jobs: dict[int, submitit.Job[Any]]) -> Iterator[tuple[int, submitit.Jo
                 since.pop(place, None)
                 continue
             first = since.setdefault(place, time.monotonic())
-            if job.paths.result_pickle.exists() or time.monotonic() - first > _PATIENCE_S:
+            if job.paths.result_pickle.exists() or time.monotonic() - first >= patience_s:
                 yield place, left.pop(place)
         if left:
             time.sleep(0.5)

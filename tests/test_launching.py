@@ -1,0 +1,171 @@
+"""Jobs that submitit starts: on this machine, with real processes; what ends one from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.composition import compose_request
+from pipeline.files import PROJECT_ROOT, save_tensors
+from pipeline.interruption import termination_as_interrupt
+from pipeline.jobs import run_job, sweep_session
+from pipeline.machine import Machine
+from pipeline.request import Request
+from pipeline.runner import run
+from pipeline.sweep import RUNNING, JobRecord
+from pipeline.tracking.parents import JOB_TAG
+from tests.conftest import SMALL
+from tests.test_sweeps import children, command
+from tests.test_tracking import client, runs
+
+FLOAT_ALONE = [*SMALL, "stages=[train]"]
+
+
+def child_of(controller: str) -> int:
+    """The process of the job that this process of submitit's watches."""
+    listed = subprocess.check_output(["ps", "--ppid", controller, "-o", "pid="], text=True)
+    return int(listed)
+
+
+def test_job_that_dies_is_told_and_the_other_finishes_when_submitit_runs_both_here(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    sweeping = subprocess.Popen(
+        command(outputs, *SMALL, "stages=[train]", "train.epochs=1,200", "hydra/launcher=submitit_local"),
+        cwd=PROJECT_ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(outputs.glob("artifacts/train-*")) or not (long := long_job(outputs)):
+        assert sweeping.poll() is None, sweeping.communicate()
+        time.sleep(0.1)
+    os.kill(child_of(long), signal.SIGKILL)
+    said, errors = sweeping.communicate(timeout=120)
+    assert sweeping.returncode == 1
+    assert "train.epochs=1: finished" in said
+    assert "1 of 2 jobs failed" in errors
+    assert f"train.epochs=200: its process ended without a result (finished); its log is {outputs}" in errors
+    assert "Traceback" not in errors
+    # Two at a time share the processors.
+    shares = {run.data.tags["threads"] for run in children(outputs)}
+    assert shares == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
+
+
+def long_job(outputs: Path) -> str | None:
+    """The number of the job with the long training, once it trains."""
+    for log in outputs.glob("sweeps/*/.submitit/*/*_log.out"):
+        if "train epoch 1/200" in log.read_text():
+            return log.parent.name
+    return None
+
+
+@contextmanager
+def signalled(number: signal.Signals, condition: Callable[[], object]) -> Iterator[None]:
+    """Send this process the signal as soon as the condition holds."""
+
+    def send() -> None:
+        while not condition() and not ended.is_set():
+            time.sleep(0.02)
+        if not ended.is_set():
+            os.kill(os.getpid(), number)
+
+    ended = threading.Event()
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        sender.join()
+
+
+def test_run_is_killed_and_resumed_when_a_signal_handler_exits(
+    small_request: Callable[..., Request], outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = small_request("stages=[train]", "train.epochs=3", "train.schedule=constant")
+    before = signal.signal(signal.SIGUSR2, lambda *_: sys.exit(-1))  # as submitit does
+    try:
+        with (
+            signalled(signal.SIGUSR2, lambda: list(outputs.glob("artifacts/train-*.partial/progress.pt"))),
+            pytest.raises(SystemExit),
+        ):
+            run(request)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    (killed,) = runs(outputs)
+    assert killed.info.status == "KILLED"
+    assert "error" not in killed.data.tags
+    run(request)
+    assert "resumed after epoch" in "".join(capsys.readouterr())
+    assert sorted(found.info.status for found in runs(outputs)) == ["FINISHED", "KILLED"]
+
+
+class SignalsWhenSaved:
+    """Sends SIGTERM in the middle of being written."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return (OrderedDict, ())  # which may be loaded
+
+
+def test_checkpoint_is_whole_when_a_signal_comes_while_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "progress.pt"
+    with pytest.raises(KeyboardInterrupt), termination_as_interrupt():
+        save_tensors([SignalsWhenSaved(), torch.arange(1000)], path)
+    assert torch.equal(torch.load(path, weights_only=True)[1], torch.arange(1000))
+
+
+def test_predecessors_run_is_killed_when_a_job_is_run_again(outputs: Path) -> None:
+    typed = [*FLOAT_ALONE, f"outputs={outputs}", "seed=1"]
+    request = compose_request(typed)
+    with sweep_session([*typed[:-1], "seed=1,2"], [typed, [*typed[:-1], "seed=2"]], request.config) as sweep:
+        job = sweep.job(typed)
+        job.write(JobRecord("seed=1", typed, RUNNING))  # and its process is gone
+        left = {JOB_TAG: job.slug, "mlflow.parentRunId": sweep.parent_run_id}
+        others = {**left, JOB_TAG: "another"}
+        experiment = client(outputs).get_run(sweep.parent_run_id).info.experiment_id
+        for tags in (left, others):
+            client(outputs).create_run(experiment, tags=tags)
+        run_job(request, sweep.folder, 1)
+        by_job = sorted((run.data.tags[JOB_TAG] == job.slug, run.info.status) for run in children(outputs))
+        assert by_job == [(False, "RUNNING"), (True, "FINISHED"), (True, "KILLED")]
+        assert json.loads((sweep.folder / "jobs" / f"{job.slug}.json").read_text())["state"] == "finished"
+
+
+def test_hosts_do_not_wait_for_each_others_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Machine(tmp_path)
+    monkeypatch.setattr("pipeline.machine.gethostname", lambda: "elsewhere")
+    with here.measuring(), Machine(tmp_path).measuring():
+        pass
+    assert len(list(tmp_path.glob("machine-*.db"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("hydra.launcher.timeout_min=long", "hydra.launcher.timeout_min=long: Value 'long'"),
+        ("hydra.launcher.partiton=cpu", "hydra.launcher.partiton: Key 'partiton' not in"),
+    ],
+)
+def test_setting_of_the_launcher_is_refused_in_one_line_when_it_is_wrong(
+    override: str, line: str, tmp_path: Path
+) -> None:
+    asked = command(tmp_path / "outputs", *SMALL, "seed=0,1", "hydra/launcher=submitit_slurm", override)
+    done = subprocess.run(asked, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {line}")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "outputs").exists()
