@@ -166,18 +166,18 @@ import sys
 from pipeline import datasets, terminal
 from pipeline.config import DatasetConfig
 from pipeline.command_line import run_command
-from pipeline.datasets.loader import training_batches
+from pipeline.datasets.loader import evaluation_batches
 from pipeline.interruption import termination_as_interrupt
 import torch
 
 def stream():
     config = DatasetConfig(
-        "image_folder", sys.argv[1], image_size=256, mean=[0.5] * 3, std=[0.5] * 3, loading="stream", workers=2
+        "image_folder", sys.argv[1], image_size=1024, mean=[0.5] * 3, std=[0.5] * 3, loading="stream", workers=2
     )
-    training, _ = datasets.load_training(config, seed=0)
+    test = datasets.load_test(config)
     with termination_as_interrupt():
         while True:
-            for batch in training_batches(training, config, 16, torch.device("cpu"), torch.Generator()):
+            for batch in evaluation_batches(test, config, 2, torch.device("cpu")):
                 terminal.say("batch")
 
 run_command(stream)
@@ -221,7 +221,7 @@ def test_no_process_is_left_when_streaming_is_ended_in_the_middle(how: signal.Si
 
 def test_too_little_shared_memory_ends_in_one_line_that_names_the_setting(pictures: Path) -> None:
     small = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
-    mount = "mount -t tmpfs -o size=4500k tmpfs /dev/shm"  # one batch of 3.1 MB
+    mount = "mount -t tmpfs -o size=9m tmpfs /dev/shm"  # one batch of 6.3 MB
     if shutil.which("unshare") is None or subprocess.run([*small, mount], capture_output=True).returncode:
         pytest.skip("a small /dev/shm can only be mounted where namespaces of one's own are allowed")
     command = [*small, f'{mount} && exec "$0" "$@"', sys.executable, "-c", STREAM, str(pictures)]
@@ -231,3 +231,15 @@ def test_too_little_shared_memory_ends_in_one_line_that_names_the_setting(pictur
     start = "error: dataset.workers=2: the processes that decode images failed: unable to allocate shared memory"
     assert line.startswith(start)
     assert "shared memory (/dev/shm)" in line
+
+
+def count_streamed(root: str) -> int:
+    config = DatasetConfig("image_folder", root, mean=[0.5] * 3, std=[0.5] * 3, loading="stream", workers=2)
+    return sum(len(labels) for _, labels in evaluation_batches(datasets.load_test(config), config, 4, CPU))
+
+
+def test_workers_start_when_the_process_is_one_of_a_parallel_sweep(pictures: Path) -> None:
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    with ProcessPoolExecutor(max_workers=1) as joblibs:  # whose start method is its own
+        assert joblibs.submit(count_streamed, str(pictures)).result(timeout=120) == len(CLASSES) * TEST

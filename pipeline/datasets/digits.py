@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from pipeline.config import DatasetConfig
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
@@ -12,6 +11,8 @@ from pipeline.datasets.splitting import split_stratified
 
 
 def _read(config: DatasetConfig, part: PartName) -> Part:
+    from sklearn.datasets import load_digits  # seconds, which the other data sets need not wait for
+
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     whole = Part(torch.from_numpy(pixels).unsqueeze(1), torch.from_numpy(digits.target.astype(np.int64)))

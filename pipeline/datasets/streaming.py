@@ -185,7 +185,8 @@ def _clean_processes() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    # A worker also sets the start method that is this process's own: joblib's, in a parallel sweep, has to be known.
+    context.set_forkserver_preload([__name__, type(multiprocessing.get_context()).__module__])
     if threading.current_thread() is threading.main_thread():
         # Inherited by the server and the workers: Ctrl-C is this process's to answer, and it ends them.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
