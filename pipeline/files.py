@@ -61,6 +61,17 @@ def write_and_rename(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_space(folder: Path) -> None:
+    """See that a megabyte can be written: other libraries say of a full disk whatever they like.
+
+    Raises:
+        UserError: when the disk is full.
+    """
+    with write_and_rename(folder / ".space") as temporary:
+        temporary.write_bytes(bytes(1_000_000))
+    (folder / ".space").unlink()
+
+
 def save_tensors(content: object, path: Path) -> None:
     """`torch.save`, complete or absent, and with the same bytes wherever and by whomever it is written.
 

@@ -233,6 +233,7 @@ def fill(disk: Path) -> Path:
     return filler
 
 
+@pytest.mark.skipif(not ALL, reason="make test-faults")
 def test_run_ends_in_one_line_and_goes_on_when_the_disk_is_full_in_each_stage(
     small_disk: Path, undisturbed: Path
 ) -> None:
@@ -250,6 +251,23 @@ def test_run_ends_in_one_line_and_goes_on_when_the_disk_is_full_in_each_stage(
     status, _, err = finish(command(outputs))
     assert status == 0, err
     assert models(outputs) == models(undisturbed)
+
+
+def test_run_goes_on_when_the_disk_was_full(
+    small_disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, which makes it cheap: first the checkpoint does not fit, then nothing does."""
+    asked = [*SMALL, "model=mobilenet_v2", "stages=[train]", f"outputs={small_disk / 'outputs'}"]
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    line = refused(asked, capsys, monkeypatch)
+    assert f"{PROGRESS_FILE}: the disk is full; once there is space, the same command goes on" in line
+    filler = fill(small_disk)
+    assert "the disk is full" in refused(asked, capsys, monkeypatch)
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,size=400m", small_disk], check=True)
+    composition.main()
+    assert len(models(small_disk / "outputs")) == 1
+    assert [run.info.status for run in runs(small_disk / "outputs")] == ["FINISHED", "FAILED"]
 
 
 # What the first writes need: Hydra's record, MLflow's database, its files, the checkpoint.

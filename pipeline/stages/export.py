@@ -21,6 +21,8 @@ from torch import nn
 from pipeline import datasets, forms, parity, quantization, terminal
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.faults import fault
+from pipeline.files import check_space
 from pipeline.measurement import MEGABYTE
 from pipeline.runtimes import Runtime, eager, exported_to
 from pipeline.stage import Context, Inputs, Product, Stage
@@ -70,6 +72,9 @@ def _ship(runtime: Runtime, reference: _Reference, config: Config, context: Cont
     except (UserError, OSError, MemoryError):  # of this machine, now: nothing to keep as a verdict
         raise
     except Exception as error:  # whatever an exporter or a runtime raises for a network that it cannot take
+        if fault(error):
+            raise
+        check_space(context.folder)
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         terminal.warn(f"{name}: fails: {reason}")
         shutil.rmtree(folder, ignore_errors=True)
