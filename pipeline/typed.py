@@ -132,6 +132,8 @@ def check_sweep_settings(node: Any) -> None:
     """
     if not isinstance(node.verbose, bool | str) and not OmegaConf.is_list(node.verbose):
         raise UserError(f"hydra.verbose={node.verbose}: allowed: true, false, or a logger's name, or a list of them")
+    if not OmegaConf.is_dict(node.job.env_set):
+        raise UserError(f"hydra.job.env_set={node.job.env_set}: allowed: {{NAME: value}}")
     batch = (node.sweeper or {}).get("max_batch_size")
     if batch is not None and batch < 1:
         raise UserError(f"hydra.sweeper.max_batch_size={batch}: allowed: at least 1, or null")

@@ -37,6 +37,8 @@ ALL = os.environ.get("PIPELINE_FAULTS") == "all"
 MOMENTS = int(os.environ.get("PIPELINE_FAULT_MOMENTS", "1"))
 STAGES = ["train", "fuse", "finetune", "ptq", "qat", "sensitivity", "convert", "evaluate", "export", "benchmark"]
 WALKED = STAGES if ALL else ["train"]
+# Those that the fault strikes; all by default.
+STRUCK = os.environ.get("PIPELINE_FAULT_STAGES", ",".join(WALKED)).split(",")
 TINY = [
     *SMALL,
     "model=mobilenet_v2",
@@ -136,7 +138,7 @@ def test_run_equals_an_undisturbed_one_when_each_stage_was_ended_by_a_signal(
     """One `outputs` for all stages: the same command goes on from stage to stage, and is ended in each."""
     moments = random.Random(sent.value)
     outputs = tmp_path / "outputs"
-    for stage in WALKED * MOMENTS:
+    for stage in STRUCK * MOMENTS:
         process = start(command(outputs))
         if not wait_for_stage(process, stage, outputs):
             _, err = process.communicate(timeout=LIMIT)
@@ -238,7 +240,7 @@ def test_run_ends_in_one_line_and_goes_on_when_the_disk_is_full_in_each_stage(
     small_disk: Path, undisturbed: Path
 ) -> None:
     outputs = small_disk / "outputs"
-    for stage in WALKED:
+    for stage in STRUCK:
         process = start(command(outputs))
         assert wait_for_stage(process, stage, outputs)
         filler = fill(small_disk)
@@ -278,15 +280,16 @@ def test_run_ends_in_one_line_and_goes_on_when_the_disk_is_full_from_the_start(
 ) -> None:
     subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", small_disk], check=True)
     outputs = small_disk / "outputs"
-    status, _, err = finish(command(outputs))
+    asked = command(outputs, "stages=[train]")
+    status, _, err = finish(asked)
     assert status == 2, err
     line = one_error(err)
     assert "the disk is full; once there is space, the same command goes on" in line
     assert "Error executing job" not in err  # what Hydra says of what it does not know
     subprocess.run(["mount", "-o", "remount,size=400m", small_disk], check=True)
-    status, _, err = finish(command(outputs))
+    status, _, err = finish(asked)
     assert status == 0, err
-    assert models(outputs) == models(undisturbed)
+    assert models(outputs).items() <= models(undisturbed).items()
     note(f"disk of {kilobytes} kB", "(any)", "nothing", line)
 
 
@@ -311,7 +314,7 @@ def test_run_ends_in_one_line_and_goes_on_when_the_folder_becomes_read_only_in_e
     small_disk: Path, undisturbed: Path
 ) -> None:
     outputs = small_disk / "outputs"
-    for stage in WALKED:
+    for stage in STRUCK:
         process = start(command(outputs))
         if not wait_for_stage(process, stage, outputs):  # it was through before the disk could be changed
             continue

@@ -343,6 +343,7 @@ FOUND = [
     ["hydra.sweeper.params={a:null}"],
     ["-m", "hydra.sweeper.max_batch_size=-1"],
     ["-m", "hydra.verbose=nan"],
+    ["-m", "hydra.job.env_set=${oc.env:HOME}"],
     ["-m", "hydra.sweeper.n_jobs=$"],
     ["hydra.mode=MULTIRUN"],
     ["hydra.run.dir=/proc/nowhere"],

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.files import write_and_rename
 from pipeline.runtimes.contract import Predictor, Runtime
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ def _export(model: nn.Module, example: Tensor, folder: Path) -> None:
 
     with _without_deprecation(), torch.inference_mode(False), torch.no_grad():
         frozen = torch.jit.freeze(torch.jit.trace(model.eval(), example))
-        frozen.save(str(folder / _FILE), _extra_files={_ENGINE: torch.backends.quantized.engine})
+        # In memory first: writing to a full disk itself, torch ends the whole process.
+        content = frozen.save_to_buffer(_extra_files={_ENGINE: torch.backends.quantized.engine})
+    with write_and_rename(folder / _FILE) as temporary:
+        temporary.write_bytes(content)
 
 
 def _load(folder: Path, threads: int) -> Predictor:
