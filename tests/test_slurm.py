@@ -27,6 +27,8 @@ RATES = ",".join(f"{rate:g}e-4" for rate in range(1, 9))
 SIXTEEN_JOBS = [*SMALL, "backend=fbgemm,qnnpack", f"qat.learning_rate={RATES}"]
 LONG_TRAINING = [*SMALL, "stages=[train]", "train.epochs=30"]
 MINUTES = 60.0
+# Sweeps under way, which a failed test leaves behind.
+_started: list[subprocess.Popen[str]] = []
 
 
 def missing() -> str | None:
@@ -55,12 +57,16 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        for process in _started:
+            process.kill()
+            process.communicate()
+        _started.clear()
         tool("stop", str(folder))
 
 
 def start(outputs: Path, *overrides: str) -> subprocess.Popen[str]:
     """A sweep on Slurm, under way."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command(outputs, *ON_SLURM, *overrides),
         cwd=PROJECT_ROOT,
         stdout=subprocess.PIPE,
@@ -68,6 +74,8 @@ def start(outputs: Path, *overrides: str) -> subprocess.Popen[str]:
         text=True,
         env={**ONE_THREAD, "SLURM_CONF": os.environ["SLURM_CONF"]},
     )
+    _started.append(process)
+    return process
 
 
 def until(condition: Callable[[], object], process: subprocess.Popen[str], limit_s: float = 3 * MINUTES) -> None:
@@ -94,8 +102,7 @@ def number(outputs: Path) -> str:
 
 
 def log(outputs: Path, task: int) -> str:
-    (found,) = outputs.glob(f"sweeps/*/.submitit/{number(outputs)}_{task}/*_log.out")
-    return found.read_text()
+    return "".join(path.read_text() for path in outputs.glob(f"sweeps/*/.submitit/{number(outputs)}_{task}/*_log.out"))
 
 
 def queued(*which: str) -> list[list[str]]:
@@ -109,14 +116,13 @@ def test_results_equal_a_serial_sweeps_when_a_node_is_lost_in_the_midst_of_16_jo
 ) -> None:
     outputs, serial = tmp_path / "cluster" / "outputs", tmp_path / "serial" / "outputs"
     running = start(outputs, *SIXTEEN_JOBS)
-    until(lambda: done(outputs) >= 3 and any(job[2:] == ["node2"] for job in queued("--states=R")), running)
-    lost = {job[0] for job in queued("--states=R") if job[2:] == ["node2"]}
+    until(lambda: done(outputs) >= 3 and in_qat(outputs, "node2"), running)
     tool("kill-node", "node2", str(cluster))
     _, errors = running.communicate(timeout=15 * MINUTES)
     assert running.returncode == 0, errors
     assert "Traceback" not in errors
     ends = (cluster / "log" / "jobs.txt").read_text().splitlines()
-    assert sum("JobState=NODE_FAIL" in line and "NodeList=node2" in line for line in ends) == len(lost) > 0
+    lost = sum("JobState=NODE_FAIL" in line and "NodeList=node2" in line for line in ends)
 
     alone = subprocess.run(
         command(serial, *SIXTEEN_JOBS), cwd=PROJECT_ROOT, capture_output=True, text=True, env=ONE_THREAD
@@ -126,8 +132,16 @@ def test_results_equal_a_serial_sweeps_when_a_node_is_lost_in_the_midst_of_16_jo
     assert finished(outputs) == finished(serial)
     assert tensors(outputs) == tensors(serial)
     assert manifests(outputs) == manifests(serial)
-    assert {run.info.status for run in children(outputs)} == {"FINISHED", "KILLED"}
-    assert sum(run.info.status == "KILLED" for run in children(outputs)) <= len(lost)
+    statuses = [run.info.status for run in children(outputs)]
+    assert statuses.count("FINISHED") == 16
+    assert 1 <= statuses.count("KILLED") == len(statuses) - 16 <= lost
+
+
+def in_qat(outputs: Path, node: str) -> bool:
+    """Whether a job on this node has begun quantization-aware training."""
+    tasks = [job[0].split("_")[1] for job in queued("--states=R") if job[2:] == [node]]
+    begun = [log(outputs, int(task)).partition("fuse      ")[2] for task in tasks]
+    return any(text and "qat       done" not in text for text in begun)
 
 
 def manifests(outputs: Path) -> dict[str, str]:

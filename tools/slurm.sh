@@ -22,7 +22,7 @@ fail() {
 write_configuration() {
   local host processors memory_mb port
   host=$(hostname -s)
-  processors=$(nproc)
+  processors=$(nproc --all) # without it, nproc believes OMP_NUM_THREADS
   memory_mb=$(awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo)
   # Ports that follow from the folder's name: several such clusters can run side by side.
   port=$((20000 + $(cksum <<<"$folder" | cut -d' ' -f1) % 3000 * 3))
