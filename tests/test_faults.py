@@ -26,6 +26,7 @@ from torch import nn
 from pipeline import composition, training
 from pipeline.composition import compose_request
 from pipeline.errors import UserError
+from pipeline.faults import fault
 from pipeline.files import PROJECT_ROOT, sha256
 from pipeline.stage import PROGRESS_FILE
 from tests.conftest import SMALL
@@ -270,6 +271,24 @@ def test_run_goes_on_when_the_disk_was_full(
     composition.main()
     assert len(models(small_disk / "outputs")) == 1
     assert [run.info.status for run in runs(small_disk / "outputs")] == ["FINISHED", "FAILED"]
+
+
+@pytest.mark.parametrize("name", ["torchscript", "onnxruntime", "openvino"])
+def test_full_disk_is_told_from_a_network_that_cannot_be_exported(name: str, small_disk: Path) -> None:
+    from pipeline import models as networks
+    from pipeline import runtimes
+    from pipeline.datasets import info
+    from pipeline.files import check_space
+
+    pytest.importorskip("torch" if name == "torchscript" else name)
+    config = compose_request([*SMALL, "model=mobilenet_v2"]).config
+    network = networks.build(config.model, info(config.dataset))
+    subprocess.run(["mount", "-o", "remount,size=2m", small_disk], check=True)
+    with pytest.raises(Exception) as told:  # noqa: PT011 (whatever the exporter says)
+        runtimes.registry()[name].export(network, torch.zeros(1, 1, 32, 32), small_disk)
+    if fault(told.value) is None and not isinstance(told.value, UserError):
+        with pytest.raises(UserError, match="the disk is full"):
+            check_space(small_disk)
 
 
 # What the first writes need: Hydra's record, MLflow's database, its files, the checkpoint.
