@@ -20,6 +20,11 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", 0)
 
 
+def local_world_size() -> int:
+    """How many of them are on this machine."""
+    return _number("LOCAL_WORLD_SIZE", 1)
+
+
 def _number(variable: str, alone: int) -> int:
     # Other launchers leave such variables too; this one torchrun alone.
     return int(os.environ.get(variable, alone)) if "TORCHELASTIC_RUN_ID" in os.environ else alone

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipeline import terminal
+from pipeline import terminal, torchrun
 from pipeline.errors import UserError
 from pipeline.preprocessing import Unreadable, fit_8_bits, read_image
 
@@ -34,9 +34,12 @@ class ImageFile(NamedTuple):
 
 
 def worker_count(asked: int | None) -> int:
-    """How many threads or processes decode: as many as asked for, or as this process may use processors."""
+    """How many threads or processes decode: as many as asked for, or as this process may use processors.
+
+    The processes that torchrun starts on a machine share its processors.
+    """
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return asked or min(_MOST_WORKERS, processors)
+    return asked or max(1, min(_MOST_WORKERS, processors // torchrun.local_world_size()))
 
 
 def guard_against_bombs() -> None:
