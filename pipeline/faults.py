@@ -24,12 +24,15 @@ _REASONS = {
     errno.EMFILE: "too many open files; ulimit -n 4096 allows more",
     errno.ENOMEM: "no memory is left",
 }
-# SQLite has messages of its own, which reach us inside those of SQLAlchemy and MLflow.
-_SQLITE = {
-    "database or disk is full": _FULL,
-    "attempt to write a readonly database": _READ_ONLY,
-    "unable to open database file": "cannot be opened or written",
-    "disk I/O error": "the disk is full, or cannot be read or written; once it can, the same command goes on",
+_UNSURE = "the disk is full, or cannot be written; once it can, the same command goes on"
+_DATABASE = "the database of the runs (mlflow.db, optuna.db)"
+# What has messages of its own: SQLite's reach us inside those of SQLAlchemy and MLflow, C++'s come of OpenVINO.
+_WORDS = {
+    "database or disk is full": f"{_DATABASE}: {_FULL}",
+    "attempt to write a readonly database": f"{_DATABASE}: {_READ_ONLY}",
+    "unable to open database file": f"{_DATABASE}: cannot be opened or written",
+    "disk I/O error": f"{_DATABASE}: {_UNSURE}",
+    "iostream error": f"a file of an exported model: {_UNSURE}",
 }
 
 
@@ -59,9 +62,9 @@ def fault(error: BaseException | None) -> str | None:
         if isinstance(error, OSError) and error.errno in _REASONS:
             where = f"{_text(error.filename)}: " if error.filename else ""
             return f"{where}{_REASONS[error.errno]}"
-        for words, reason in _SQLITE.items():
+        for words, line in _WORDS.items():
             if words in str(error):
-                return f"the database of the runs (mlflow.db, optuna.db): {reason}"
+                return line
         error = error.__cause__ or error.__context__
     return None
 
