@@ -159,10 +159,12 @@ def check_command_line(overrides: list[str], multirun: bool) -> list[tuple[list[
             check_override(override, multirun, loader)
         if not multirun:
             return [(overrides, to_config(hydra.compose(CONFIG_NAME, overrides)))]
-        _check_sweeper([str(override.input_line) for override in parsed if override.is_hydra_override()], loader)
         sweepers = [override.value() for override in parsed if override.key_or_group == "hydra/sweeper"]
+        if sweepers == ["optuna"]:  # its jobs are found as it goes
+            searched = _check_search(parsed)
+        _check_sweeper([str(override.input_line) for override in parsed if override.is_hydra_override()], loader)
         if sweepers == ["optuna"]:
-            return [([], config) for config in _check_search(parsed)]  # its jobs are found as it goes
+            return [([], config) for config in searched]
         if sweepers:
             return []
         check_size(parsed)
