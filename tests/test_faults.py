@@ -316,7 +316,8 @@ def test_run_ends_in_one_line_and_goes_on_when_the_disk_is_full_from_the_start(
 @pytest.mark.parametrize("kilobytes", [40, 1400, 8000])
 def test_sweep_ends_in_its_lines_and_goes_on_when_the_disk_is_full(kilobytes: int, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", small_disk], check=True)
-    asked = [*command(small_disk / "outputs"), "-m", "stages=[train]", "seed=0,1"]
+    program, *given = command(small_disk / "outputs", "stages=[train]", "seed=0,1")
+    asked = [program, "-m", "pipeline", "-m", *given[2:]]
     status, _, err = finish(asked)
     assert status in (1, 2), err
     assert said(err), err
