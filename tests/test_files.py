@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ from pipeline.files import save_tensors
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full stands for a full disk; it is Linux's")
-def test_checkpoint_keeps_its_old_content_and_the_disk_is_named_when_it_is_full(tmp_path: Path) -> None:
+def test_checkpoint_keeps_its_old_content_and_the_disk_is_named_when_it_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "model.pt"
     save_tensors({"weight": torch.ones(3)}, path)
-    (tmp_path / f"model.pt.{os.getpid()}.tmp").symlink_to("/dev/full")
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "0")
+    (tmp_path / f"model.pt.{os.getpid()}-0.tmp").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"model\.pt: the disk is full; once there is space"):
         save_tensors({"weight": torch.zeros(1_000_000)}, path)
     assert torch.equal(torch.load(path, weights_only=True)["weight"], torch.ones(3))
