@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,37 +31,26 @@ def termination_as_interrupt() -> Iterator[None]:
     """
 
     def interrupt(signal_number: int, frame: Any) -> None:
-        if signal_number == signal.SIGTERM and requeueing and _is_preempted():
-            queue_again(requeueing[0], frame)
+        if signal_number == signal.SIGTERM and submitits and _is_preempted():
+            queue_again(next(iter(submitits)), frame)
         deafen()
         _heard.append(signal_number)
         raise KeyboardInterrupt
 
     def queue_again(signal_number: int, frame: Any) -> None:
         deafen()
-        submitits: Any = before[signal.Signals(signal_number)]
-        submitits(signal_number, frame)  # and this raises
+        submitits[signal_number](signal_number, frame)  # and this raises
 
     def deafen() -> None:
-        for one in before:
+        for one in handlers:
             signal.signal(one, signal.SIG_IGN)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's affair
-        return
+    submitits: dict[int, Any] = {one: signal.getsignal(one) for one in _USERS if callable(signal.getsignal(one))}
+    ending = [one for one in _heeded() if one in _ENDING]
+    handlers: dict[int, Any] = dict.fromkeys(ending, interrupt) | dict.fromkeys(submitits, queue_again)
     _heard.clear()
-    # What nohup has told to be ignored stays ignored.
-    before = {one: signal.getsignal(one) for one in _ENDING if signal.getsignal(one) is not signal.SIG_IGN}
-    for one in before:
-        signal.signal(one, interrupt)
-    requeueing = [one for one in _USERS if callable(signal.getsignal(one))]
-    for one in requeueing:
-        before[one] = signal.signal(one, queue_again)
-    try:
+    with _handling(handlers):
         yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 def _is_preempted() -> bool:
@@ -80,7 +69,7 @@ def _is_preempted() -> bool:
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Let no signal interrupt what notes an interruption."""
-    with _handling(signal.SIG_IGN):
+    with _handling(dict.fromkeys(_heeded(), signal.SIG_IGN)):
         yield
 
 
@@ -89,22 +78,26 @@ def deferred() -> Iterator[None]:
     """Hold signals back until the block has ended: torch.save, interrupted, aborts the process."""
     caught: list[int] = []
     try:
-        with _handling(lambda signal_number, frame: caught.append(signal_number)):
+        with _handling(dict.fromkeys(_heeded(), lambda signal_number, frame: caught.append(signal_number))):
             yield
     finally:
         for one in caught:
             signal.raise_signal(one)
 
 
+def _heeded() -> list[int]:
+    """The signals that end a run, but for those that are ignored, as nohup has it: these stay so."""
+    return [one for one in (*_ENDING, *_USERS) if signal.getsignal(one) not in (signal.SIG_IGN, None)]
+
+
 @contextmanager
-def _handling(handler: Any) -> Iterator[None]:
-    """Have the signals that end a run handled so; those that are ignored stay ignored."""
+def _handling(handlers: Mapping[int, Any]) -> Iterator[None]:
+    """Have signals handled so while the block runs. In another thread than the main one, nothing changes."""
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield  # signals are the main thread's affair
         return
-    signals = [*_ENDING, *_USERS]
-    before = {one: signal.getsignal(one) for one in signals if signal.getsignal(one) not in (signal.SIG_IGN, None)}
-    for one in before:
+    before = {one: signal.getsignal(one) for one in handlers}
+    for one, handler in handlers.items():
         signal.signal(one, handler)
     try:
         yield

@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from pipeline.errors import UserError
 
 MASK = "***"
@@ -42,6 +40,8 @@ def mask_value(key: str, value: Any) -> Any:
 
 def mask_yaml(text: str) -> str:
     """A configuration as YAML with what is secret in it masked; the same text where nothing is."""
+    from omegaconf import OmegaConf  # not needed by those who only handle texts
+
     content = OmegaConf.to_container(OmegaConf.create(text))
     masked = mask_value("", content)
     return text if masked == content else OmegaConf.to_yaml(masked)

@@ -204,6 +204,27 @@ def test_refused_thing_is_kept_aside_and_the_others_are_sent(
     assert "refuses 'not/a name: *'" in capsys.readouterr().err
 
 
+def test_forged_line_neither_sends_nor_deletes_a_file_that_is_no_copy(
+    gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path, tmp_path: Path
+) -> None:
+    victim = tmp_path / "precious" / "secret.txt"
+    victim.parent.mkdir()
+    victim.write_text("hunter2")
+    with open_run(replace(config, patience_s=0.2), outputs, RECORD) as tracker:
+        gate.shut()
+    assert tracker.run_id is not None
+    folder = outputs / "outbox" / tracker.run_id
+    with (folder / "things.jsonl").open("a") as stream:
+        for path in (str(victim), f"files/0/../../../../../precious/{victim.name}", "files/..", 7):
+            stream.write(json.dumps({"kind": "file", "path": path}) + "\n")
+    time.sleep(1)  # until the run's own sender has let go
+    gate.open()
+    (done,) = send_leftovers(outputs)
+    assert (done.left, done.refused) == (0, 4)
+    assert victim.read_text() == "hunter2"
+    assert [file.path for file in client.list_artifacts(tracker.run_id)] == ["config.yaml"]
+
+
 def test_run_that_was_deleted_holds_nobody_up_and_is_whole_once_it_is_restored(
     config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path, tmp_path: Path
 ) -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import sys
 import urllib.error
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError, suggestion
-from pipeline.files import in_project, sha256
+from pipeline.files import in_project, load_tensors, sha256
 from pipeline.models import ModelSpec, find
 
 
@@ -85,15 +83,9 @@ def _path(weights: str) -> Path | None:
 def _read(path: Path) -> Mapping[str, Tensor]:
     allowed = "allowed: a file with one mapping of tensors by their names, as torch.save writes a state_dict"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch says of a strange file is said below
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    # Arbitrary bytes make the unpickler raise almost anything, and none of it is advice to follow here.
-    except Exception as error:
-        raise UserError(
-            f"model.weights={path}: cannot be read as a state_dict ({type(error).__name__}: it is damaged, or holds "
-            f"objects, which are never unpickled); {allowed}"
-        ) from error
+        loaded = load_tensors(path)
+    except UserError as error:
+        raise UserError(f"model.weights={error}; {allowed}") from error
     named = isinstance(loaded, Mapping) and all(isinstance(name, str) for name in loaded)
     if not named or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError(f"model.weights={path}: not a state_dict; {allowed}")

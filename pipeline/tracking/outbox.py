@@ -98,7 +98,10 @@ class Outbox:
         for source in path.parent.iterdir() if with_folder else [path]:
             if source.is_file():
                 shutil.copy2(source, place)
-        return (place / path.name).relative_to(self.folder).as_posix()
+        return self._relative(place / path.name)
+
+    def _relative(self, copy: Path) -> str:
+        return copy.resolve().relative_to(self.folder.resolve()).as_posix()
 
     def _append_line(self, path: Path, thing: Thing) -> None:
         with path.open("a+b") as stream:
@@ -140,10 +143,24 @@ class Outbox:
                 if not line.endswith(b"\n"):
                     return
                 start += len(line)
-                thing = _parse(line)
-                if "path" in thing:
-                    thing["path"] = str(self.folder / thing["path"])
-                yield thing, start
+                yield self._parse(line), start
+
+    def _parse(self, line: bytes) -> Thing:
+        """A thing with the whole path of its file, which is one of the outbox's copies and no other."""
+        unreadable = {"kind": "unreadable"}
+        try:
+            thing = json.loads(line)
+        except ValueError:
+            return unreadable
+        if not isinstance(thing, dict) or "kind" not in thing:
+            return unreadable
+        if "path" in thing:
+            path = (self.folder / str(thing["path"])).resolve()
+            # A forged line would have any file sent, and the folder it is in deleted.
+            if path.parent.parent != (self.folder / "files").resolve():
+                return unreadable
+            thing["path"] = str(path)
+        return thing
 
     def count_left(self) -> int:
         """How many things are not said yet."""
@@ -151,9 +168,7 @@ class Outbox:
 
     def mark_said(self, batch: Batch) -> None:
         """Note that the server has a batch, and drop the copies of its files."""
-        self._position = batch.end
-        with write_and_rename(self._sent) as temporary:
-            temporary.write_text(str(batch.end))
+        self._advance(batch)
         for thing in batch.things:
             if "path" in thing:
                 shutil.rmtree(Path(thing["path"]).parent, ignore_errors=True)
@@ -162,8 +177,11 @@ class Outbox:
         """Put away a thing that the server will not take, so that the others can go on."""
         for thing in batch.things:
             if "path" in thing:
-                thing = {**thing, "path": Path(thing["path"]).relative_to(self.folder).as_posix()}
+                thing = {**thing, "path": self._relative(Path(thing["path"]))}
             self._append_line(self._refused, {**thing, "refused": why})
+        self._advance(batch)
+
+    def _advance(self, batch: Batch) -> None:
         self._position = batch.end
         with write_and_rename(self._sent) as temporary:
             temporary.write_text(str(batch.end))
@@ -176,8 +194,10 @@ class Outbox:
         """Put what was refused behind the rest, to be tried once more."""
         if self._refused.exists():
             for line in self._refused.read_bytes().splitlines():
-                thing = _parse(line)
+                thing = self._parse(line)
                 thing.pop("refused", None)
+                if "path" in thing:
+                    thing["path"] = self._relative(Path(thing["path"]))
                 self._append_line(self._things, thing)
             self._refused.unlink()
 
@@ -198,14 +218,6 @@ class Outbox:
         shutil.rmtree(self.folder, ignore_errors=True)
         Path(self.lock.lock_file).unlink(missing_ok=True)
         return True
-
-
-def _parse(line: bytes) -> Thing:
-    try:
-        thing = json.loads(line)
-        return thing if isinstance(thing, dict) and "kind" in thing else {"kind": "unreadable"}
-    except ValueError:
-        return {"kind": "unreadable"}
 
 
 def _end_of_last_line(stream: Any) -> int:

@@ -52,13 +52,13 @@ class Courier:
                 continue
             self._failures = 0
             self.delivered += len(batch.things)
-            self._advance(batch)
+            self._outbox.mark_said(batch)
+            self._pass(batch)
             on_success()
             if told:
                 terminal.say(told)
 
-    def _advance(self, batch: Batch) -> None:
-        self._outbox.mark_said(batch)
+    def _pass(self, batch: Batch) -> None:
         if batch.end >= self._one_by_one_until:
             self._one_by_one_until = 0
 
@@ -93,8 +93,7 @@ class Courier:
                 f"kept in {shown(self._outbox.folder)}"
             )
         self._outbox.set_aside(batch, reason(error))
-        if batch.end >= self._one_by_one_until:
-            self._one_by_one_until = 0
+        self._pass(batch)
 
 
 class Sender:

@@ -76,15 +76,14 @@ def quiet() -> None:
 @contextmanager
 def silence() -> Iterator[None]:
     """Silence even MLflow's warnings, and its progress bars: for what is known to work as it is done here."""
-    logger, before = logging.getLogger("mlflow"), os.environ.get(_BARS)
+    logger = logging.getLogger("mlflow")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    os.environ[_BARS] = "false"
     try:
-        yield
+        with _variables({_BARS: "false"}):
+            yield
     finally:
         logger.setLevel(level)
-        _restore(_BARS, before)
 
 
 def connect(mlflow: Any, config: TrackingConfig, outputs: Path) -> str:
@@ -193,17 +192,13 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         for variable, value in before.items():
-            _restore(variable, value)
+            if value is None:
+                os.environ.pop(variable, None)
+            else:
+                os.environ[variable] = value
 
 
 def no_retries() -> None:
     """For the rest of the process, let a request that fails fail at once: whoever sends tries again by itself."""
     for variable, value in _ONCE.items():
         os.environ.setdefault(variable, value)
-
-
-def _restore(variable: str, before: str | None) -> None:
-    if before is None:
-        os.environ.pop(variable, None)
-    else:
-        os.environ[variable] = before
