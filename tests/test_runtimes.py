@@ -9,6 +9,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from torch import nn
 from pipeline import datasets, models, parity, quantization, runner, runtimes
 from pipeline.composition import compose_request
 from pipeline.errors import UserError
+from pipeline.files import PROJECT_ROOT
 from pipeline.quantization import qconfig
 from pipeline.runtimes import Runtime, eager, registry
 from tests.conftest import SMALL, TRAINED
@@ -253,6 +256,31 @@ def test_runtime_that_is_not_installed_is_refused_with_the_line_that_installs_it
     with pytest.raises(UserError, match=r"openvino is not installed here; pip install -e '\.\[openvino\]'"):
         walk(outputs)
     assert not outputs.exists()
+
+
+SIGNALLED = """
+import gc, signal, sys
+from pathlib import Path
+import torch
+from torch import nn
+from pipeline.runtimes import registry
+
+openvino, folder = registry()["openvino"], Path(sys.argv[1])
+openvino.export(nn.Conv2d(1, 2, 3), torch.zeros(1, 1, 8, 8), folder)
+first, second = openvino.load(folder, 1), openvino.load(folder, 1)
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGTERM, lambda number, frame: print("heard", flush=True))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_signal_is_heard_when_models_of_openvino_have_come_and_gone(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SIGNALLED, str(tmp_path)]
+    ended = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "heard\n"), ended.stderr
 
 
 def test_vnni_is_looked_for_under_both_its_names() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.runtimes.contract import Predictor, Runtime
 from pipeline.runtimes.onnx import export_onnx
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
 _FILE = "model.xml"  # its weights are in model.bin
 
 
+@functools.cache
+def _core() -> Any:
+    """The one Core of the process, which stays until its end.
+
+    Each Core lays a stack for signal handlers over the one before, and its end takes away even the one that is in
+    use: after two that did not end in reverse order, the next signal that Python handles is a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def _export(model: nn.Module, example: Tensor, folder: Path) -> None:
     import openvino
 
@@ -23,13 +36,11 @@ def _export(model: nn.Module, example: Tensor, folder: Path) -> None:
         path = Path(made) / "model.onnx"
         export_onnx(model, example, path)
         # Not convert_model: it reports to its maker from a fork of this process, whose threads may then hang the fork.
-        openvino.save_model(openvino.Core().read_model(path), folder / _FILE, compress_to_fp16=False)
+        openvino.save_model(_core().read_model(path), folder / _FILE, compress_to_fp16=False)
 
 
 def _load(folder: Path, threads: int) -> Predictor:
-    import openvino
-
-    compiled = openvino.Core().compile_model(
+    compiled = _core().compile_model(
         folder / _FILE,
         "CPU",
         {
