@@ -38,7 +38,8 @@ audit: $(STAMP) ## Ask for known vulnerabilities of what requirements.lock names
 run: $(STAMP) ## Run the default pipeline: resnet18 on bundled digits, no download
 	$(BIN)/python -m pipeline
 
-test: $(STAMP) ## Run every test, on two processes of one thread each (one that crashes ends it: xdist would wait for ever)
+# After a crash xdist would go on, and wait for ever.
+test: $(STAMP) ## Run every test, on two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 test-kills: $(STAMP) ## Kill a sweep at 20 random moments and compare it with an undisturbed one

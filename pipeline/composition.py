@@ -1,4 +1,4 @@
-"""From the command line to a checked `Config`. Imports hydra, as `search.py` alone does besides.
+"""From the command line to a checked `Config`; imports hydra, as `typed.py`, `launching.py` and `search.py` alone do.
 
 Hydra composes; here its schema is registered, strays are refused with the nearest right name, and
 every mistake ends as one line and exit status 2. All jobs of a sweep are composed and checked before

@@ -2,7 +2,7 @@
 
 Thin on purpose: the space is read from Hydra's override grammar, the jobs go through Hydra's launcher, and
 suggestions, memory and Pareto front are Optuna's (`study.py`). docs/search.md says why it is not the published
-plugin. Beside `composition.py` the only module that imports hydra: a Sweeper is Hydra's interface.
+plugin. A Sweeper implements Hydra's interface, hence the import.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def fit(
 
     for epoch in range(so_far.epochs_done, settings.epochs):
         started = time.perf_counter()
-        generator = _seed_epoch(seed, curve, epoch)
+        generator = _seed_epoch(seed, curve, epoch, world)
         losses: list[Tensor] = []
         correct, seen = torch.zeros((), dtype=torch.long, device=device), 0
         model.train()
@@ -183,11 +183,14 @@ def accuracy_pct(predicted: Tensor, part: Part) -> float:
 _REPORT_EVERY = 10
 
 
-def _seed_epoch(seed: int, curve: str, epoch: int) -> torch.Generator:
-    """Seed torch for one epoch (dropout draws from it), and give the generator of its data order."""
+def _seed_epoch(seed: int, curve: str, epoch: int, world: World) -> torch.Generator:
+    """Seed torch for one epoch (dropout draws from it), and give the generator of its data order.
+
+    Each process drops out other activations than the others, and takes its part of one order.
+    """
     sequence = np.random.SeedSequence([seed, zlib.crc32(curve.encode()), epoch])
     for_torch, for_data = (int(state) for state in sequence.generate_state(2, np.uint64))
-    torch.manual_seed(for_torch)
+    torch.manual_seed((for_torch + world.rank) % 2**64)
     return torch.Generator().manual_seed(for_data)
 
 

@@ -1,7 +1,7 @@
 """What was typed, as Hydra takes it: strangeness is refused before Hydra reads it, or told in one line after.
 
-Hydra's grammar recurses, expands sweeps in memory and raises almost anything of strange input. Beside
-`composition.py` and `search.py` the only module that imports hydra: these are its arguments and exceptions.
+Hydra's grammar recurses, expands sweeps in memory and raises almost anything of strange input. These are its
+arguments and exceptions, hence the import.
 """
 
 from __future__ import annotations

@@ -68,6 +68,7 @@ def _train(stage: str, config: Config, world: World) -> dict[str, Any]:
         "history": context.history,
         "ranges": ranges,
         "spread": float((high - low).abs().max()),
+        "draws_of_ranks": world.gather(torch.rand(1)).tolist(),  # as dropout would draw next
         "files_of_ranks": world.gather(torch.tensor([files])).tolist(),
     }
 

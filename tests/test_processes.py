@@ -70,6 +70,12 @@ def test_observers_see_the_whole_batch_when_two_processes_share_it(learned: dict
     np.testing.assert_allclose(two, one, rtol=0.1)
 
 
+def test_ranks_drop_out_otherwise_than_each_other_and_rank_0_as_one_process(learned: dict[str, Any]) -> None:
+    (alone,) = learned["one"]["train"]["draws_of_ranks"]
+    of_0, of_1 = learned["two"]["train"]["draws_of_ranks"]
+    assert alone == of_0 != of_1
+
+
 @pytest.mark.parametrize("stage", ["train", "qat"])
 def test_ranks_end_with_one_state_and_the_files_of_rank_0_when_trained(learned: dict[str, Any], stage: str) -> None:
     assert learned["two"][stage]["spread"] == 0
