@@ -40,10 +40,11 @@ run: $(STAMP) ## Run the default pipeline: resnet18 on bundled digits, no downlo
 
 # After a crash xdist would go on, and wait for ever.
 test: $(STAMP) ## Run every test, on two processes of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-test-kills: $(STAMP) ## Kill a sweep at 20 random moments and compare it with an undisturbed one
-	PIPELINE_TEST_KILLS=20 $(BIN)/python -m pytest tests/test_sweeps.py -k killed_at_random
+test-kills: $(STAMP) ## Kill a sweep at 20 random moments and compare it with an undisturbed one; 8 jobs at once
+	PIPELINE_TEST_KILLS=20 PIPELINE_TEST_PROCESSES=8 $(BIN)/python -m pytest tests/test_sweeps.py \
+		-k "killed_at_random or fresh_store"
 
 test-server: $(STAMP) ## Try a shared MLflow server with PostgreSQL: 16 writers at once, outages of a minute
 	PIPELINE_TEST_SERVER=1 $(BIN)/python -m pytest tests/test_shared_server.py

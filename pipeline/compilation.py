@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import config as dynamo
-from torch._dynamo.exc import TorchDynamoException
-from torch._functorch import config as functorch
 
 from pipeline import terminal
 
@@ -26,6 +23,10 @@ class CompiledForward:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, C, S, S)."""
+        from torch._dynamo import config as dynamo  # slow to import, and needed by who compiles alone
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._functorch import config as functorch
+
         if self._works:
             try:
                 # Eager-mode quantization observes in hooks that dynamo would not look into. The backward is

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from pipeline import terminal
 
@@ -138,6 +137,8 @@ def take_turns(calls: Mapping[str, Call], method: Method, clock: Callable[[], fl
 def median_interval(samples: Sequence[float]) -> tuple[float, float, float]:
     """The median and its 95 % interval, by order statistics (David and Nagaraja 2003, section 7.1): no distribution
     is assumed."""
+    from scipy import stats  # slow to import, and not needed where results are cached
+
     found = stats.quantile_test(np.asarray(samples), p=0.5).confidence_interval(_CONFIDENCE)
     middle = float(np.median(samples))
     # Of too few samples no interval has that confidence; then it is all of them.
@@ -165,6 +166,8 @@ def ratio_interval(slower: Sequence[float], faster: Sequence[float]) -> tuple[fl
     middle = float(ratio(*pair))
     if len(pair[0]) < 2 or np.array_equal(*pair):
         return middle, middle, middle
+    from scipy import stats
+
     found = stats.bootstrap(
         pair, ratio, paired=True, method="percentile", n_resamples=_RESAMPLES, rng=np.random.default_rng(0)
     ).confidence_interval

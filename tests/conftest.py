@@ -25,6 +25,15 @@ SMALL = [
 TRAINED = ["dataset.max_train_samples=400", "train.epochs=4", "train.batch_size=20", "export.min_agreement=98"]
 
 
+# The files that take longest, the longest first: begun last, they would leave one of two workers without work.
+_LONG = ("sweeps", "processes", "runtimes", "streaming", "end_to_end", "tracking", "runner")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(_LONG)))
+
+
 @pytest.fixture(autouse=True)
 def known_warnings() -> None:
     """The program's own filter: any other warning still shows in pytest's summary."""

@@ -89,7 +89,7 @@ def test_run_goes_on_to_the_same_model_when_one_of_its_processes_is_killed(tmp_p
     status, said = finish(start("pipeline", *TWO_EPOCHS, f"outputs={undisturbed}", "stages=[train]", "tracking=off"))
     assert status == 0, said
 
-    process = start("pipeline", *TWO_EPOCHS, f"outputs={outputs}")
+    process = start("pipeline", *TWO_EPOCHS, f"outputs={outputs}", "stages=[train]")
     while not list(outputs.glob("artifacts/train-*.partial/progress.pt")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
@@ -101,10 +101,9 @@ def test_run_goes_on_to_the_same_model_when_one_of_its_processes_is_killed(tmp_p
     assert all("another of the 2 processes has ended" in line or "interrupted" in line for line in lines)
     assert "Traceback" not in said.split("Sending process")[0].split("torch/distributed/elastic")[0]
 
-    status, said = finish(start("pipeline", *TWO_EPOCHS, f"outputs={outputs}"))
+    status, said = finish(start("pipeline", *TWO_EPOCHS, f"outputs={outputs}", "stages=[train]"))
     assert status == 0, said
-    assert "resumed after epoch" in said
-    assert said.count("QAT int8") == 1  # one of them speaks
+    assert said.count("resumed after epoch") == 1  # one of them speaks
 
     def trained(folder: Path) -> str:
         (manifest,) = folder.glob("artifacts/train-*/manifest.json")

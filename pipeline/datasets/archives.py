@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock
-from torchvision.datasets.utils import check_integrity
 
 from pipeline import terminal
 from pipeline.config import DatasetConfig
@@ -36,8 +35,15 @@ def fetch(config: DatasetConfig, folder: Path, archives: dict[str, str], mirrors
     make_writable_folder(folder, "dataset.root")
     with locked(folder):
         for name, md5 in archives.items():
-            if not check_integrity(str(folder / name), md5):
+            if not is_whole(folder / name, md5):
                 _fetch_one(config, folder, name, archives, mirrors)
+
+
+def is_whole(file: Path, md5: str) -> bool:
+    """Whether the file is there, with this MD5."""
+    from torchvision.datasets.utils import check_integrity  # seconds, which other data sets need not wait for
+
+    return check_integrity(str(file), md5)
 
 
 def locked(folder: Path) -> FileLock:
@@ -56,7 +62,7 @@ def _fetch_one(
         try:
             with write_and_rename(folder / name) as temporary:
                 _download(url, temporary)
-                if not check_integrity(str(temporary), archives[name]):
+                if not is_whole(temporary, archives[name]):
                     raise OSError("truncated or altered (MD5 differs)")
             return
         # URLError and time-outs are OSErrors; a mistyped URL is a ValueError or an InvalidURL.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity, extract_archive
 
 from pipeline.config import DatasetConfig
 from pipeline.datasets import archives
@@ -14,27 +14,36 @@ from pipeline.files import in_project
 _CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
+def _dataset() -> Any:
+    from torchvision.datasets import CIFAR10  # seconds, which other data sets need not wait for
+
+    return CIFAR10
+
+
 def _prepare(config: DatasetConfig) -> None:
-    root = in_project(config.root)
+    from torchvision.datasets.utils import extract_archive
+
+    root, dataset = in_project(config.root), _dataset()
     if _is_unpacked(config):
         return
-    mirror = CIFAR10.url.rsplit("/", 1)[0]
-    archives.fetch(config, root, {CIFAR10.filename: CIFAR10.tgz_md5}, [mirror])
+    mirror = dataset.url.rsplit("/", 1)[0]
+    archives.fetch(config, root, {dataset.filename: dataset.tgz_md5}, [mirror])
     with archives.locked(root):
         if not _is_unpacked(config):
-            extract_archive(str(root / CIFAR10.filename), str(root))
+            extract_archive(str(root / dataset.filename), str(root))
 
 
 def _is_unpacked(config: DatasetConfig) -> bool:
-    folder = in_project(config.root) / CIFAR10.base_folder
-    meta = (CIFAR10.meta["filename"], CIFAR10.meta["md5"])
-    files = [*CIFAR10.train_list, *CIFAR10.test_list, meta]
-    return all(check_integrity(str(folder / name), md5) for name, md5 in files)
+    dataset = _dataset()
+    folder = in_project(config.root) / dataset.base_folder
+    meta = (dataset.meta["filename"], dataset.meta["md5"])
+    files = [*dataset.train_list, *dataset.test_list, meta]
+    return all(archives.is_whole(folder / name, md5) for name, md5 in files)
 
 
 def _read(config: DatasetConfig, part: PartName) -> Part:
     # torchvision unpickles these files; they are the ones whose MD5 it states, or it refuses.
-    whole = CIFAR10(str(in_project(config.root)), train=part == "train", download=False)
+    whole = _dataset()(str(in_project(config.root)), train=part == "train", download=False)
     pixels = torch.from_numpy(whole.data).permute(0, 3, 1, 2).contiguous()
     return Part(pixels, torch.tensor(whole.targets))
 
@@ -45,7 +54,7 @@ DATASETS = (
         class_names=lambda config: _CLASSES,
         prepare=_prepare,
         read=_read,
-        fingerprint=lambda config, part: f"cifar10 {CIFAR10.tgz_md5}",
-        origin=lambda config: CIFAR10.url,
+        fingerprint=lambda config, part: f"cifar10 {_dataset().tgz_md5}",
+        origin=lambda config: _dataset().url,
     ),
 )

@@ -8,8 +8,7 @@ import shutil
 import struct
 import zlib
 from pathlib import Path
-
-import torchvision.datasets
+from typing import Any
 
 from pipeline.config import DatasetConfig
 from pipeline.datasets import archives
@@ -33,41 +32,46 @@ def _unpack(archive: Path, target: Path) -> None:
         shutil.copyfileobj(source, unpacked)
 
 
-def _spec(name: str, dataset: type[torchvision.datasets.MNIST]) -> DatasetSpec:
-    resources = dict(dataset.resources)
+def _spec(name: str, class_name: str) -> DatasetSpec:
+    def dataset() -> Any:
+        import torchvision.datasets  # seconds, which other data sets need not wait for
+
+        return getattr(torchvision.datasets, class_name)
+
+    def folder_of(config: DatasetConfig) -> Path:
+        return in_project(config.root) / class_name / "raw"
 
     def prepare(config: DatasetConfig) -> None:
-        folder = in_project(config.root) / dataset.__name__ / "raw"
-        archives.fetch(config, folder, resources, dataset.mirrors)
+        folder, resources = folder_of(config), dict(dataset().resources)
+        archives.fetch(config, folder, resources, dataset().mirrors)
         with archives.locked(folder):
             for archive in resources:
                 _unpack(folder / archive, folder / archive.removesuffix(".gz"))
 
     def read(config: DatasetConfig, part: PartName) -> Part:
-        images = in_project(config.root) / dataset.__name__ / "raw" / _IMAGES[part]
+        images = folder_of(config) / _IMAGES[part]
         if images.stat().st_size <= _HEADER_BYTES:
             raise UserError(f"dataset={config.name}: the {part} part has no images: {images}; allowed: at least one")
         try:
-            whole = dataset(str(in_project(config.root)), train=part == "train", download=False)
+            whole = dataset()(str(in_project(config.root)), train=part == "train", download=False)
         except (AssertionError, RuntimeError, ValueError, LookupError, OSError) as error:
-            folder = in_project(config.root) / dataset.__name__ / "raw"
             raise UserError(
-                f"dataset={config.name}: an unpacked file in {folder} is damaged ({type(error).__name__}: {error}): "
-                "remove the folder and run the command again"
+                f"dataset={config.name}: an unpacked file in {folder_of(config)} is damaged ({type(error).__name__}: "
+                f"{error}): remove the folder and run the command again"
             ) from error
         return Part(whole.data.unsqueeze(1), whole.targets.long())
 
     return DatasetSpec(
         name=name,
-        class_names=lambda config: tuple(dataset.classes),
+        class_names=lambda config: tuple(dataset().classes),
         prepare=prepare,
         read=read,
-        fingerprint=lambda config, part: f"{name} {sorted(resources.values())}",
-        origin=lambda config: dataset.mirrors[-1],
+        fingerprint=lambda config, part: f"{name} {sorted(md5 for _, md5 in dataset().resources)}",
+        origin=lambda config: dataset().mirrors[-1],
     )
 
 
 DATASETS = (
-    _spec("mnist", torchvision.datasets.MNIST),
-    _spec("fashion_mnist", torchvision.datasets.FashionMNIST),
+    _spec("mnist", "MNIST"),
+    _spec("fashion_mnist", "FashionMNIST"),
 )

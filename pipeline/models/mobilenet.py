@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import functools
 
-import torchvision.models
-import torchvision.models.quantization
 from torch import nn
 
 from pipeline.models import ModelSpec
 
 
 def _float(name: str, *, in_channels: int, num_classes: int, stem: str | None) -> nn.Module:
+    import torchvision.models  # seconds, which other models need not wait for
+
     network = getattr(torchvision.models, name)(weights=None, num_classes=num_classes)
     for parent in network.modules():
         for child_name, child in parent.named_children():
@@ -27,6 +27,8 @@ def _float(name: str, *, in_channels: int, num_classes: int, stem: str | None) -
 
 
 def _quantizable(name: str, *, in_channels: int, num_classes: int, stem: str | None) -> nn.Module:
+    import torchvision.models.quantization
+
     build = getattr(torchvision.models.quantization, name)
     return _adapt_first_convolution(build(weights=None, quantize=False, num_classes=num_classes), in_channels, stem)
 
