@@ -38,13 +38,15 @@ audit: $(STAMP) ## Ask for known vulnerabilities of what requirements.lock names
 run: $(STAMP) ## Run the default pipeline: resnet18 on bundled digits, no download
 	$(BIN)/python -m pipeline
 
-# After a crash xdist would go on, and wait for ever.
-test: $(STAMP) ## Run every test, on two processes of one thread each
+# After a process has crashed xdist would wait for ever, hence no restarts.
+test: $(STAMP) ## Run the tests, on two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-test-kills: $(STAMP) ## Kill a sweep at 20 random moments and compare it with an undisturbed one; 8 jobs at once
-	PIPELINE_TEST_KILLS=20 PIPELINE_TEST_PROCESSES=8 $(BIN)/python -m pytest tests/test_sweeps.py \
-		-k "killed_at_random or fresh_store"
+KILLS ?= 20
+PROCESSES ?= 8
+test-kills: $(STAMP) ## Kill runs, searches and a sweep (at KILLS=20 random moments) and let them go on; PROCESSES=8 at once
+	OMP_NUM_THREADS=1 PIPELINE_TEST_KILLS=$(KILLS) PIPELINE_TEST_PROCESSES=$(PROCESSES) \
+		$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m kills
 
 test-server: $(STAMP) ## Try a shared MLflow server with PostgreSQL: 16 writers at once, outages of a minute
 	PIPELINE_TEST_SERVER=1 $(BIN)/python -m pytest tests/test_shared_server.py

@@ -84,6 +84,7 @@ def test_ranks_end_with_one_state_and_the_files_of_rank_0_when_trained(learned: 
     assert written_by_1 == 0
 
 
+@pytest.mark.kills
 def test_run_goes_on_to_the_same_model_when_one_of_its_processes_is_killed(tmp_path: Path) -> None:
     undisturbed, outputs = tmp_path / "undisturbed", tmp_path / "outputs"
     status, said = finish(start("pipeline", *TWO_EPOCHS, f"outputs={undisturbed}", "stages=[train]", "tracking=off"))

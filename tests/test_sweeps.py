@@ -24,9 +24,9 @@ from tests.conftest import SMALL
 from tests.test_tracking import runs
 
 TWO_JOBS = [*SMALL, "qat.schedule=constant", "qat.epochs=1,2"]
-# `make test-kills` asks for 20 and for 8.
+# What `make test-kills` asks for.
 KILLS = int(os.environ.get("PIPELINE_TEST_KILLS", "1"))
-PROCESSES = int(os.environ.get("PIPELINE_TEST_PROCESSES", "3"))
+PROCESSES = int(os.environ.get("PIPELINE_TEST_PROCESSES", "4"))
 # What a clock measures differs from run to run.
 TIMED = ("latency", "speedup")
 
@@ -196,6 +196,7 @@ def test_finished_jobs_are_compared_when_nothing_is_tracked(tmp_path: Path) -> N
     assert len(list((outputs / "sweeps").glob("*/comparison.html"))) == 1
 
 
+@pytest.mark.kills
 def test_sweep_equals_an_undisturbed_one_when_killed_at_random_moments(undisturbed: Path, tmp_path: Path) -> None:
     moments = random.Random(2026)
     kills, rounds = 0, 0
@@ -252,6 +253,7 @@ def test_parent_is_failed_and_the_error_not_hidden_when_no_job_began(
     assert [run.info.status for run in parents(outputs)] == ["FAILED"]
 
 
+@pytest.mark.kills
 def test_every_job_is_logged_when_processes_meet_a_fresh_store(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     tiny = ["train.epochs=1", "stages=[train]", "dataset.max_train_samples=100"]

@@ -8,12 +8,14 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -78,7 +80,7 @@ class Streamed:
             prefetch_factor=_PREFETCH,
             pin_memory=device.type == "cuda",
             multiprocessing_context=_clean_processes(),
-            worker_init_fn=_end_with_the_run,
+            worker_init_fn=_prepare_worker,
             generator=torch.Generator(),  # torch's own, which dropout draws from, is left alone
         )
         with _told_in_one_line(workers):
@@ -145,19 +147,26 @@ class _Decoder(Dataset[Tensor | UserError]):
         return pixels
 
 
-def _end_with_the_run(worker: int) -> None:
-    """Let this worker end when the process that started it does, be it killed.
+def _prepare_worker(worker: int) -> None:
+    """Let this worker end when the process that started it does, be it killed, and without a word.
 
-    By itself it waits for the server's end, and the server for that of its workers.
+    By itself it waits for the server's end, and the server for that of its workers. If the run is interrupted while
+    it takes a batch over, the thread that hands it over would print a traceback beside the run's one line.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
+    sys.excepthook = _tell_unless_disconnected
 
     def wait() -> None:
         parent.join()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _tell_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not isinstance(error, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 @contextlib.contextmanager
