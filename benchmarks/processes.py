@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as functional
 from scipy.stats import bootstrap
 from tabulate import tabulate
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import datasets, models, quantization, terminal, training
 from pipeline.composition import compose_request
@@ -44,29 +44,31 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", default=[], help="default: dataset=mnist")
     parser.add_argument("--stage", choices=["train", "qat"], default="train")
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of the arithmetic")
+    parser.add_argument("--activation", choices=["relu", "softplus"], default="relu", help="softplus has no kink")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2, help="of the one process; each of several takes its share")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     overrides = options.overrides or ["dataset=mnist"]
+    kind = (options.stage, options.dtype, options.activation)
     rounds = []
     for number in range(options.rounds):
         launches = {"one": 1, "several": options.processes}
         measured = {
-            name: _launch(processes, options.threads, options.stage, options.dtype, overrides)
+            name: _launch(processes, options.threads, kind, overrides)
             for name, processes in (launches.items() if number % 2 == 0 else reversed(launches.items()))
         }
         rounds.append(measured)
         print(f"round {number + 1} of {options.rounds} is done", file=sys.stderr, flush=True)
-    again = _launch(1, 1, options.stage, options.dtype, overrides)
+    again = _launch(1, 1, kind, overrides)
     _report(rounds, again, options)
 
 
-def _launch(processes: int, threads: int, stage: str, dtype: str, overrides: list[str]) -> dict[str, Any]:
+def _launch(processes: int, threads: int, kind: tuple[str, str, str], overrides: list[str]) -> dict[str, Any]:
     """Train for some steps in so many processes that share the threads; what rank 0 wrote down."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
-        module = ["benchmarks.processes", "worker", stage, dtype, str(result), folder, *overrides]
+        module = ["benchmarks.processes", "worker", *kind, str(result), folder, *overrides]
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command = [sys.executable, *(torchrun if processes > 1 else []), "-m", *module]
         environment = os.environ | {"OMP_NUM_THREADS": str(max(1, threads // processes))}
@@ -74,7 +76,7 @@ def _launch(processes: int, threads: int, stage: str, dtype: str, overrides: lis
         return json.loads(result.read_text())
 
 
-def _worker(stage: str, dtype: str, result: str, folder: str, *overrides: str) -> None:
+def _worker(stage: str, dtype: str, activation: str, result: str, folder: str, *overrides: str) -> None:
     config = compose_request([*overrides, "device=cpu"]).config
     quantization.silence_known_warnings()
     terminal.mute()
@@ -87,6 +89,8 @@ def _worker(stage: str, dtype: str, result: str, folder: str, *overrides: str) -
     torch.manual_seed(config.seed)
     if stage == "train":
         model = models.build(config.model, info)
+        if activation == "softplus":
+            _smooth(model)
     else:
         twin = models.build_twin(config.model, info)
         model = quantization.prepare(quantization.fuse(twin, config.fuse.mode), config.backend)
@@ -116,6 +120,13 @@ def _worker(stage: str, dtype: str, result: str, folder: str, *overrides: str) -
             Path(result).write_text(json.dumps({"losses": mean, "spread": spread, "speed": batch / seconds}))
 
 
+def _smooth(model: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(parent, name, nn.Softplus())
+
+
 class _Enough(Exception):
     """As many steps as were asked for."""
 
@@ -126,7 +137,7 @@ def _report(rounds: list[dict[str, Any]], again: dict[str, Any], options: argpar
         f"{options.processes} processes": _differences(one[0], several[0]),
         "1 process of 1 thread": _differences(one[0], again),
     }
-    print(f"\nstage {options.stage} in {options.dtype}, the loss of each step:")
+    print(f"\nstage {options.stage} in {options.dtype} with {options.activation}, the loss of each step:")
     rows = [
         [name, *(f"{values[: step + 1].max():.1e}" for step in (0, 9, 24, _STEPS - 1))]
         for name, values in differences.items()

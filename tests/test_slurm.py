@@ -172,7 +172,7 @@ def test_job_goes_on_from_its_checkpoint_when_its_time_is_up(cluster: Path, tmp_
     outputs = tmp_path / "outputs"
     # Slurm looks at time limits every half minute: the signal comes 50 to 80 s after the start.
     limits = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=40"]
-    running = start(outputs, *SMALL, "stages=[train]", "train.epochs=60", "seed=0", *limits)
+    running = start(outputs, *SMALL, "stages=[train]", "train.epochs=120", "seed=0", *limits)
     _, errors = running.communicate(timeout=15 * MINUTES)
     assert running.returncode == 0, errors
     (text,) = (path.read_text() for path in outputs.glob("sweeps/*/.submitit/*/*_log.out"))
