@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 import ctypes
 import os
-import platform
+import sys
 
 # torch's OpenMP threads spin at every barrier, by default for milliseconds. Beside any other process that turns a
 # training several times slower; a short spin costs nothing measurable on a quiet machine (docs/sweeps.md). It has to
@@ -20,8 +20,8 @@ def _keep_freed_memory() -> None:
 
     Taking some 100 MB anew from the kernel in each step costs a QAT step of a small network about a twentieth.
     """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
+    # Of the libraries that Linux has for this, glibc alone knows mallopt.
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_threshold, 2**30)

@@ -49,8 +49,11 @@ def termination_as_interrupt() -> Iterator[None]:
     ending = [one for one in _heeded() if one in _ENDING]
     handlers: dict[int, Any] = dict.fromkeys(ending, interrupt) | dict.fromkeys(submitits, queue_again)
     _heard.clear()
-    with _handling(handlers):
-        yield
+    try:
+        with _handling(handlers):
+            yield
+    finally:
+        _heard.clear()
 
 
 def _is_preempted() -> bool:
@@ -107,7 +110,7 @@ def _handling(handlers: Mapping[int, Any]) -> Iterator[None]:
 
 
 def stop_if_interrupted() -> None:
-    """Raise the interruption again that a library has swallowed: exporters catch whatever comes in their callbacks.
+    """Raise the interruption again that was swallowed: in a finalizer, or in a callback of an exporter.
 
     Raises:
         KeyboardInterrupt: when a signal has come and the run still goes on.
@@ -116,12 +119,19 @@ def stop_if_interrupted() -> None:
         raise KeyboardInterrupt
 
 
+def _tell_unless_interrupted(unraisable: Any) -> None:
+    """Say nothing of an interruption that came in a finalizer: `stop_if_interrupted` raises it again."""
+    if not (_heard and issubclass(unraisable.exc_type, KeyboardInterrupt)):
+        sys.__unraisablehook__(unraisable)
+
+
 @contextmanager
 def interruption_as_one_line() -> Iterator[None]:
     """End an interruption of whatever is under way, imports among it, as one line and exit status 130.
 
     Once the block has ended, everything is said and written: what is left of the process is not interrupted.
     """
+    sys.unraisablehook = _tell_unless_interrupted
     try:
         with termination_as_interrupt():
             yield

@@ -29,6 +29,7 @@ from pipeline.config import DatasetConfig, OptimizationConfig, QatConfig
 from pipeline.datasets.loader import count_batches, evaluation_batches, training_batches
 from pipeline.datasets.spec import Part
 from pipeline.errors import UserError
+from pipeline.interruption import stop_if_interrupted
 from pipeline.machine import Machine
 from pipeline.quantization import observers_off
 from pipeline.stage import Context
@@ -108,6 +109,7 @@ def fit(
                     accuracy = 100 * int(correct) / seen
                     bar.set_postfix(loss=f"{losses[-1].item():.4f}", accuracy=f"{accuracy:.2f} %", refresh=False)
                 bar.update(1)
+                stop_if_interrupted()
         _check_finite_parameters(model, settings, curve, epoch, steps)
         mean_loss = float(world.mean(torch.stack(losses).double().mean()))
         predicted = predict(model, validation, dataset, settings.batch_size, device, "validate", context.machine, world)
