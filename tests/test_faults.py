@@ -12,6 +12,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,6 +127,22 @@ def wait_for_stage(process: subprocess.Popen[str], stage: str, outputs: Path) ->
     return False
 
 
+def run_into(stage: str, outputs: Path, undisturbed: Path, moments: random.Random) -> subprocess.Popen[str]:
+    """The command, at a random moment of this stage: again, where the stage was over or made already."""
+    for _ in range(5):
+        process = start(command(outputs))
+        if wait_for_stage(process, stage, outputs):
+            time.sleep(moments.uniform(0, 0.9 * seconds_of(stage, undisturbed)))
+            if process.poll() is None and any((outputs / "artifacts").glob(f"{stage}-*.partial")):
+                return process
+        _, err = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, err
+        for made in WALKED[WALKED.index(stage) :]:
+            for folder in (outputs / "artifacts").glob(f"{made}-*"):
+                shutil.rmtree(folder)
+    raise AssertionError(f"{stage} is over too soon")
+
+
 # --- signals
 
 # By default test_runner.py and test_sweeps.py kill, and test_tracking.py terminates.
@@ -141,12 +158,7 @@ def test_run_equals_an_undisturbed_one_when_each_stage_was_ended_by_a_signal(
     moments = random.Random(sent.value)
     outputs = tmp_path / "outputs"
     for stage in STRUCK * MOMENTS:
-        process = start(command(outputs))
-        if not wait_for_stage(process, stage, outputs):
-            _, err = process.communicate(timeout=LIMIT)
-            assert process.returncode == 0, err  # a second round finds the stage made
-            continue
-        time.sleep(moments.uniform(0, 0.9 * seconds_of(stage, undisturbed)))
+        process = run_into(stage, outputs, undisturbed, moments)
         process.send_signal(sent)
         _, err = process.communicate(timeout=LIMIT)
         if sent == signal.SIGKILL:
