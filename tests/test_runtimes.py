@@ -292,7 +292,7 @@ def test_vnni_is_looked_for_under_both_its_names() -> None:
 def test_benchmark_reports_every_runtime_that_has_parity(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quick = ["benchmark.max_seconds=1", "benchmark.min_repeats=3", "benchmark.batch_sizes=[1,2]"]
+    quick = [f"benchmark.{given}" for given in ("max_seconds=1", "min_repeats=3", "passes=2", "batch_sizes=[1,2]")]
     stages = "stages=[train,fuse,qat,convert,evaluate,export,benchmark]"
     real = dict(registry())
     faulty = {**real, "openvino": broken(real["openvino"], lambda logits: -logits)}

@@ -227,7 +227,7 @@ def test_sweep_equals_an_undisturbed_one_when_killed_at_random_moments(undisturb
 def test_failed_job_is_told_with_its_reason_and_the_others_go_on_when_one_fails(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     # Eleven images hold every class, but cannot be split: it shows only when the job reads its data.
-    done = sweep(outputs, *SMALL, "dataset.max_train_samples=11,200")
+    done = sweep(outputs, *FLOAT_ALONE, "dataset.max_train_samples=11,200")
     assert done.returncode == 1
     assert "1 of 2 jobs failed" in done.stderr
     assert "dataset.max_train_samples=11: dataset.validation_fraction=0.1 of" in done.stderr
