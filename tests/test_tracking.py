@@ -154,7 +154,12 @@ def test_store_lies_under_the_project_when_the_command_is_typed_elsewhere(tmp_pa
     relative = "outputs/test-of-a-relative-path"
     target = PROJECT_ROOT / relative
     command = [sys.executable, "-m", "pipeline", *SMALL, "stages=[train]", f"outputs={relative}"]
-    environment = {"PYTHONPATH": str(PROJECT_ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment = {
+        "PYTHONPATH": str(PROJECT_ROOT),
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
     try:
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=environment)
         (found,) = runs(target)
