@@ -136,7 +136,7 @@ def _together(model: nn.Module, world: World) -> nn.Module:
     # Of a 1×1 convolution's gradient either stride is right, and copying it costs nothing that can be measured.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     # Buffers need no sending: every process computes the same ones.
-    return DistributedDataParallel(model, forward_sync_buffers=False)
+    return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def _cross_entropy(label_smoothing: float, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
