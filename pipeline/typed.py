@@ -18,8 +18,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
@@ -188,6 +188,10 @@ def one_line(error: Exception) -> str:
     override = text.removeprefix("Error merging override ") if text.startswith("Error merging override ") else None
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
+            names = [str(key) for key in cause.parent_node]
+            there = suggestion(str(cause.key), [name for name in names if not name.startswith("_")])
+            return f"{override or cause.full_key}: no such setting; {there}"
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             words = allowed_words(str(cause.full_key))
             return f"{override or cause.full_key}: {_first_line(cause)}" + (f"; allowed: {words}" if words else "")

@@ -154,18 +154,19 @@ def test_hosts_do_not_wait_for_each_others_measurements(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("override", "line"),
+    ("override", "line", "hint"),
     [
-        ("hydra.launcher.timeout_min=long", "hydra.launcher.timeout_min=long: Value 'long'"),
-        ("hydra.launcher.partiton=cpu", "hydra.launcher.partiton: Key 'partiton' not in"),
+        ("hydra.launcher.timeout_min=long", "hydra.launcher.timeout_min=long: Value 'long'", "Integer"),
+        ("hydra.launcher.partiton=cpu", "hydra.launcher.partiton: no such setting; allowed: ", "'partition'?"),
     ],
 )
 def test_setting_of_the_launcher_is_refused_in_one_line_when_it_is_wrong(
-    override: str, line: str, tmp_path: Path
+    override: str, line: str, hint: str, tmp_path: Path
 ) -> None:
     asked = command(tmp_path / "outputs", *SMALL, "seed=0,1", "hydra/launcher=submitit_slurm", override)
     done = subprocess.run(asked, cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {line}")
+    assert done.stderr.endswith(f"{hint}\n")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "outputs").exists()
