@@ -44,7 +44,7 @@ test: $(STAMP) ## Run the tests, on two processes of one thread each
 
 KILLS ?= 20
 PROCESSES ?= 8
-test-kills: $(STAMP) ## Kill runs, searches and a sweep (at KILLS=20 random moments) and let them go on; PROCESSES=8 at once
+test-kills: $(STAMP) ## Kill runs, searches, jobs and a sweep (at KILLS=20 random moments); PROCESSES=8 at once
 	OMP_NUM_THREADS=1 PIPELINE_TEST_KILLS=$(KILLS) PIPELINE_TEST_PROCESSES=$(PROCESSES) \
 		$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m kills
 

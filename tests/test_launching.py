@@ -40,6 +40,7 @@ def child_of(controller: str) -> int:
     return int(listed)
 
 
+@pytest.mark.kills
 def test_job_that_dies_is_told_and_the_other_finishes_when_submitit_runs_both_here(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     sweeping = subprocess.Popen(

@@ -162,6 +162,7 @@ def test_command_sends_all_when_the_server_stayed_away_until_the_end(
     assert send_leftovers(outputs) == []
 
 
+@pytest.mark.kills
 def test_killed_process_leaves_what_it_said_and_its_run_becomes_killed(
     gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path
 ) -> None:

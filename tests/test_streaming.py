@@ -156,6 +156,7 @@ run_command(stream)
 """
 
 
+@pytest.mark.kills
 def test_killed_worker_ends_in_one_line_that_names_the_setting(pictures: Path) -> None:
     # In a process of its own: torch hears of the death by a signal, and raises wherever the process is by then.
     command = [sys.executable, "-c", KILL, str(pictures)]
@@ -211,6 +212,7 @@ def is_alive(pid: int) -> bool:
     return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
+@pytest.mark.kills
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc to find processes")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_no_process_is_left_when_streaming_is_ended_in_the_middle(how: signal.Signals, pictures: Path) -> None:
