@@ -58,7 +58,9 @@ def termination_as_interrupt() -> Iterator[None]:
 
 def _is_preempted() -> bool:
     """Whether SIGTERM means that this job must leave its node for a while: a job that is cancelled no longer runs."""
-    job = os.environ.get("SLURM_JOB_ID")
+    # By its number alone, one task of each array would be answered for by all of them.
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
     if job is None or os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
         return False
     try:

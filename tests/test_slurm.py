@@ -190,20 +190,21 @@ def test_preempted_job_is_queued_again_and_cancelled_one_told_when_slurm_ends_bo
     until(lambda: checkpoints(outputs) == 3, running)
     node = {job[0]: job[2] for job in queued()}
     array = number(outputs)
-    subprocess.run(["scancel", f"{array}_2"], check=True)
-    urgent = ["sbatch", "--partition=urgent", "--exclusive", f"--nodelist={node[f'{array}_0']}", "--output=/dev/null"]
+    # The last task has the number of the whole array: squeue, asked for that, tells of the others too.
+    subprocess.run(["scancel", f"{array}_0"], check=True)
+    urgent = ["sbatch", "--partition=urgent", "--exclusive", f"--nodelist={node[f'{array}_2']}", "--output=/dev/null"]
     subprocess.run([*urgent, "--wrap=sleep 5"], check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
     said, errors = running.communicate(timeout=5 * MINUTES)
     assert running.returncode == 1
     assert "Traceback" not in errors
     assert "1 of 3 jobs failed" in errors
-    assert "seed=2: its process ended without a result (cancelled); its log is" in errors
+    assert "seed=0: its process ended without a result (cancelled); its log is" in errors
     assert said.count(" finished") >= 2
-    assert "resumed after epoch" in log(outputs, 0)
+    assert "resumed after epoch" in log(outputs, 2)
     assert "Traceback" not in log(outputs, 0) + log(outputs, 2)
     by_name = sorted((run.info.run_name, run.info.status) for run in children(outputs))
-    assert [status for name, status in by_name if name == "seed=0"] == ["FINISHED", "KILLED"]
-    assert [status for name, status in by_name if name == "seed=2"] == ["KILLED"]
+    assert [status for name, status in by_name if name == "seed=2"] == ["FINISHED", "KILLED"]
+    assert [status for name, status in by_name if name == "seed=0"] == ["KILLED"]
 
 
 def test_jobs_are_found_again_when_the_command_is_killed_and_given_again(cluster: Path, tmp_path: Path) -> None:

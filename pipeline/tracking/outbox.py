@@ -150,12 +150,12 @@ class Outbox:
         unreadable = {"kind": "unreadable"}
         try:
             thing = json.loads(line)
-        except ValueError:
+            if not isinstance(thing, dict) or "kind" not in thing:
+                return unreadable
+            path = (self.folder / str(thing["path"])).resolve() if "path" in thing else None
+        except (ValueError, RecursionError, OSError):  # a NUL, a surrogate, 100,000 brackets, a name too long
             return unreadable
-        if not isinstance(thing, dict) or "kind" not in thing:
-            return unreadable
-        if "path" in thing:
-            path = (self.folder / str(thing["path"])).resolve()
+        if path is not None:
             # A forged line would have any file sent, and the folder it is in deleted.
             if path.parent.parent != (self.folder / "files").resolve():
                 return unreadable
