@@ -1,7 +1,7 @@
 """Writes requirements.lock: every package of the tested set, pinned, with the hashes of its files.
 
 `make lock` calls it. pip-compile resolves; what it cannot know is mended here: the project itself is no package of
-the lock, and of torch every build of the version is allowed, the CPU's with its local version among them.
+the lock, and of torch every build that the configured indexes know is allowed.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The run takes its status from how the block ends: FINISHED, FAILED with the erro
 for an interruption; SystemExit is one, as submitit raises it to end a job that is queued again. The
 default store is SQLite under `outputs`; its schema and its experiment are created under a lock, because
 processes that do so at the same time destroy it. What a run says to a server goes through an outbox
-(`outbox.py`, `sender.py`): a server that is away neither ends nor holds up a run.
+(`outbox.py`, `sender.py`): a server that goes away in mid-run does not end it.
 """
 
 from __future__ import annotations
