@@ -18,8 +18,9 @@ INTERRUPTIONS = (KeyboardInterrupt, SystemExit)
 _ENDING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 # One of these is the signal that submitit listens to, in one of its jobs.
 _USERS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
-# The signals that have come since the run began.
+# The signals that have come since the outermost `termination_as_interrupt` began, and whether there is one.
 _heard: list[int] = []
+_inside: list[bool] = []
 
 
 @contextmanager
@@ -28,7 +29,18 @@ def termination_as_interrupt() -> Iterator[None]:
 
     The first such signal is the last, so that nothing cuts off what tidies up. A job that Slurm preempts is handed
     to submitit, which has it queued again: by itself Slurm takes one that ends before its time for a failed one.
+    A block within a block leaves the handlers as they are. In another thread than the main one, nothing changes.
+
+    Raises:
+        KeyboardInterrupt: when a signal has come already in the block around this one, and was swallowed.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if _inside:
+        stop_if_interrupted()
+        yield
+        return
 
     def interrupt(signal_number: int, frame: Any) -> None:
         if signal_number == signal.SIGTERM and submitits and _is_preempted():
@@ -48,12 +60,13 @@ def termination_as_interrupt() -> Iterator[None]:
     submitits: dict[int, Any] = {one: signal.getsignal(one) for one in _USERS if callable(signal.getsignal(one))}
     ending = [one for one in _heeded() if one in _ENDING]
     handlers: dict[int, Any] = dict.fromkeys(ending, interrupt) | dict.fromkeys(submitits, queue_again)
-    _heard.clear()
+    _inside.append(True)
     try:
         with _handling(handlers):
             yield
     finally:
         _heard.clear()
+        _inside.clear()
 
 
 def _is_preempted() -> bool:
@@ -113,6 +126,8 @@ def _handling(handlers: Mapping[int, Any]) -> Iterator[None]:
 
 def stop_if_interrupted() -> None:
     """Raise the interruption again that was swallowed: in a finalizer, or in a callback of an exporter.
+
+    Signals are ignored from the first one on: who swallows it, and does not ask here, can only be killed.
 
     Raises:
         KeyboardInterrupt: when a signal has come and the run still goes on.

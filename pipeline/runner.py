@@ -70,6 +70,7 @@ def _run(request: Request, plan: Plan, world: World) -> Outcome:
             stop_if_interrupted()
         _report(request, walk.metrics, tracker)
         keep_model(config, walk.folder_of("export"), walk.metrics, tracker)
+        stop_if_interrupted()
     return Outcome(walk.metrics, tracker.run_id)
 
 

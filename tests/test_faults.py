@@ -7,6 +7,7 @@ every stage and writes the table of docs/faults.md into outputs/faults.md.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 import pickle
@@ -30,6 +31,7 @@ from pipeline.composition import compose_request
 from pipeline.errors import UserError
 from pipeline.faults import fault
 from pipeline.files import PROJECT_ROOT, sha256
+from pipeline.interruption import interruption_as_one_line
 from pipeline.stage import PROGRESS_FILE
 from tests.conftest import SMALL
 from tests.fault_table import note
@@ -175,23 +177,57 @@ def test_run_equals_an_undisturbed_one_when_each_stage_was_ended_by_a_signal(
     assert models(outputs) == models(undisturbed)
 
 
-def test_run_is_interrupted_after_the_stage_when_a_library_has_swallowed_the_signal(
-    outputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pipeline import runner
+def swallowed(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, in the course of which a signal comes that a library swallows."""
 
-    load = runner.datasets.load_training
-
-    def swallowing(*given: Any) -> Any:
+    def swallowing(*given: Any, **named: Any) -> Any:
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
-        return load(*given)
+        return call(*given, **named)
 
-    monkeypatch.setattr(runner.datasets, "load_training", swallowing)
-    with pytest.raises(KeyboardInterrupt):
-        runner.run(compose_request([*FLOAT, f"outputs={outputs}"]))
-    assert [path.name.split("-")[0] for path in (outputs / "artifacts").glob("*-*")] == ["train"]
+    return swallowing
+
+
+# What a library swallows it in, and what is there then: the stage whole where nothing asked in the course of it.
+SWALLOWED = [
+    ("datasets.load_training", ["train-*.partial"], "KILLED"),
+    ("quantization.fuse", ["fuse-*", "train-*"], "KILLED"),
+    ("keep_model", ["fuse-*", "qat-*", "train-*"], "KILLED"),
+    ("check_parts", [], None),
+]
+
+
+@pytest.mark.parametrize(("place", "left", "status"), SWALLOWED, ids=[place for place, _, _ in SWALLOWED])
+def test_run_is_interrupted_soon_after_when_a_library_has_swallowed_the_signal(
+    place: str,
+    left: list[str],
+    status: str | None,
+    outputs: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the command does it: one block around all, within which signals come, and the run's within it."""
+    from pipeline import runner
+
+    owner, _, name = place.rpartition(".")
+    where = getattr(runner, owner) if owner else runner
+    monkeypatch.setattr(where, name, swallowed(getattr(where, name)))
+    monkeypatch.setattr(sys, "argv", ["pipeline", *SMALL, "stages=[train,fuse,qat]", f"outputs={outputs}"])
+    handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit) as ended, interruption_as_one_line():
+            composition.main()
+    finally:
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
+    assert ended.value.code == 130
+    assert one_error(capsys.readouterr().err).startswith("interrupted")
+    found = sorted(path.name for path in (outputs / "artifacts").glob("*-*"))
+    assert len(found) == len(left)
+    assert all(fnmatch.fnmatch(name, pattern) for name, pattern in zip(found, left, strict=True)), found
+    assert [name.endswith(".partial") for name in found] == [pattern.endswith(".partial") for pattern in left]
+    assert [run.info.status for run in runs(outputs)] == ([status] if status else [])
 
 
 IN_A_FINALIZER = """
