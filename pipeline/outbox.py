@@ -11,12 +11,13 @@ from pipeline.files import in_project
 from pipeline.redaction import refuse_credentials
 
 _EPILOG = """examples:
-  python -m pipeline.outbox                          # of every run, to the server that it was for
+  python -m pipeline.outbox                          # of every run that was for the configured server
   python -m pipeline.outbox --outputs /data/outputs
-  python -m pipeline.outbox --tracking-uri http://127.0.0.1:5001   # the server has moved
+  python -m pipeline.outbox --tracking-uri http://127.0.0.1:5001   # to another one, or the server has moved
 
-User and password come from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. What the server refused before is
-tried once more; a run whose process was killed becomes KILLED.
+The configured server is MLFLOW_TRACKING_URI, or http://127.0.0.1:5000 where that is not set; no other is told the user
+and password (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD) unless it is named here. What the server refused
+before is tried once more; a run whose process was killed becomes KILLED.
 """
 
 
@@ -34,7 +35,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("run_ids", nargs="*", metavar="RUN_ID", help="of these runs alone (default: of every run)")
     parser.add_argument("--outputs", default="outputs", help="the folder of the runs (default: %(default)s)")
-    parser.add_argument("--tracking-uri", help="another server than the one that it was for, with the same runs")
+    parser.add_argument("--tracking-uri", help="the server to send to, where it is not the configured one")
     return parser
 
 
@@ -53,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> None:
         print(f"{one.name} ({one.run_id}): {one.sent} sent, {one.left} left, {one.refused} refused{ended}", flush=True)
         if one.refused:
             folder = outputs / "outbox" / one.run_id
-            tell_error(f"{one.name}: what the server refused, and why, is in {folder}; delete it to forget it")
+            tell_error(f"{one.name}: what is not sent, and why, is in {folder}/refused.jsonl; delete it to forget it")
         if one.in_the_way:
             tell_error(f"{one.name}: {one.in_the_way}")
     if any(one.left or one.refused or one.in_the_way for one in done):

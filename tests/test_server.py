@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +21,7 @@ import mlflow
 import pytest
 
 from pipeline.champion import Contender
+from pipeline.composition import compose_request
 from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
 from pipeline.files import PROJECT_ROOT
@@ -26,6 +30,7 @@ from pipeline.tracking import RunRecord, Tracker, open_run, parents
 from pipeline.tracking.leftovers import send_leftovers
 from pipeline.tracking.models import ModelRecord
 from pipeline.tracking.outbox import Outbox
+from pipeline.tracking.store import configured_server
 from tests.tracking_server import Gate, free_port, mlflow_server
 
 RECORD = RunRecord("a run", {"qat.epochs": 2}, {"backend": "fbgemm"}, "seed: 0\n", ("digits", "0123", "nowhere"))
@@ -52,8 +57,9 @@ def server(server_folder: Path) -> Iterator[int]:
 
 
 @pytest.fixture
-def gate(server: int) -> Iterator[Gate]:
+def gate(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate = Gate(server)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", gate.address)
     yield gate
     gate.shut()
 
@@ -205,25 +211,191 @@ def test_refused_thing_is_kept_aside_and_the_others_are_sent(
     assert "refuses 'not/a name: *'" in capsys.readouterr().err
 
 
+def left_behind(gate: Gate, config: TrackingConfig, outputs: Path) -> Path:
+    """The outbox of a run during which the server went away."""
+    with open_run(replace(config, patience_s=0.2), outputs, RECORD) as tracker:
+        gate.shut()
+        say_epochs(tracker, range(2))
+    assert tracker.run_id is not None
+    time.sleep(1)  # until the run's own sender has let go
+    gate.open()
+    return outputs / "outbox" / tracker.run_id
+
+
+def say_line(folder: Path, line: bytes) -> None:
+    with (folder / "things.jsonl").open("ab") as stream:
+        stream.write(line + b"\n")
+
+
+def said_line(kind: str, **content: Any) -> bytes:
+    return json.dumps({"kind": kind, "at": 1, **content}).encode()
+
+
 def test_forged_line_neither_sends_nor_deletes_a_file_that_is_no_copy(
     gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path, tmp_path: Path
 ) -> None:
     victim = tmp_path / "precious" / "secret.txt"
     victim.parent.mkdir()
     victim.write_text("hunter2")
-    with open_run(replace(config, patience_s=0.2), outputs, RECORD) as tracker:
-        gate.shut()
-    assert tracker.run_id is not None
-    folder = outputs / "outbox" / tracker.run_id
-    with (folder / "things.jsonl").open("a") as stream:
-        for path in (str(victim), f"files/0/../../../../../precious/{victim.name}", "files/..", 7):
-            stream.write(json.dumps({"kind": "file", "path": path}) + "\n")
-    time.sleep(1)  # until the run's own sender has let go
-    gate.open()
+    folder = left_behind(gate, config, outputs)
+    for path in (str(victim), f"files/0/../../../../../precious/{victim.name}", "files/.."):
+        say_line(folder, said_line("file", path=path))
     (done,) = send_leftovers(outputs)
-    assert (done.left, done.refused) == (0, 4)
+    assert (done.left, done.refused) == (0, 3)
     assert victim.read_text() == "hunter2"
-    assert [file.path for file in client.list_artifacts(tracker.run_id)] == ["config.yaml"]
+    assert [file.path for file in client.list_artifacts(folder.name)] == ["config.yaml"]
+
+
+def test_forged_line_deletes_no_other_run(
+    gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path
+) -> None:
+    with open_run(config, outputs, RECORD) as victim:
+        pass
+    assert victim.run_id is not None
+    mark = client.get_run(victim.run_id).data.tags["run.mark"]
+    say_line(left_behind(gate, config, outputs), said_line("alone", mark=mark))
+    (done,) = send_leftovers(outputs)
+    assert (done.left, done.refused) == (0, 0)
+    assert client.get_run(victim.run_id).info.lifecycle_stage == "active"
+
+
+UNREADABLE = {
+    "no JSON": b"{",
+    "no UTF-8": b'{"kind": "text", "at": 1, "name": "\xff\xfe", "content": ""}',
+    "NUL in a path": said_line("file", path="files/0/\0"),
+    "surrogate in a path": said_line("file", path="files/0/\ud800"),
+    "deep nesting": b"[" * 100_000,
+    "list": b"[]",
+    "kind alone": b'{"kind": "status"}',
+    "unknown kind": said_line("order", status="FINISHED"),
+    "kind that is a list": b'{"kind": [], "at": 1}',
+    "status that is a number": said_line("status", status=7),
+    "time that is a text": b'{"kind": "status", "at": "now", "status": "FINISHED"}',
+    "number of 5,000 digits": b'{"kind": "metric", "name": "a", "step": 0, "at": 1, "value": ' + b"1" * 5000 + b"}",
+    "path that is a number": said_line("file", path=7),
+    "forged as unreadable": b'{"kind": "unreadable", "line": "{}"}',
+}
+
+
+def test_line_that_cannot_be_read_is_kept_as_it_is_and_the_others_are_sent(
+    gate: Gate,
+    config: TrackingConfig,
+    client: mlflow.MlflowClient,
+    outputs: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = left_behind(gate, config, outputs)
+    for line in UNREADABLE.values():
+        say_line(folder, line)
+    say_line(folder, said_line("metric", name="train/loss", value=0.5, step=7))
+    say_line(folder, said_line("metric", name="not/a name: *", value=0.5, step=7))
+    capsys.readouterr()
+    for _ in range(2):  # they are not tried once more, as what the server refuses is
+        (done,) = send_leftovers(outputs)
+        assert (done.left, done.refused, done.status) == (0, len(UNREADABLE) + 1, "FINISHED")
+        *unreadable, refused = (folder / "refused.jsonl").read_bytes().splitlines()
+        assert unreadable == list(UNREADABLE.values())
+        assert json.loads(refused)["name"] == "not/a name: *"
+    warning = (
+        f"run {RECORD.name}: a line of its outbox cannot be read: what is not sent is kept in {folder}/refused.jsonl"
+    )
+    assert capsys.readouterr().err.splitlines() == [f"warning: {warning}"]
+    assert client.get_run(folder.name).info.status == "FINISHED"
+    assert points(client, folder.name, "train/loss") == [(0, 1.0), (1, 0.5), (7, 0.5)]
+
+
+def test_outbox_that_cannot_be_sent_holds_up_no_other(
+    gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path
+) -> None:
+    damaged, unknown, whole = (left_behind(gate, config, outputs) for _ in range(3))
+    (damaged / "things.jsonl").unlink()
+    (damaged / "things.jsonl").mkdir()
+    (unknown / "run.json").write_text('{"uri": 7, "run_id": "x", "name": "x"}')
+    done = {one.run_id: one for one in send_leftovers(outputs)}
+    assert "things.jsonl" in done[damaged.name].in_the_way
+    assert "run.json cannot be read" in done[unknown.name].in_the_way
+    assert (done[whole.name].left, done[whole.name].in_the_way) == (0, "")
+    assert client.get_run(whole.name).info.status == "FINISHED"
+
+
+@pytest.fixture
+def eavesdropper() -> Iterator[tuple[str, list[bytes]]]:
+    """The address of a server that is somebody else's, and what it was told."""
+    heard: list[bytes] = []
+
+    def listen(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                heard.append(connection.recv(65536))
+                connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=listen, args=(listener,), daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", heard
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_password_goes_to_no_server_but_the_configured_one_or_one_that_is_typed(
+    gate: Gate,
+    config: TrackingConfig,
+    client: mlflow.MlflowClient,
+    outputs: Path,
+    eavesdropper: tuple[str, list[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2hunter2")
+    address, heard = eavesdropper
+    whole, forged = (left_behind(gate, config, outputs) for _ in range(2))
+    kept = json.loads((forged / "run.json").read_text())
+    (forged / "run.json").write_text(json.dumps({**kept, "uri": address}))
+    command = [sys.executable, "-m", "pipeline.outbox", "--outputs", str(outputs)]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert (done.returncode, heard) == (1, [])
+    assert re.search(rf"{whole.name}\): \d+ sent, 0 left, 0 refused, FINISHED\n", done.stdout)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {RECORD.name}: not sent: it was for {address}, which is not the configured server")
+    typed = f"python -m pipeline.outbox --outputs {outputs} --tracking-uri {address}"
+    assert line.endswith(f": {typed}")
+    # A sweep that goes on sends what its children left to its own server.
+    with open_run(config, outputs, RECORD) as parent:
+        assert parent.run_id is not None
+        client.set_tag(forged.name, "mlflow.parentRunId", parent.run_id)
+        client.update_run(forged.name, status="RUNNING")
+        assert parents.mark_killed(config, outputs, parent.run_id, set()) == 0  # it had ended
+    assert client.get_run(forged.name).info.status == "FINISHED"
+    assert heard == []
+    left_behind(gate, config, outputs)
+    done = subprocess.run([sys.executable, *typed.split()[1:]], cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert heard[0].startswith(b"GET /api/2.0/mlflow/runs/get")
+
+
+def test_server_stays_the_one_of_the_environment_when_a_run_has_gone_to_another_store(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with open_run(TrackingConfig(), outputs, RECORD):
+        pass
+    assert compose_request(["tracking=server"]).config.tracking.uri == configured_server() == "http://127.0.0.1:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:7")
+    with open_run(TrackingConfig(), outputs, RECORD):
+        pass
+    assert compose_request(["tracking=server"]).config.tracking.uri == configured_server() == "http://127.0.0.1:7"
+
+
+def test_nothing_is_put_aside_when_another_server_does_not_know_the_run(
+    gate: Gate, config: TrackingConfig, outputs: Path, tmp_path: Path
+) -> None:
+    folder = left_behind(gate, config, outputs)
+    port = free_port()
+    with mlflow_server(tmp_path / "other", port) as other:
+        (done,) = send_leftovers(outputs, uri=other)
+    assert done.in_the_way == f"{other} does not know this run, which was for {gate.address}"
+    assert (done.left > 0, done.refused) == (True, 0)
+    (done,) = send_leftovers(outputs)
+    assert (done.in_the_way, done.left, done.refused, folder.exists()) == ("", 0, 0, False)
 
 
 def test_run_that_was_deleted_holds_nobody_up_and_is_whole_once_it_is_restored(

@@ -8,7 +8,7 @@ value, and the other kinds replace what was there. An outbox counts on that.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.tracking.models import keep_with_run
@@ -16,6 +16,26 @@ from pipeline.tracking.models import keep_with_run
 Thing = dict[str, Any]
 
 METRIC, STATUS, FILE, MODEL = "metric", "status", "file", "model"
+# What belongs to each kind, as JSON has it.
+_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    METRIC: {"name": str, "value": int | float, "step": int | None},
+    "params": {"values": dict},
+    "tags": {"values": dict},
+    "dataset": {"name": str, "digest": str, "origin": str},
+    "text": {"content": str, "name": str},
+    FILE: {"path": str},
+    MODEL: {
+        "path": str,
+        "runtime": str,
+        "threads": int,
+        "engine": str,
+        "outputs": str,
+        "register": dict | None,
+        "candidate": dict | None,
+    },
+    "alone": {"mark": str},
+    STATUS: {"status": str},
+}
 # A tag that one run alone has.
 MARK = "run.mark"
 # How many points MLflow takes in one request.
@@ -26,6 +46,14 @@ _MAX_PARAMS = 100
 def thing(kind: str, **content: Any) -> Thing:
     """A thing to say, said now."""
     return {"kind": kind, "at": time.time_ns() // 1_000_000, **content}
+
+
+def is_thing(content: Any) -> bool:
+    """Whether what was read is a thing of a known kind, with all that belongs to it."""
+    if not isinstance(content, dict) or not isinstance(content.get("kind"), str) or content["kind"] not in _FIELDS:
+        return False
+    fields = {"at": int, **_FIELDS[content["kind"]]}
+    return all(name in content and isinstance(content[name], allowed) for name, allowed in fields.items())
 
 
 def deliver(client: Any, run_id: str, things: Sequence[Thing]) -> str:
@@ -71,8 +99,10 @@ def marked_runs(client: Any, experiment: str, mark: str) -> list[Any]:
 
 
 def _delete_twins(client: Any, run_id: str, mark: str) -> None:
-    experiment = client.get_run(run_id).info.experiment_id
-    for run in marked_runs(client, experiment, mark):
+    own = client.get_run(run_id)
+    if own.data.tags.get(MARK) != mark:
+        return  # another run's, which a forged line would have deleted
+    for run in marked_runs(client, own.info.experiment_id, mark):
         if run.info.run_id != run_id:
             client.delete_run(run.info.run_id)
 

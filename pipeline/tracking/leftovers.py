@@ -8,11 +8,20 @@ from pathlib import Path
 from filelock import Timeout
 
 from pipeline.errors import UserError
+from pipeline.redaction import refuse_credentials
 from pipeline.tracking.delivery import thing
 from pipeline.tracking.failures import http_status, reason
 from pipeline.tracking.outbox import Address, Outbox, kept
-from pipeline.tracking.sender import Courier, shown
-from pipeline.tracking.store import CREDENTIALS, no_retries, quiet
+from pipeline.tracking.sender import Courier, later_command, shown
+from pipeline.tracking.store import (
+    CREDENTIALS,
+    SERVER_VARIABLE,
+    configured_server,
+    no_retries,
+    point_at,
+    quiet,
+    same_server,
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class Leftover:
         run_id: of the run.
         sent: how many things the server took.
         left: how many it has not yet.
-        refused: how many it will not take.
+        refused: how many it will not take, or nobody can read.
         status: how the run ended.
         in_the_way: why something is left, in one line; empty where nothing is.
     """
@@ -39,11 +48,15 @@ class Leftover:
 
 
 def send_leftovers(outputs: Path, run_ids: list[str] | None = None, uri: str | None = None) -> list[Leftover]:
-    """Send what is kept under `outputs`, of every run or of some, to its server or to the one at `uri`.
+    """Send what is kept under `outputs`, of every run or of some.
+
+    Without a `uri`, what is for the configured server is sent, and nothing else: the user and password would go along
+    to whatever address a folder names.
 
     Raises:
-        UserError: when there is nothing of such a run.
+        UserError: when there is nothing of such a run, and for a user and password in an address.
     """
+    refuse_credentials(SERVER_VARIABLE, configured_server())
     outboxes = {outbox.folder.name: outbox for outbox in kept(outputs)}
     for run_id in run_ids or []:
         if run_id not in outboxes:
@@ -53,28 +66,48 @@ def send_leftovers(outputs: Path, run_ids: list[str] | None = None, uri: str | N
 
 
 def send_leftover(outbox: Outbox, uri: str | None = None) -> Leftover:
-    """Send what one run left; a run that never said how it ended was KILLED when it last said something."""
-    import mlflow
+    """Send what one run left to the server at `uri`, or to the configured one if it is for that.
 
-    address = outbox.address()
-    if address is None:
+    A run that never said how it ended was KILLED when it last said something. What is in the way of this one is told
+    in what it gives, and holds up no other.
+    """
+    meant = outbox.address()
+    if meant is None:
         return Leftover("?", outbox.folder.name, in_the_way=f"{shown(outbox.folder / 'run.json')} cannot be read")
-    address = Address(uri or address.uri, address.run_id, address.name)
     try:
+        if uri is None and not same_server(meant.uri, configured_server()):
+            why = (
+                f"not sent: it was for {meant.uri}, which is not the configured server, {configured_server()}; if your "
+                f"user and password may go there: {later_command(outbox.folder.parent.parent, meant.uri)}"
+            )
+            return Leftover(meant.name, meant.run_id, left=outbox.count_left(), in_the_way=why)
         with outbox.lock.acquire(timeout=0):
             if not outbox.folder.is_dir():  # another sender was done with it a moment ago
-                return Leftover(address.name, address.run_id)
+                return Leftover(meant.name, meant.run_id)
             outbox = Outbox(outbox.folder)  # as it is now that nobody else sends
-            quiet()
-            no_retries()
-            mlflow.set_tracking_uri(address.uri)
-            return _send(outbox, address, mlflow.MlflowClient(address.uri))
+            return _send(outbox, Address(uri or meant.uri, meant.run_id, meant.name), meant.uri)
     except Timeout:
         why = "its own run, or another process, is sending it"
-        return Leftover(address.name, address.run_id, left=outbox.count_left(), in_the_way=why)
+        return Leftover(meant.name, meant.run_id, left=outbox.count_left(), in_the_way=why)
+    except (OSError, UserError) as error:
+        return Leftover(meant.name, meant.run_id, in_the_way=f"{shown(outbox.folder)}: {error}")
 
 
-def _send(outbox: Outbox, address: Address, client: object) -> Leftover:
+def _send(outbox: Outbox, address: Address, meant_for: str) -> Leftover:
+    import mlflow
+
+    quiet()
+    no_retries()
+    point_at(mlflow, address.uri)
+    client = mlflow.MlflowClient(address.uri)
+    if not same_server(address.uri, meant_for):
+        # It would refuse every thing, one by one.
+        try:
+            client.get_run(address.run_id)
+        except mlflow.exceptions.MlflowException as error:
+            unknown = f"{address.uri} does not know this run, which was for {meant_for}"
+            why = unknown if error.error_code == "RESOURCE_DOES_NOT_EXIST" else _why(address.uri, error)
+            return Leftover(address.name, address.run_id, left=outbox.count_left(), in_the_way=why)
     if outbox.last_status() is None:
         outbox.append(thing("status", status="KILLED") | {"at": outbox.last_time() or thing("status")["at"]})
     outbox.retry_refused()

@@ -1,26 +1,25 @@
 """The outbox of a run: a folder with all that the run says, in order, until a server has it.
 
-`outputs/outbox/<run_id>/` holds `run.json` (which server, which run), `things.jsonl` (one line a thing, only ever
-appended to), `sent` (up to which byte the server has them), `files/` (copies of files, which could change) and
-`refused.jsonl` (what the server will not take). A line that a kill has cut off was never said. Who sends holds the
-lock beside the folder; the process of a run holds it until its end, so a free lock means that the run is over.
+`outputs/outbox/<run_id>/` holds `run.json` (which server, which run), `things.jsonl` (a `Journal`), `sent` (up to
+which byte the server has them), `files/` (copies of files, which could change) and `refused.jsonl` (what the server
+will not take, and lines that are damaged). Who sends holds the lock beside the folder; the process of a run holds it
+until its end, so a free lock means that the run is over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from pipeline.errors import UserError
 from pipeline.files import write_and_rename
 from pipeline.tracking.delivery import FILE, MAX_POINTS, METRIC, MODEL, STATUS, Thing
+from pipeline.tracking.journal import UNREADABLE, Journal
 
 _FOLDER = "outbox"
 
@@ -57,7 +56,8 @@ class Outbox:
         self.folder = folder
         # Taken in one thread and given back in another.
         self.lock = FileLock(folder.with_suffix(".lock"), thread_local=False)
-        self._things, self._sent, self._refused = (folder / name for name in ("things.jsonl", "sent", "refused.jsonl"))
+        self._files, self._sent = folder / "files", folder / "sent"
+        self._things, self._refused = (Journal(folder / f"{name}.jsonl", self._files) for name in ("things", "refused"))
         self._position = self._read_position()
         self._copies = 0
 
@@ -73,9 +73,10 @@ class Outbox:
     def address(self) -> Address | None:
         """Whose it is, or None where that is not readable."""
         try:
-            return Address(**json.loads((self.folder / "run.json").read_text()))
-        except (OSError, ValueError, TypeError):
+            address = Address(**json.loads((self.folder / "run.json").read_text()))
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
+        return address if all(isinstance(value, str) for value in asdict(address).values()) else None
 
     def append(self, thing: Thing) -> None:
         """Keep a thing to say; of its file, a copy.
@@ -86,33 +87,19 @@ class Outbox:
         try:
             if thing["kind"] in (FILE, MODEL):
                 thing = {**thing, "path": self._copy(Path(thing["path"]), with_folder=thing["kind"] == MODEL)}
-            self._append_line(self._things, thing)
+            self._things.append(thing)
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written: {error.strerror or error}") from error
 
     def _copy(self, path: Path, with_folder: bool) -> str:
         """Copy a file, or for a model all that lies beside it, under a number of its own."""
-        while (place := self.folder / "files" / str(self._copies)).exists():
+        while (place := self._files / str(self._copies)).exists():
             self._copies += 1
         place.mkdir(parents=True)
         for source in path.parent.iterdir() if with_folder else [path]:
             if source.is_file():
                 shutil.copy2(source, place)
-        return self._relative(place / path.name)
-
-    def _relative(self, copy: Path) -> str:
-        return copy.resolve().relative_to(self.folder.resolve()).as_posix()
-
-    def _append_line(self, path: Path, thing: Thing) -> None:
-        with path.open("a+b") as stream:
-            start = _end_of_last_line(stream)
-            stream.truncate(start)
-            try:
-                stream.write(json.dumps(thing).encode() + b"\n")
-                stream.flush()
-            except OSError:
-                stream.truncate(start)
-                raise
+        return str(place / path.name)
 
     def _read_position(self) -> int:
         try:
@@ -124,7 +111,7 @@ class Outbox:
         """What is to be said next: a thing, or metrics that follow each other; None when all is said."""
         things: list[Thing] = []
         end = self._position
-        for thing, after in self._lines(self._position):
+        for thing, after in self._things.read(self._position):
             if things and (one_by_one or thing["kind"] != METRIC or len(things) == MAX_POINTS):
                 break
             things.append(thing)
@@ -133,38 +120,9 @@ class Outbox:
                 break
         return Batch(things, end) if things else None
 
-    def _lines(self, start: int = 0) -> Iterator[tuple[Thing, int]]:
-        """Each thing from byte `start` on, with the byte after it; without a line that was cut off."""
-        if not self._things.exists():
-            return
-        with self._things.open("rb") as stream:
-            stream.seek(start)
-            for line in stream:
-                if not line.endswith(b"\n"):
-                    return
-                start += len(line)
-                yield self._parse(line), start
-
-    def _parse(self, line: bytes) -> Thing:
-        """A thing with the whole path of its file, which is one of the outbox's copies and no other."""
-        unreadable = {"kind": "unreadable"}
-        try:
-            thing = json.loads(line)
-            if not isinstance(thing, dict) or "kind" not in thing:
-                return unreadable
-            path = (self.folder / str(thing["path"])).resolve() if "path" in thing else None
-        except (ValueError, RecursionError, OSError):  # a NUL, a surrogate, 100,000 brackets, a name too long
-            return unreadable
-        if path is not None:
-            # A forged line would have any file sent, and the folder it is in deleted.
-            if path.parent.parent != (self.folder / "files").resolve():
-                return unreadable
-            thing["path"] = str(path)
-        return thing
-
     def count_left(self) -> int:
         """How many things are not said yet."""
-        return sum(1 for _ in self._lines(self._position))
+        return sum(1 for _ in self._things.read(self._position))
 
     def mark_said(self, batch: Batch) -> None:
         """Note that the server has a batch, and drop the copies of its files."""
@@ -174,11 +132,9 @@ class Outbox:
                 shutil.rmtree(Path(thing["path"]).parent, ignore_errors=True)
 
     def set_aside(self, batch: Batch, why: str) -> None:
-        """Put away a thing that the server will not take, so that the others can go on."""
+        """Put away things that the server will not take, so that the others can go on; an unreadable one as it is."""
         for thing in batch.things:
-            if "path" in thing:
-                thing = {**thing, "path": self._relative(Path(thing["path"]))}
-            self._append_line(self._refused, {**thing, "refused": why})
+            self._refused.append({**thing, "refused": why})
         self._advance(batch)
 
     def _advance(self, batch: Batch) -> None:
@@ -187,28 +143,31 @@ class Outbox:
             temporary.write_text(str(batch.end))
 
     def count_refused(self) -> int:
-        """How many things the server will not take."""
-        return len(self._refused.read_bytes().splitlines()) if self._refused.exists() else 0
+        """How many things the server will not take, or nobody can read."""
+        return sum(1 for _ in self._refused.read())
 
     def retry_refused(self) -> None:
-        """Put what was refused behind the rest, to be tried once more."""
-        if self._refused.exists():
-            for line in self._refused.read_bytes().splitlines():
-                thing = self._parse(line)
-                thing.pop("refused", None)
-                if "path" in thing:
-                    thing["path"] = self._relative(Path(thing["path"]))
-                self._append_line(self._things, thing)
-            self._refused.unlink()
+        """Put what was refused behind the rest, to be tried once more; what nobody can read stays where it is."""
+        refused = [thing for thing, _ in self._refused.read()]
+        readable = [thing for thing in refused if thing["kind"] != UNREADABLE]
+        if not readable:
+            return
+        for thing in readable:
+            self._things.append({name: value for name, value in thing.items() if name != "refused"})
+        with write_and_rename(self._refused.path) as temporary:
+            temporary.touch()
+            for thing in refused:
+                if thing["kind"] == UNREADABLE:
+                    Journal(temporary, self._files).append(thing)
 
     def last_status(self) -> str | None:
         """How the run says that it ended, or None where it never said."""
-        said = [thing["status"] for thing, _ in self._lines() if thing["kind"] == STATUS]
+        said = [thing["status"] for thing, _ in self._things.read() if thing["kind"] == STATUS]
         return said[-1] if said else None
 
     def last_time(self) -> int | None:
         """When the run last said something, in milliseconds since 1970."""
-        times = [thing["at"] for thing, _ in self._lines() if "at" in thing]
+        times = [thing["at"] for thing, _ in self._things.read() if "at" in thing]
         return max(times) if times else None
 
     def delete_when_said(self) -> bool:
@@ -220,22 +179,13 @@ class Outbox:
         return True
 
 
-def _end_of_last_line(stream: Any) -> int:
-    """Where a file's last whole line ends: whatever follows was cut off."""
-    end = stream.seek(0, os.SEEK_END)
-    if end == 0:
-        return 0
-    stream.seek(end - 1)
-    if stream.read(1) == b"\n":
-        return int(end)
-    stream.seek(0)
-    return stream.read().rfind(b"\n") + 1
-
-
 def kept(outputs: Path) -> list[Outbox]:
     """Every outbox, the oldest first."""
-    files = sorted((outputs / _FOLDER).glob("*/run.json"), key=lambda path: path.stat().st_mtime)
-    return [Outbox(path.parent) for path in files]
+    found = []
+    for path in (outputs / _FOLDER).glob("*/run.json"):
+        with contextlib.suppress(FileNotFoundError):  # a sender was done with it meanwhile
+            found.append((path.stat().st_mtime, path.parent))
+    return [Outbox(folder) for _, folder in sorted(found)]
 
 
 def of_run(outputs: Path, run_id: str) -> Outbox | None:

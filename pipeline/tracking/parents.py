@@ -113,7 +113,9 @@ def _mark_killed(
             outbox = of_run(outputs, run.info.run_id)
             if outbox is not None:
                 count += outbox.last_status() is None
-                send_leftover(outbox)
+                left = send_leftover(outbox, store_uri(config, outputs))
+                if left.in_the_way:
+                    terminal.warn(f"run {left.name}: {left.in_the_way}")
             else:
                 client.set_terminated(run.info.run_id, "KILLED")
                 count += 1

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pipeline.config import TrackingConfig
 from pipeline.errors import UserError, suggestion
-from pipeline.tracking.store import few_retries, silence, store_uri
+from pipeline.tracking.store import few_retries, point_at, silence, store_uri
 
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 _SQLITE = "sqlite:///"
@@ -88,7 +88,7 @@ def _download(uri: str, store: str) -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
         with few_retries(), silence():
-            mlflow.set_tracking_uri(store)
+            point_at(mlflow, store)
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
     except mlflow.exceptions.MlflowException as error:
         raise UserError(f"--model {uri}: cannot be had from {store}: {str(error).splitlines()[0]}") from error

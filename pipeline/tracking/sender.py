@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Callable
@@ -15,8 +16,9 @@ from pipeline.errors import UserError
 from pipeline.files import PROJECT_ROOT
 from pipeline.tracking.delivery import Thing, deliver
 from pipeline.tracking.failures import http_status, passes, reason
+from pipeline.tracking.journal import UNREADABLE
 from pipeline.tracking.outbox import Address, Batch, Outbox
-from pipeline.tracking.store import CREDENTIALS
+from pipeline.tracking.store import CREDENTIALS, configured_server, same_server
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LAST_PAUSE_S = 1.0, 10.0, 0.5
 _TELL_EVERY_S, _LOCK_S = 10.0, 30.0
@@ -43,6 +45,11 @@ class Courier:
             batch = self._outbox.next_batch(one_by_one=self._one_by_one_until > 0)
             if batch is None:
                 return None
+            if batch.things[0]["kind"] == UNREADABLE:
+                self._tell_aside("a line of its outbox cannot be read")
+                self._outbox.set_aside(batch, "")
+                self._pass(batch)
+                continue
             try:
                 told = deliver(self._client, self._address.run_id, batch.things)
             except Exception as error:
@@ -86,14 +93,16 @@ class Courier:
         if len(batch.things) > 1:
             self._one_by_one_until = batch.end
             return
-        if self._outbox.count_refused() == 0:
-            what = batch.things[0].get("name") or batch.things[0]["kind"]
-            terminal.warn(
-                f"run {self._address.name}: the tracking server refuses '{what}': {reason(error)}: what it refuses is "
-                f"kept in {shown(self._outbox.folder)}"
-            )
+        what = batch.things[0].get("name") or batch.things[0]["kind"]
+        self._tell_aside(f"the tracking server refuses '{what}': {reason(error)}")
         self._outbox.set_aside(batch, reason(error))
         self._pass(batch)
+
+    def _tell_aside(self, why: str) -> None:
+        """Tell of the first thing that is put aside, and where they are."""
+        if self._outbox.count_refused() == 0:
+            folder = shown(self._outbox.folder)
+            terminal.warn(f"run {self._address.name}: {why}: what is not sent is kept in {folder}/refused.jsonl")
 
 
 class Sender:
@@ -142,9 +151,13 @@ class Sender:
                         self._stop.wait(_LAST_PAUSE_S)
                     pause = min(2 * pause, _LONGEST_PAUSE_S)
         finally:
-            self._outbox.delete_when_said()
-            self._outbox.lock.release()
-            self._done.set()
+            try:
+                self._outbox.delete_when_said()
+            except OSError as error:
+                terminal.warn(f"{shown(self._outbox.folder)}: cannot be deleted: {error.strerror or error}")
+            finally:
+                self._outbox.lock.release()
+                self._done.set()
 
     def _send(self) -> Exception | None:
         try:
@@ -184,7 +197,7 @@ class Sender:
                 terminal.warn(
                     f"the tracking server {self._address.uri} does not have all of run {self._address.name}: {count} "
                     f"things are kept in {shown(self._outbox.folder)}; this sends them later: "
-                    f"{later_command(self._outbox.folder.parent.parent)}"
+                    f"{later_command(self._outbox.folder.parent.parent, self._address.uri)}"
                 )
         # Done, or about to be: the folder and its lock are the thread's to put away.
         self._done.wait(_LAST_PAUSE_S)
@@ -211,10 +224,14 @@ def _in_the_way(uri: str, status: int | None, failure: Exception) -> str:
     return f"the tracking server {uri} is away"
 
 
-def later_command(outputs: Path) -> str:
-    """The command that sends what is kept under `outputs`."""
-    option = "" if outputs == PROJECT_ROOT / "outputs" else f" --outputs {shown(outputs)}"
-    return f"python -m pipeline.outbox{option}"
+def later_command(outputs: Path, uri: str) -> str:
+    """The command that sends what is kept under `outputs` for the server at `uri`."""
+    words = ["python", "-m", "pipeline.outbox"]
+    if outputs != PROJECT_ROOT / "outputs":
+        words += ["--outputs", shown(outputs)]
+    if not same_server(uri, configured_server()):
+        words += ["--tracking-uri", uri]
+    return shlex.join(words)
 
 
 def shown(path: Path) -> str:

@@ -20,6 +20,8 @@ from pipeline.redaction import refuse_credentials
 from pipeline.tracking.failures import http_status, passes, reason
 
 CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+# As conf/tracking/server.yaml has them.
+SERVER_VARIABLE, _DEFAULT_SERVER = "MLFLOW_TRACKING_URI", "http://127.0.0.1:5000"
 _SQLITE = "sqlite:///"
 _DATABASE = "mlflow.db"
 _ARTIFACTS = "mlartifacts"
@@ -60,6 +62,16 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
+def configured_server() -> str:
+    """The server of `tracking=server`, to which the user and password in the environment belong."""
+    return os.environ.get(SERVER_VARIABLE) or _DEFAULT_SERVER
+
+
+def same_server(one: str, other: str) -> bool:
+    """Whether two addresses are the same."""
+    return one.rstrip("/") == other.rstrip("/")
+
+
 def short_name(name: str) -> str:
     """A run's name as a server's database can hold it; SQLite holds any."""
     return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
@@ -97,7 +109,7 @@ def connect(mlflow: Any, config: TrackingConfig, outputs: Path) -> str:
     own_store = uri.startswith(_SQLITE)
     outputs.mkdir(parents=True, exist_ok=True)
     with asking(mlflow, uri, f"experiment '{config.experiment}' cannot be opened"), few_retries():
-        mlflow.set_tracking_uri(uri)
+        point_at(mlflow, uri)
         with FileLock(outputs / ".mlflow.lock"):
             if own_store:
                 _create_store(mlflow, Path(uri.removeprefix(_SQLITE)))
@@ -106,6 +118,13 @@ def connect(mlflow: Any, config: TrackingConfig, outputs: Path) -> str:
                 return str(found.experiment_id)
             location = (outputs / _ARTIFACTS).as_uri() if own_store else None
             return _create_experiment(mlflow, config.experiment, location)
+
+
+def point_at(mlflow: Any, uri: str) -> None:
+    """Have mlflow speak to this store. It would name it in the environment too, where `tracking=server` and
+    `configured_server` look for what the user has chosen."""
+    with _variables({SERVER_VARIABLE: uri}):
+        mlflow.set_tracking_uri(uri)
 
 
 def _create_experiment(mlflow: Any, name: str, location: str | None) -> str:
