@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is too old: \
+	Python 3.11 or newer is needed; make PYTHON=python3.12 names another" >&2; exit 1; }
+
 .DEFAULT_GOAL := help
 .PHONY: help install install-locked lock licenses audit run test test-kills test-faults test-server test-slurm fuzz \
 	lint format type ui server clean
@@ -14,14 +17,19 @@ help: ## Show this help
 install: $(STAMP) ## Make .venv and install the tested versions into it (once)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: $(PYTHON) is too old: Python 3.11 or newer is needed; make PYTHON=python3.12 names another" >&2; exit 1; }
+	@$(NEW_ENOUGH)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
 
-install-locked: ## Make .venv from requirements.lock alone: every file has the hash that was tested
-	$(PYTHON) -m venv $(VENV)
+# What belongs to the set, and torch's file with it, differs between Pythons and systems.
+HERE = $(PYTHON) -c 'import platform as p; print(p.python_implementation(), p.python_version().rsplit(".", 1)[0], "on", \
+	p.system(), p.machine())'
+install-locked: ## Make .venv anew from requirements.lock alone: every file has the hash that was tested
+	@grep -qxF "# For $$($(HERE))." requirements.lock || { echo "error: requirements.lock is for" \
+		"$$(sed -n 's/^# For \(.*\)\./\1/p' requirements.lock), and this is $$($(HERE)): make install takes any, and" \
+		"make PYTHON=… install-locked another Python" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
@@ -56,8 +64,8 @@ test-faults: $(STAMP) ## Every fault in every stage (root, twenty minutes); the 
 	OMP_NUM_THREADS=1 PIPELINE_FAULTS=all PIPELINE_FAULT_TABLE=$(CURDIR)/outputs/faults.md \
 		$(BIN)/python -m pytest tests/test_faults.py
 
-fuzz: $(STAMP) ## 2,000 random command lines: each a run that could begin, or one line
-	PIPELINE_FUZZ=2000 $(BIN)/python -m pytest tests/test_fuzz.py -s
+fuzz: $(STAMP) ## 2,000 random command lines (SEED=7: others): each a run that could begin, or one line
+	PIPELINE_FUZZ=2000 PIPELINE_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/test_fuzz.py -s
 
 test-slurm: $(STAMP) ## Run sweeps on a real Slurm that is started for it: as root, with slurm-wlm and munge
 	OMP_NUM_THREADS=1 PIPELINE_TEST_SLURM=1 $(BIN)/python -m pytest tests/test_slurm.py

@@ -28,7 +28,7 @@ from scipy.stats import bootstrap
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from pipeline import datasets, models, quantization, terminal, training
+from pipeline import datasets, models, quantization, terminal, torchrun, training
 from pipeline.composition import compose_request
 from pipeline.files import PROJECT_ROOT
 from pipeline.stage import Context
@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of the one process; each of several takes its share")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    if options.stage == "qat" and (options.activation, options.dtype) != ("relu", "float32"):
+        parser.error("--stage qat: allowed: --activation relu, --dtype float32, for which fake-quantize is made")
     overrides = options.overrides or ["dataset=mnist"]
     kind = (options.stage, options.dtype, options.activation)
     rounds = []
@@ -174,5 +176,6 @@ def _differences(one: dict[str, Any], other: dict[str, Any]) -> np.ndarray:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
         _worker(*sys.argv[2:])
+        torchrun.leave()
     else:
         main()

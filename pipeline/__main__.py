@@ -1,5 +1,6 @@
 """`python -m pipeline`: compose the configuration, check it, run it."""
 
+from pipeline import torchrun
 from pipeline.interruption import interruption_as_one_line
 
 if __name__ == "__main__":
@@ -7,3 +8,4 @@ if __name__ == "__main__":
         from pipeline.composition import main  # takes a second
 
         main()
+    torchrun.leave()

@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 
 _FULL = "the disk is full; once there is space, the same command goes on"
 _READ_ONLY = "the file system is read-only; once it can be written to, the same command goes on"
+_MAYBE_READ_ONLY = "the file system may be read-only; once it can be written to, the same command goes on"
 _REASONS = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
@@ -30,7 +31,8 @@ _DATABASE = "the database of the runs (mlflow.db, optuna.db)"
 _WORDS = {
     "database or disk is full": f"{_DATABASE}: {_FULL}",
     "attempt to write a readonly database": f"{_DATABASE}: {_READ_ONLY}",
-    "unable to open database file": f"{_DATABASE}: cannot be opened or written",
+    # Also where no file can be made beside it.
+    "unable to open database file": f"{_DATABASE}: cannot be opened or written; {_MAYBE_READ_ONLY}",
     "disk I/O error": f"{_DATABASE}: {_UNSURE}",
     "iostream error": f"a file of an exported model: {_UNSURE}",
 }

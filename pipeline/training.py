@@ -3,8 +3,8 @@
 Every epoch's randomness (order, augmentation, dropout) is seeded by seed, curve name and epoch alone,
 so a run that is killed and resumed goes on exactly as an undisturbed one would.
 
-Several processes share each batch: they take its images in equal parts, BatchNorm and observers see all of it,
-and the gradients are averaged, so that they learn what one process would.
+Several processes share each batch: they take its images in equal parts, BatchNorm, dropout and observers go by all
+of it, and the gradients are averaged, so that they learn what one process would.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pipeline.compilation import CompiledForward
 from pipeline.config import DatasetConfig, OptimizationConfig, QatConfig
 from pipeline.datasets.loader import count_batches, evaluation_batches, training_batches
 from pipeline.datasets.spec import Part
+from pipeline.dropout import drop_out_over_all
 from pipeline.errors import UserError
 from pipeline.interruption import stop_if_interrupted
 from pipeline.machine import Machine
@@ -82,7 +83,7 @@ def fit(
 
     for epoch in range(so_far.epochs_done, settings.epochs):
         started = time.perf_counter()
-        generator = _seed_epoch(seed, curve, epoch, world)
+        generator = _seed_epoch(seed, curve, epoch)
         losses: list[Tensor] = []
         correct, seen = torch.zeros((), dtype=torch.long, device=device), 0
         model.train()
@@ -130,8 +131,9 @@ def fit(
 
 
 def _together(model: nn.Module, world: World) -> nn.Module:
-    """`model` with gradients, BatchNorm statistics and quantization ranges of what all processes see."""
+    """`model` with gradients, BatchNorm statistics, dropout and quantization ranges of what all processes see."""
     normalize_over_all(model)
+    drop_out_over_all(model)
     quantization.observe_over_all(model, world)
     # Of a 1×1 convolution's gradient either stride is right, and copying it costs nothing that can be measured.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
@@ -185,14 +187,11 @@ def accuracy_pct(predicted: Tensor, part: Part) -> float:
 _REPORT_EVERY = 10
 
 
-def _seed_epoch(seed: int, curve: str, epoch: int, world: World) -> torch.Generator:
-    """Seed torch for one epoch (dropout draws from it), and give the generator of its data order.
-
-    Each process drops out other activations than the others, and takes its part of one order.
-    """
+def _seed_epoch(seed: int, curve: str, epoch: int) -> torch.Generator:
+    """Seed torch for one epoch (dropout draws from it), and give the generator of its data order."""
     sequence = np.random.SeedSequence([seed, zlib.crc32(curve.encode()), epoch])
     for_torch, for_data = (int(state) for state in sequence.generate_state(2, np.uint64))
-    torch.manual_seed((for_torch + world.rank) % 2**64)
+    torch.manual_seed(for_torch)
     return torch.Generator().manual_seed(for_data)
 
 

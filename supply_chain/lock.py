@@ -6,6 +6,7 @@ the lock, and of torch every build that the configured indexes know is allowed.
 
 from __future__ import annotations
 
+import platform
 import re
 import subprocess
 import sys
@@ -14,7 +15,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
-HEADER = "# The tested set with the hashes of its files. `make lock` writes it; install-locked and audit read it.\n"
+# As Makefile's install-locked asks for it: what belongs to the set differs between Pythons and systems.
+WHERE = f"{platform.python_implementation()} {sys.version_info.major}.{sys.version_info.minor} on {platform.system()}"
+HEADER = f"""# The tested set with the hashes of its files. `make lock` writes it; install-locked and audit read it.
+# For {WHERE} {platform.machine()}.
+"""
 # The lock names the packages and not where they come from.
 OPTIONS = [
     *("--quiet", "--generate-hashes", "--allow-unsafe", "--strip-extras", "--no-header", "--no-build-isolation"),

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from pipeline import datasets, models, quantization, terminal, training
+from pipeline import datasets, models, quantization, terminal, torchrun, training
 from pipeline.composition import compose_request
 from pipeline.config import Config
 from pipeline.stage import Context
@@ -23,12 +23,12 @@ from pipeline.world import World, join
 def main(result: Path) -> None:
     quantization.silence_known_warnings()
     terminal.mute()
-    request = compose_request(
-        ["dataset.max_train_samples=110", "dataset.crop_padding=4", "dataset.horizontal_flip=true", "train.epochs=2"]
-    )
-    config = request.config
+    asked = ["dataset.max_train_samples=110", "dataset.crop_padding=4", "dataset.horizontal_flip=true"]
+    config = compose_request(asked).config
+    dropping = compose_request([*asked, "model=mobilenet_v2", "model.stem=small", "backend=qnnpack"]).config
     with join(torch.device("cpu")) as world:
         found = {stage: _train(stage, config, world) for stage in ("train", "qat")}
+        found["dropout"] = _train("train", dropping, world)
         if world.is_main:
             result.write_text(json.dumps(found))
 
@@ -68,10 +68,10 @@ def _train(stage: str, config: Config, world: World) -> dict[str, Any]:
         "history": context.history,
         "ranges": ranges,
         "spread": float((high - low).abs().max()),
-        "draws_of_ranks": world.gather(torch.rand(1)).tolist(),  # as dropout would draw next
         "files_of_ranks": world.gather(torch.tensor([files])).tolist(),
     }
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    torchrun.leave()

@@ -129,14 +129,34 @@ def wait_for_stage(process: subprocess.Popen[str], stage: str, outputs: Path) ->
     return False
 
 
-def run_into(stage: str, outputs: Path, undisturbed: Path, moments: random.Random) -> subprocess.Popen[str]:
-    """The command, at a random moment of this stage: again, where the stage was over or made already."""
-    for _ in range(5):
+def stands_still(process: subprocess.Popen[str]) -> bool:
+    """Stop the process; whether it has, and did not end before."""
+    process.send_signal(signal.SIGSTOP)
+    while process.poll() is None:
+        if Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T":
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def strike(
+    stage: str, outputs: Path, undisturbed: Path, moments: random.Random, blow: Callable[[subprocess.Popen[str]], bool]
+) -> tuple[int, str]:
+    """Strike the command at a random moment of this stage, while it stands still: again, where the stage was over.
+
+    Gives the exit status and what was said on standard error.
+    """
+    for _ in range(10):
         process = start(command(outputs))
         if wait_for_stage(process, stage, outputs):
             time.sleep(moments.uniform(0, 0.9 * seconds_of(stage, undisturbed)))
-            if process.poll() is None and any((outputs / "artifacts").glob(f"{stage}-*.partial")):
-                return process
+            struck = stands_still(process) and any((outputs / "artifacts").glob(f"{stage}-*.partial"))
+            if struck:
+                blow(process)
+            process.send_signal(signal.SIGCONT)
+            if struck:
+                _, err = process.communicate(timeout=LIMIT)
+                return process.returncode, err
         _, err = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, err
         for made in WALKED[WALKED.index(stage) :]:
@@ -160,14 +180,12 @@ def test_run_equals_an_undisturbed_one_when_each_stage_was_ended_by_a_signal(
     moments = random.Random(sent.value)
     outputs = tmp_path / "outputs"
     for stage in STRUCK * MOMENTS:
-        process = run_into(stage, outputs, undisturbed, moments)
-        process.send_signal(sent)
-        _, err = process.communicate(timeout=LIMIT)
+        status, err = strike(stage, outputs, undisturbed, moments, lambda process: process.send_signal(sent))
         if sent == signal.SIGKILL:
-            assert process.returncode == -signal.SIGKILL or process.returncode == 0
+            assert status == -signal.SIGKILL, err
             shown = "(nothing)"
         else:
-            assert process.returncode in (130, -signal.SIGINT), err
+            assert status in (130, -signal.SIGINT), err
             shown = one_error(err)
             assert shown == "interrupted; the same command goes on from the last finished epoch"
             assert {run.info.status for run in runs(outputs)} <= {"KILLED", "FINISHED"}
@@ -290,15 +308,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", mounted], check=True)
 
 
-def fill(disk: Path) -> Path:
-    """Take all space that is left; gives the file that holds it."""
+def fill(disk: Path) -> None:
+    """Take all space that is left, in a file `filler`."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
         for size in (1 << 20, 1 << 12, 1):
             with contextlib.suppress(OSError):
                 while True:
                     stream.write(b"\0" * size)
-    return filler
 
 
 @pytest.mark.skipif(not ALL, reason="make test-faults")
@@ -306,13 +323,11 @@ def test_run_ends_in_one_line_and_goes_on_when_the_disk_is_full_in_each_stage(
     small_disk: Path, undisturbed: Path
 ) -> None:
     outputs = small_disk / "outputs"
+    moments = random.Random(7)
     for stage in STRUCK:
-        process = start(command(outputs))
-        assert wait_for_stage(process, stage, outputs)
-        filler = fill(small_disk)
-        _, err = process.communicate(timeout=LIMIT)
-        filler.unlink()
-        assert process.returncode == 2, err
+        status, err = strike(stage, outputs, undisturbed, moments, lambda process: fill(small_disk))
+        (small_disk / "filler").unlink()
+        assert status == 2, err
         line = one_error(err)
         assert "the disk is full; once there is space, the same command goes on" in line
         note("disk full", stage, "the epoch or stage under way", line)
@@ -329,9 +344,9 @@ def test_run_goes_on_when_the_disk_was_full(
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
     line = refused(asked, capsys, monkeypatch)
     assert f"{PROGRESS_FILE}: the disk is full; once there is space, the same command goes on" in line
-    filler = fill(small_disk)
+    fill(small_disk)
     assert "the disk is full" in refused(asked, capsys, monkeypatch)
-    filler.unlink()
+    (small_disk / "filler").unlink()
     subprocess.run(["mount", "-o", "remount,size=400m", small_disk], check=True)
     composition.main()
     assert len(models(small_disk / "outputs")) == 1
@@ -399,21 +414,20 @@ def test_run_ends_in_one_line_and_goes_on_when_the_folder_becomes_read_only_in_e
     small_disk: Path, undisturbed: Path
 ) -> None:
     outputs = small_disk / "outputs"
+    moments = random.Random(8)
+
+    def becomes_read_only(process: subprocess.Popen[str]) -> None:
+        """As a disk with an error does, also while files are open for writing, when `remount` is refused."""
+        for options in (["--bind", small_disk], ["-o", "remount,bind,ro"]):
+            subprocess.run(["mount", *options, small_disk], check=True)
+
     for stage in STRUCK:
-        process = start(command(outputs))
-        if not wait_for_stage(process, stage, outputs):  # it was through before the disk could be changed
-            continue
-        while process.poll() is None:  # refused as long as a file is open for writing
-            if subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True).returncode == 0:
-                break
-            time.sleep(0.01)
-        _, err = process.communicate(timeout=LIMIT)
-        subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
-        if process.returncode != 0:  # else it had written everything
-            assert process.returncode == 2, err
-            line = one_error(err)
-            assert "read-only" in line
-            note("becomes read-only", stage, "the epoch or stage under way", line)
+        status, err = strike(stage, outputs, undisturbed, moments, becomes_read_only)
+        subprocess.run(["umount", small_disk], check=True)
+        assert status == 2, err
+        line = one_error(err)
+        assert "read-only" in line
+        note("becomes read-only", stage, "the epoch or stage under way", line)
     status, _, err = finish(command(outputs))
     assert status == 0, err
     assert models(outputs) == models(undisturbed)

@@ -11,20 +11,22 @@ import os
 import signal
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra_plugins.hydra_joblib_launcher import joblib_launcher as hydra_joblib_launcher
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from pipeline import composition, files, jobs, runner, search, typed
 from pipeline.config import Config
 
 EXAMPLES = int(os.environ.get("PIPELINE_FUZZ", "60"))
+# Which command lines: without a number, always the same.
+SEED = os.environ.get("PIPELINE_FUZZ_SEED")
 # A user's line is read in a terminal.
 LONGEST_LINE = 1000
 # More than any of them needs, on a busy machine.
@@ -383,11 +385,16 @@ def count() -> Iterator[None]:
     print(f"\n{sum(ENDS.values())} random command lines: {ends}")
 
 
+def seeded(test: Callable[..., None]) -> Callable[..., None]:
+    return seed(int(SEED))(test) if SEED else test
+
+
+@seeded
 @settings(
     max_examples=EXAMPLES,
     # Without explaining a failure: for that every line is traced, and a sweep of thousands of jobs never ends.
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    derandomize=True,
+    derandomize=not SEED,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),

@@ -330,6 +330,18 @@ def test_thing_that_the_database_cannot_take_is_kept_aside(shared: Shared, tmp_p
     assert len(refused.read_text().splitlines()) == 1
 
 
+def test_process_that_has_the_number_of_an_earlier_server_is_left_alone(tmp_path: Path) -> None:
+    script = PROJECT_ROOT / "tools" / "mlflow_server.sh"
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as other:
+        for noted in (f"{other.pid}", f"{other.pid} 12345"):
+            (tmp_path / "mlflow.pid").write_text(f"{noted}\n")
+            status = subprocess.run([script, "status", tmp_path], capture_output=True, text=True)
+            assert "MLflow: stopped" in status.stdout
+            subprocess.run([script, "stop", tmp_path], check=True)
+            assert other.poll() is None
+        other.kill()
+
+
 def test_password_is_in_no_file_no_table_and_no_command_line(shared: Shared, cached: Path) -> None:
     for path in [*shared.folder.rglob("*"), *cached.rglob("*")]:
         if path.is_file():

@@ -47,7 +47,14 @@ find_postgres() {
 
 database() { echo "postgresql+psycopg2://mlflow@/$1?host=$socket"; }
 
-alive() { [ -f "$folder/mlflow.pid" ] && kill -0 "$(cat "$folder/mlflow.pid")" 2>/dev/null; }
+# The file has the process's number and when it began: a number is given again, to processes that are not ours.
+began() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }
+
+alive() {
+  local pid='' at=''
+  [ -f "$folder/mlflow.pid" ] && read -r pid at < "$folder/mlflow.pid"
+  [ -n "$at" ] && [ "$(began "$pid")" = "$at" ]
+}
 
 postgres_alive() { as_owner "$bin/pg_ctl" status -D "$data" >/dev/null 2>&1; }
 
@@ -112,7 +119,7 @@ start() {
   [ ${#MLFLOW_TRACKING_PASSWORD} -ge 12 ] || fail "MLFLOW_TRACKING_PASSWORD: allowed: 12 characters or more"
   find_postgres
   if alive; then # PostgreSQL alone may have ended
-    ! postgres_alive || fail "$folder: the server is running already (process $(cat "$folder/mlflow.pid"))"
+    ! postgres_alive || fail "$folder: the server is running already (process $(cut -d' ' -f1 "$folder/mlflow.pid"))"
     start_postgres
     echo "PostgreSQL started again ($folder)"
     return
@@ -135,7 +142,7 @@ start() {
     setsid "$python" -m mlflow server --app-name basic-auth --host "$host" --port "$port" --workers "$workers" \
       --backend-store-uri "$(database mlflow)" \
       --serve-artifacts --artifacts-destination "$folder/artifacts" >> mlflow.log 2>&1 < /dev/null &
-    echo $! > mlflow.pid
+    echo "$! $(began $!)" > mlflow.pid
   )
   for _ in $(seq 240); do
     alive || { rm -f "$folder/mlflow.pid"; fail "MLflow does not start; $folder/mlflow.log says why"; }
@@ -156,7 +163,7 @@ stop() {
   find_postgres
   if alive; then
     local pid
-    pid=$(cat "$folder/mlflow.pid")
+    pid=$(cut -d' ' -f1 "$folder/mlflow.pid")
     kill -TERM -- "-$pid" 2>/dev/null || true
     for _ in $(seq 100); do alive || break; sleep 0.1; done
     kill -KILL -- "-$pid" 2>/dev/null || true

@@ -90,8 +90,8 @@ PartitionName=urgent Nodes=node1,node2 MaxTime=INFINITE PriorityTier=2
 CONFIGURATION
 }
 
-running() { # whether the process of this pid file lives
-  [ -f "$1" ] && kill -0 "$(cat "$1")" 2>/dev/null
+running() { # whether the process of this pid file lives, and is this program: a number is given again to others
+  [ -f "$1" ] && [ "$(cat "/proc/$(cat "$1")/comm" 2>/dev/null)" = "$2" ]
 }
 
 check_node() {
@@ -99,7 +99,7 @@ check_node() {
 }
 
 start_node() {
-  ! running "$folder/$1.pid" || fail "$1 is running already"
+  ! running "$folder/$1.pid" slurmd || fail "$1 is running already"
   mkdir -p "$folder/spool/$1"
   slurmd -N "$1" # one machine can be several nodes: each daemon is told which it is
 }
@@ -109,7 +109,7 @@ start() {
     command -v "$program" >/dev/null || fail "there is no $program here: apt-get install slurm-wlm munge"
   done
   [ "$(id -u)" = 0 ] || fail "a node's daemon starts each job as its user: run this as root"
-  ! running "$folder/slurmctld.pid" || fail "a Slurm is running in $folder already"
+  ! running "$folder/slurmctld.pid" slurmctld || fail "a Slurm is running in $folder already"
   write_configuration
   # --force: munged would rather not be root.
   munged --force --key-file="$folder/munge/key" --socket="$folder/munge/socket" --pid-file="$folder/munge/pid" \
@@ -131,7 +131,7 @@ start() {
 # job die would report a failed job instead of falling silent with its node.
 processes_of() {
   local process
-  if running "$folder/$1.pid"; then cat "$folder/$1.pid"; fi
+  if running "$folder/$1.pid" slurmd; then cat "$folder/$1.pid"; fi
   for process in $(pgrep -f '^slurmstepd' || true); do
     if find "/proc/$process/fd" -lname "$folder/*$1*" 2>/dev/null | grep -q .; then echo "$process"; fi
   done
@@ -154,11 +154,10 @@ kill_node() {
 
 stop() {
   for node in $NODES; do kill_node "$node" >/dev/null; done
-  for pid_file in "$folder/slurmctld.pid" "$folder/munge/pid"; do
-    if running "$pid_file"; then kill "$(cat "$pid_file")"; fi
-  done
+  if running "$folder/slurmctld.pid" slurmctld; then kill "$(cat "$folder/slurmctld.pid")"; fi
+  if running "$folder/munge/pid" munged; then kill "$(cat "$folder/munge/pid")"; fi
   for _ in $(seq 20); do
-    if ! running "$folder/slurmctld.pid" && ! running "$folder/munge/pid"; then break; fi
+    if ! running "$folder/slurmctld.pid" slurmctld && ! running "$folder/munge/pid" munged; then break; fi
     sleep 0.5
   done
   echo "stopped; $folder can be removed"
