@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from pipeline.command_line import Parser, run_command, tell_error
+from pipeline.errors import presentable
 from pipeline.files import in_project
-from pipeline.redaction import refuse_credentials
 
 _EPILOG = """examples:
   python -m pipeline.outbox                          # of every run that was for the configured server
@@ -40,8 +40,6 @@ def _parser() -> Parser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    if arguments.tracking_uri is not None:
-        refuse_credentials("--tracking-uri", arguments.tracking_uri)
     # Slow to import, and not needed for --help.
     from pipeline.tracking.leftovers import send_leftovers
 
@@ -51,7 +49,8 @@ def _run(arguments: argparse.Namespace) -> None:
         print(f"nothing is kept in {outputs / 'outbox'}")
     for one in done:
         ended = f", {one.status}" if one.status and not one.left else ""
-        print(f"{one.name} ({one.run_id}): {one.sent} sent, {one.left} left, {one.refused} refused{ended}", flush=True)
+        counts = f"{one.sent} sent, {one.left} left, {one.refused} refused{ended}"
+        print(f"{presentable(one.name)} ({presentable(one.run_id)}): {counts}", flush=True)
         if one.refused:
             folder = outputs / "outbox" / one.run_id
             tell_error(f"{one.name}: what is not sent, and why, is in {folder}/refused.jsonl; delete it to forget it")

@@ -58,6 +58,7 @@ BEFORE_ANYTHING = [
     (["dataset.mean=[a]"], ["dataset.mean", "'a'", "allowed: a list, each a number"]),
     (["dataset.mean=high"], ["dataset.mean", "high", "allowed: a list, each a number"]),
     (["stages=train"], ["stages", "train", "allowed: a list"]),
+    (["tracking.uri=mlruns"], ["tracking.uri=mlruns", "allowed: null", "sqlite:///FILE", "http://HOST:PORT"]),
     (["qat.epochs=${nope}"], ["qat.epochs", "nope", "allowed: a whole number"]),
     # null where it is not allowed
     (["qat.epochs=null"], ["qat.epochs", "null", "allowed: a whole number"]),

@@ -385,6 +385,17 @@ def test_server_stays_the_one_of_the_environment_when_a_run_has_gone_to_another_
     assert compose_request(["tracking=server"]).config.tracking.uri == configured_server() == "http://127.0.0.1:7"
 
 
+@pytest.mark.parametrize("address", ["foo", "", "sqlite:///x.db", "databricks", "http://me:hunter2@127.0.0.1:5000"])
+def test_address_is_refused_in_one_line_when_it_is_no_server_or_has_a_password(address: str, outputs: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.outbox", "--outputs", str(outputs), "--tracking-uri", address]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert line.startswith("error: --tracking-uri")
+    assert "allowed: " in line
+    assert "hunter2" not in line
+
+
 def test_nothing_is_put_aside_when_another_server_does_not_know_the_run(
     gate: Gate, config: TrackingConfig, outputs: Path, tmp_path: Path
 ) -> None:

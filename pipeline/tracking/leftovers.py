@@ -17,6 +17,7 @@ from pipeline.tracking.store import (
     CREDENTIALS,
     SERVER_VARIABLE,
     configured_server,
+    is_server,
     no_retries,
     point_at,
     quiet,
@@ -54,9 +55,15 @@ def send_leftovers(outputs: Path, run_ids: list[str] | None = None, uri: str | N
     to whatever address a folder names.
 
     Raises:
-        UserError: when there is nothing of such a run, and for a user and password in an address.
+        UserError: when there is nothing of such a run, and for an address that is no server's or has a password in it.
     """
     refuse_credentials(SERVER_VARIABLE, configured_server())
+    if uri is not None:
+        refuse_credentials("--tracking-uri", uri)
+        if not is_server(uri):
+            raise UserError(
+                f"--tracking-uri {uri}: no server; allowed: an address that begins with http:// or https://"
+            )
     outboxes = {outbox.folder.name: outbox for outbox in kept(outputs)}
     for run_id in run_ids or []:
         if run_id not in outboxes:
@@ -85,7 +92,7 @@ def send_leftover(outbox: Outbox, uri: str | None = None) -> Leftover:
             if not outbox.folder.is_dir():  # another sender was done with it a moment ago
                 return Leftover(meant.name, meant.run_id)
             outbox = Outbox(outbox.folder)  # as it is now that nobody else sends
-            return _send(outbox, Address(uri or meant.uri, meant.run_id, meant.name), meant.uri)
+            return _send(outbox, Address(meant.uri if uri is None else uri, meant.run_id, meant.name), meant.uri)
     except Timeout:
         why = "its own run, or another process, is sending it"
         return Leftover(meant.name, meant.run_id, left=outbox.count_left(), in_the_way=why)
