@@ -8,12 +8,12 @@ had on this machine is asked of the module that owns it, before the first stage 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 from pipeline.errors import UserError
 from pipeline.setting import check_settings, setting
 from pipeline.shipping import BenchmarkConfig, ExportConfig, RegisterConfig, RuntimeConfig
+from pipeline.store_address import check_store
 
 OBSERVERS = ("moving_average", "histogram", "min_max")
 
@@ -197,10 +197,6 @@ class Config:
     outputs: str = setting("outputs", in_key=False)
 
 
-# Databases besides SQLite, and what MLflow has of others, are its own affair.
-_STORE = re.compile(r"sqlite:///.|https?://[^/]|(postgresql|mysql|mssql)(\+\w+)?://|databricks")
-
-
 def check(config: Config) -> None:
     """Refuse what is out of range or no choice, with one line that names key, value and what is allowed.
 
@@ -218,9 +214,8 @@ def check(config: Config) -> None:
         raise UserError(f"stages={given}: allowed: at least one stage, by its name")
     if not config.outputs:
         raise UserError("outputs='': allowed: the name of a folder")
-    if config.tracking.uri and not _STORE.match(config.tracking.uri):
-        allowed = "null for SQLite under outputs, sqlite:///FILE, http://HOST:PORT, https://HOST"
-        raise UserError(f"tracking.uri={config.tracking.uri}: no address of a tracking store; allowed: {allowed}")
+    if config.tracking.uri is not None:
+        check_store("tracking.uri", config.tracking.uri)
     _check_warmup("train", config.train)
     _check_warmup("qat", config.qat)
     if config.qat.freeze_observer_epoch == 0 and config.qat.init == "fresh":

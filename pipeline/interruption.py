@@ -51,7 +51,11 @@ def termination_as_interrupt() -> Iterator[None]:
 
     def queue_again(signal_number: int, frame: Any) -> None:
         deafen()
-        submitits[signal_number](signal_number, frame)  # and this raises
+        try:
+            submitits[signal_number](signal_number, frame)  # and this raises
+        except BaseException:
+            _heard.append(signal_number)
+            raise
 
     def deafen() -> None:
         for one in handlers:
@@ -137,8 +141,13 @@ def stop_if_interrupted() -> None:
 
 
 def _tell_unless_interrupted(unraisable: Any) -> None:
-    """Say nothing of an interruption that came in a finalizer: `stop_if_interrupted` raises it again."""
-    if not (_heard and issubclass(unraisable.exc_type, KeyboardInterrupt)):
+    """Say nothing of an interruption that came in a finalizer, which `stop_if_interrupted` raises again.
+
+    Nor of a signal after the first, which Python tells as an error where both came before it could look.
+    """
+    in_finalizer = _heard and issubclass(unraisable.exc_type, KeyboardInterrupt)
+    ignored = issubclass(unraisable.exc_type, OSError) and "race condition" in str(unraisable.exc_value)
+    if not (in_finalizer or ignored):
         sys.__unraisablehook__(unraisable)
 
 

@@ -31,7 +31,7 @@ from pipeline.composition import compose_request
 from pipeline.errors import UserError
 from pipeline.faults import fault
 from pipeline.files import PROJECT_ROOT, sha256
-from pipeline.interruption import interruption_as_one_line
+from pipeline.interruption import interruption_as_one_line, stop_if_interrupted, termination_as_interrupt
 from pipeline.stage import PROGRESS_FILE
 from tests.conftest import SMALL
 from tests.fault_table import note
@@ -266,6 +266,40 @@ with interruption_as_one_line():
 def test_interruption_is_told_later_when_it_came_in_a_finalizer() -> None:
     ended = subprocess.run([sys.executable, "-c", IN_A_FINALIZER], cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "went on\n", "error: interrupted\n")
+
+
+AT_ONCE = """
+import signal
+from pipeline.interruption import interruption_as_one_line, stop_if_interrupted, termination_as_interrupt
+
+both = [signal.SIGINT, signal.SIGTERM]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with interruption_as_one_line():
+    signal.pthread_sigmask(signal.SIG_BLOCK, both)
+    for one in both:
+        signal.raise_signal(one)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+"""
+
+
+def test_interruption_is_told_in_one_line_when_two_signals_come_at_once() -> None:
+    ended = subprocess.run([sys.executable, "-c", AT_ONCE], cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "error: interrupted\n")
+
+
+def test_run_ends_when_a_library_has_swallowed_that_its_job_is_queued_again() -> None:
+    def queue_again(signal_number: int, frame: object) -> None:
+        raise SystemExit(-1)  # as submitit does
+
+    before = signal.signal(signal.SIGUSR2, queue_again)
+    try:
+        with termination_as_interrupt():
+            with contextlib.suppress(SystemExit):
+                signal.raise_signal(signal.SIGUSR2)
+            with pytest.raises(KeyboardInterrupt):
+                stop_if_interrupted()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.3, 1.0] if ALL else [0.3])

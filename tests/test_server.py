@@ -29,7 +29,8 @@ from pipeline.shipping import RegisterConfig
 from pipeline.tracking import RunRecord, Tracker, open_run, parents
 from pipeline.tracking.leftovers import send_leftovers
 from pipeline.tracking.models import ModelRecord
-from pipeline.tracking.outbox import Outbox
+from pipeline.tracking.outbox import Outbox, lock_of
+from pipeline.tracking.sender import Courier
 from pipeline.tracking.store import configured_server
 from tests.tracking_server import Gate, free_port, mlflow_server
 
@@ -273,6 +274,9 @@ UNREADABLE = {
     "time that is a text": b'{"kind": "status", "at": "now", "status": "FINISHED"}',
     "number of 5,000 digits": b'{"kind": "metric", "name": "a", "step": 0, "at": 1, "value": ' + b"1" * 5000 + b"}",
     "path that is a number": said_line("file", path=7),
+    "path on a text": said_line("text", name="a", content="", path=7),
+    "path on a metric": said_line("metric", name="a", value=1.0, step=0, path="files/0/config.yaml"),
+    "time that no database holds": b'{"kind": "status", "at": 1000000000000000000, "status": "KILLED"}',
     "forged as unreadable": b'{"kind": "unreadable", "line": "{}"}',
 }
 
@@ -385,7 +389,10 @@ def test_server_stays_the_one_of_the_environment_when_a_run_has_gone_to_another_
     assert compose_request(["tracking=server"]).config.tracking.uri == configured_server() == "http://127.0.0.1:7"
 
 
-@pytest.mark.parametrize("address", ["foo", "", "sqlite:///x.db", "databricks", "http://me:hunter2@127.0.0.1:5000"])
+@pytest.mark.parametrize(
+    "address",
+    ["foo", "", "sqlite:///x.db", "databricks", "http://me:hunter2@127.0.0.1:5000", "http://[::1", "http://h:99999"],
+)
 def test_address_is_refused_in_one_line_when_it_is_no_server_or_has_a_password(address: str, outputs: Path) -> None:
     command = [sys.executable, "-m", "pipeline.outbox", "--outputs", str(outputs), "--tracking-uri", address]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
@@ -396,6 +403,117 @@ def test_address_is_refused_in_one_line_when_it_is_no_server_or_has_a_password(a
     assert "hunter2" not in line
 
 
+def test_password_in_the_servers_variable_is_refused_before_anything_is_sent(
+    gate: Gate, config: TrackingConfig, outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_behind(gate, config, outputs)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", gate.address.replace("://", "://me:hunter2@"))
+    with pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI=http://\*\*\*@127.0.0.1"):
+        send_leftovers(outputs)
+
+
+def test_outbox_is_sent_when_the_address_differs_by_a_slash_alone(
+    gate: Gate, config: TrackingConfig, outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_behind(gate, config, outputs)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{gate.address}/")
+    (done,) = send_leftovers(outputs)
+    assert (done.left, done.in_the_way) == (0, "")
+
+
+@pytest.mark.parametrize("position", ["9" * 30, "-5", "1000000000", "", "here"])
+def test_all_is_said_once_more_when_it_is_not_known_how_much_was(
+    gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path, position: str
+) -> None:
+    folder = left_behind(gate, config, outputs)
+    (folder / "sent").write_text(position)
+    (done,) = send_leftovers(outputs)
+    assert (done.left, done.in_the_way, done.status) == (0, "", "FINISHED")
+    assert points(client, folder.name, "train/loss") == [(0, 1.0), (1, 0.5)]
+    assert client.get_run(folder.name).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("status", ["KILLED", "FINISHED"])
+def test_run_keeps_its_end_when_a_model_that_was_refused_is_tried_again(
+    gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path, status: str
+) -> None:
+    folder = left_behind(gate, config, outputs)
+    (folder / "files" / "7").mkdir(parents=True)
+    (folder / "files" / "7" / "model.onnx").write_text("no model")
+    how = {"runtime": "onnxruntime", "threads": 1, "engine": "fbgemm", "outputs": str(outputs)}
+    say_line(folder, said_line("model", path="files/7/model.onnx", **how, register=None, candidate=None))
+    say_line(folder, json.dumps({"kind": "status", "at": 1000, "status": status}).encode())
+    for _ in range(2):
+        (done,) = send_leftovers(outputs)
+        assert (done.left, done.refused, done.status) == (0, 1, status)
+        info = client.get_run(folder.name).info
+        assert (info.status, info.end_time) == (status, 1000)
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_summary_of_a_sweep_arrives_when_another_process_sends_what_its_run_left_before(
+    gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path, tmp_path: Path, is_whole: bool
+) -> None:
+    with open_run(replace(config, patience_s=0.2), outputs, RECORD) as tracker:
+        gate.shut()
+        say_rest(tracker, tmp_path)
+    assert tracker.run_id is not None
+    folder = outputs / "outbox" / tracker.run_id
+    time.sleep(1)  # until the run's own sender has let go
+    gate.open()
+    if not is_whole:
+        say_line(folder, b"damaged")  # for which the folder stays
+    closing = threading.Thread(
+        target=parents.close_parent,
+        args=(config, outputs, tracker.run_id, "sweep", "FINISHED", parents.Summary("the comparison")),
+    )
+    with lock_of(folder):
+        closing.start()
+        time.sleep(1)
+        left = Outbox(folder)
+        address = left.address()
+        assert address is not None
+        assert Courier(left, mlflow.MlflowClient(gate.address), address).send() is None
+        assert left.delete_when_said() == is_whole
+    closing.join(60)
+    assert client.get_run(tracker.run_id).data.tags["mlflow.note.content"] == "the comparison"
+    assert folder.exists() != is_whole
+    if not is_whole:
+        assert (folder / "refused.jsonl").read_bytes() == b"damaged\n"
+
+
+def test_finished_run_is_known_to_be_when_its_outbox_is_sent_in_that_moment(
+    gate: Gate, config: TrackingConfig, outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = left_behind(gate, config, outputs)
+    asked = Outbox.last_status
+
+    def sent_meanwhile(outbox: Outbox) -> str | None:
+        monkeypatch.setattr(Outbox, "last_status", asked)
+        send_leftovers(outputs)
+        return asked(outbox)
+
+    monkeypatch.setattr(Outbox, "last_status", sent_meanwhile)
+    assert parents.is_finished(config, outputs, folder.name)
+
+
+def test_run_is_said_to_be_left_when_a_sweep_that_goes_on_cannot_send_it(
+    gate: Gate,
+    config: TrackingConfig,
+    client: mlflow.MlflowClient,
+    outputs: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = left_behind(gate, config, outputs)
+    with open_run(config, outputs, RECORD) as parent:
+        assert parent.run_id is not None
+        client.set_tag(folder.name, "mlflow.parentRunId", parent.run_id)
+        capsys.readouterr()
+        with lock_of(folder):
+            parents.mark_killed(config, outputs, parent.run_id, set())
+    assert "its own run, or another process, is sending it" in capsys.readouterr().err
+
+
 def test_nothing_is_put_aside_when_another_server_does_not_know_the_run(
     gate: Gate, config: TrackingConfig, outputs: Path, tmp_path: Path
 ) -> None:
@@ -403,7 +521,11 @@ def test_nothing_is_put_aside_when_another_server_does_not_know_the_run(
     port = free_port()
     with mlflow_server(tmp_path / "other", port) as other:
         (done,) = send_leftovers(outputs, uri=other)
-    assert done.in_the_way == f"{other} does not know this run, which was for {gate.address}"
+        (unchanged,) = send_leftovers(outputs, uri=other)
+    assert done.in_the_way.startswith(f"{other} does not know this run, which was for {gate.address}; to forget it,")
+    assert unchanged == done
+    (away,) = send_leftovers(outputs, uri=other)
+    assert away.in_the_way.startswith(f"the tracking server {other} is away")
     assert (done.left > 0, done.refused) == (True, 0)
     (done,) = send_leftovers(outputs)
     assert (done.in_the_way, done.left, done.refused, folder.exists()) == ("", 0, 0, False)

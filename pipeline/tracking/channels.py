@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline import terminal
+from pipeline.store_address import is_server
 from pipeline.tracking.delivery import Thing, deliver, thing
-from pipeline.tracking.outbox import Address, Outbox
+from pipeline.tracking.outbox import Address
 from pipeline.tracking.sender import Sender
-from pipeline.tracking.store import is_server, no_retries
+from pipeline.tracking.store import no_retries
 
 # Whoever interrupts a run wants it to end, and a cluster's scheduler does not ask twice.
 _INTERRUPTED_PATIENCE_S = 10.0
@@ -63,7 +64,7 @@ class Posted:
 
         no_retries()
         self.run_id = address.run_id
-        self._sender = Sender(Outbox.create(outputs, address), mlflow.MlflowClient(address.uri), address)
+        self._sender = Sender(outputs, mlflow.MlflowClient(address.uri), address)
 
     def put(self, said: Thing) -> None:
         self._sender.put(said)

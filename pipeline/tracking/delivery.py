@@ -36,6 +36,10 @@ _FIELDS: Mapping[str, Mapping[str, Any]] = {
     "alone": {"mark": str},
     STATUS: {"status": str},
 }
+# Why the server did not take a thing, where it is kept for later.
+REFUSED = "refused"
+# In milliseconds since 1970: beyond what a server's database holds, a run could not be ended.
+_END_OF_TIME = 2**53
 # A tag that one run alone has.
 MARK = "run.mark"
 # How many points MLflow takes in one request.
@@ -49,11 +53,14 @@ def thing(kind: str, **content: Any) -> Thing:
 
 
 def is_thing(content: Any) -> bool:
-    """Whether what was read is a thing of a known kind, with all that belongs to it."""
+    """Whether what was read is a thing of a known kind, with all that belongs to it and nothing else."""
     if not isinstance(content, dict) or not isinstance(content.get("kind"), str) or content["kind"] not in _FIELDS:
         return False
-    fields = {"at": int, **_FIELDS[content["kind"]]}
-    return all(name in content and isinstance(content[name], allowed) for name, allowed in fields.items())
+    fields = {"kind": str, "at": int, **_FIELDS[content["kind"]]}
+    if content.keys() - {REFUSED} != fields.keys():
+        return False
+    typed = all(isinstance(content[name], allowed) for name, allowed in fields.items())
+    return typed and 0 <= content["at"] < _END_OF_TIME
 
 
 def deliver(client: Any, run_id: str, things: Sequence[Thing]) -> str:

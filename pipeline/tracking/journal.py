@@ -55,9 +55,11 @@ class Journal:
 
     def read(self, start: int = 0) -> Iterator[tuple[Thing, int]]:
         """Each thing from byte `start` on, with the byte after it; without a line that was cut off."""
-        if not self.path.exists():
+        try:
+            stream = self.path.open("rb")
+        except FileNotFoundError:  # nothing was written yet, or all of it was sent
             return
-        with self.path.open("rb") as stream:
+        with stream:
             stream.seek(start)
             for line in stream:
                 if not line.endswith(b"\n"):

@@ -9,15 +9,15 @@ from filelock import Timeout
 
 from pipeline.errors import UserError
 from pipeline.redaction import refuse_credentials
+from pipeline.store_address import check_server
 from pipeline.tracking.delivery import thing
 from pipeline.tracking.failures import http_status, reason
-from pipeline.tracking.outbox import Address, Outbox, kept
+from pipeline.tracking.outbox import Address, Outbox, kept, lock_of
 from pipeline.tracking.sender import Courier, later_command, shown
 from pipeline.tracking.store import (
     CREDENTIALS,
     SERVER_VARIABLE,
     configured_server,
-    is_server,
     no_retries,
     point_at,
     quiet,
@@ -60,10 +60,7 @@ def send_leftovers(outputs: Path, run_ids: list[str] | None = None, uri: str | N
     refuse_credentials(SERVER_VARIABLE, configured_server())
     if uri is not None:
         refuse_credentials("--tracking-uri", uri)
-        if not is_server(uri):
-            raise UserError(
-                f"--tracking-uri {uri}: no server; allowed: an address that begins with http:// or https://"
-            )
+        check_server("--tracking-uri", uri)
     outboxes = {outbox.folder.name: outbox for outbox in kept(outputs)}
     for run_id in run_ids or []:
         if run_id not in outboxes:
@@ -88,8 +85,8 @@ def send_leftover(outbox: Outbox, uri: str | None = None) -> Leftover:
                 f"user and password may go there: {later_command(outbox.folder.parent.parent, meant.uri)}"
             )
             return Leftover(meant.name, meant.run_id, left=outbox.count_left(), in_the_way=why)
-        with outbox.lock.acquire(timeout=0):
-            if not outbox.folder.is_dir():  # another sender was done with it a moment ago
+        with lock_of(outbox.folder).acquire(timeout=0):
+            if not outbox.is_there:  # another sender was done with it a moment ago
                 return Leftover(meant.name, meant.run_id)
             outbox = Outbox(outbox.folder)  # as it is now that nobody else sends
             return _send(outbox, Address(meant.uri if uri is None else uri, meant.run_id, meant.name), meant.uri)
@@ -107,14 +104,14 @@ def _send(outbox: Outbox, address: Address, meant_for: str) -> Leftover:
     no_retries()
     point_at(mlflow, address.uri)
     client = mlflow.MlflowClient(address.uri)
-    if not same_server(address.uri, meant_for):
-        # It would refuse every thing, one by one.
-        try:
-            client.get_run(address.run_id)
-        except mlflow.exceptions.MlflowException as error:
-            unknown = f"{address.uri} does not know this run, which was for {meant_for}"
-            why = unknown if error.error_code == "RESOURCE_DOES_NOT_EXIST" else _why(address.uri, error)
-            return Leftover(address.name, address.run_id, left=outbox.count_left(), in_the_way=why)
+    try:  # a server that does not know the run would refuse every thing, one by one
+        client.get_run(address.run_id)
+    except mlflow.exceptions.MlflowException as error:
+        why = _why(address.uri, error)
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            other = "" if same_server(address.uri, meant_for) else f", which was for {meant_for}"
+            why = f"{address.uri} does not know this run{other}; to forget it, delete {shown(outbox.folder)}"
+        return Leftover(address.name, address.run_id, left=outbox.count_left(), in_the_way=why)
     if outbox.last_status() is None:
         outbox.append(thing("status", status="KILLED") | {"at": outbox.last_time() or thing("status")["at"]})
     outbox.retry_refused()

@@ -18,10 +18,10 @@ from filelock import FileLock
 
 from pipeline.errors import UserError
 from pipeline.files import write_and_rename
-from pipeline.tracking.delivery import FILE, MAX_POINTS, METRIC, MODEL, STATUS, Thing
+from pipeline.tracking.delivery import FILE, MAX_POINTS, METRIC, MODEL, REFUSED, STATUS, Thing
 from pipeline.tracking.journal import UNREADABLE, Journal
 
-_FOLDER = "outbox"
+_FOLDER, _RUN, _LOCK = "outbox", "run.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,13 @@ class Batch:
 
 
 class Outbox:
-    """One run's outbox. One thread appends, one sends."""
+    """One run's outbox. One thread appends, one sends.
+
+    Whoever sends makes it after he has the lock: before, another may have sent what is there, and deleted it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # Taken in one thread and given back in another.
-        self.lock = FileLock(folder.with_suffix(".lock"), thread_local=False)
         self._files, self._sent = folder / "files", folder / "sent"
         self._things, self._refused = (Journal(folder / f"{name}.jsonl", self._files) for name in ("things", "refused"))
         self._position = self._read_position()
@@ -64,16 +65,16 @@ class Outbox:
     @classmethod
     def create(cls, outputs: Path, address: Address) -> Outbox:
         """The outbox of a run, made where it is not there yet."""
-        folder = outputs / _FOLDER / address.run_id
+        folder = folder_of(outputs, address.run_id)
         folder.mkdir(parents=True, exist_ok=True)
-        with write_and_rename(folder / "run.json") as temporary:
+        with write_and_rename(folder / _RUN) as temporary:
             temporary.write_text(json.dumps(asdict(address), indent=1))
         return cls(folder)
 
     def address(self) -> Address | None:
         """Whose it is, or None where that is not readable."""
         try:
-            address = Address(**json.loads((self.folder / "run.json").read_text()))
+            address = Address(**json.loads((self.folder / _RUN).read_text()))
         except (OSError, ValueError, TypeError, RecursionError):
             return None
         return address if all(isinstance(value, str) for value in asdict(address).values()) else None
@@ -102,10 +103,12 @@ class Outbox:
         return str(place / path.name)
 
     def _read_position(self) -> int:
+        """The beginning, where it is not known: what is said twice is said once."""
         try:
-            return int(self._sent.read_text())
+            position, end = int(self._sent.read_text()), self._things.path.stat().st_size
         except (OSError, ValueError):
             return 0
+        return position if 0 <= position <= end else 0
 
     def next_batch(self, one_by_one: bool = False) -> Batch | None:
         """What is to be said next: a thing, or metrics that follow each other; None when all is said."""
@@ -134,7 +137,7 @@ class Outbox:
     def set_aside(self, batch: Batch, why: str) -> None:
         """Put away things that the server will not take, so that the others can go on; an unreadable one as it is."""
         for thing in batch.things:
-            self._refused.append({**thing, "refused": why})
+            self._refused.append({**thing, REFUSED: why})
         self._advance(batch)
 
     def _advance(self, batch: Batch) -> None:
@@ -152,13 +155,21 @@ class Outbox:
         readable = [thing for thing in refused if thing["kind"] != UNREADABLE]
         if not readable:
             return
+        said = [thing for thing, _ in self._things.read() if thing["kind"] == STATUS]
         for thing in readable:
-            self._things.append({name: value for name, value in thing.items() if name != "refused"})
+            self._things.append({name: value for name, value in thing.items() if name != REFUSED})
+        for thing in said[-1:]:  # MLflow takes a run that logs a model for one that begins, and then ends
+            self._things.append(thing)
         with write_and_rename(self._refused.path) as temporary:
             temporary.touch()
             for thing in refused:
                 if thing["kind"] == UNREADABLE:
                     Journal(temporary, self._files).append(thing)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it was not sent and deleted meanwhile."""
+        return (self.folder / _RUN).is_file()
 
     def last_status(self) -> str | None:
         """How the run says that it ended, or None where it never said."""
@@ -171,18 +182,29 @@ class Outbox:
         return max(times) if times else None
 
     def delete_when_said(self) -> bool:
-        """Delete the folder if the server has everything; whether it is gone."""
+        """Delete the folder, and the lock that the caller holds, if the server has everything; whether it is gone."""
         if self.count_left() or self.count_refused():
             return False
+        (self.folder / _RUN).unlink(missing_ok=True)  # first: without it, it is no outbox any more
         shutil.rmtree(self.folder, ignore_errors=True)
-        Path(self.lock.lock_file).unlink(missing_ok=True)
+        self.folder.with_suffix(_LOCK).unlink(missing_ok=True)
         return True
+
+
+def folder_of(outputs: Path, run_id: str) -> Path:
+    """Where the outbox of a run is, if it has one."""
+    return outputs / _FOLDER / run_id
+
+
+def lock_of(folder: Path) -> FileLock:
+    """The lock that whoever sends an outbox holds; taken in one thread, it may be given back in another."""
+    return FileLock(folder.with_suffix(_LOCK), thread_local=False)
 
 
 def kept(outputs: Path) -> list[Outbox]:
     """Every outbox, the oldest first."""
     found = []
-    for path in (outputs / _FOLDER).glob("*/run.json"):
+    for path in (outputs / _FOLDER).glob(f"*/{_RUN}"):
         with contextlib.suppress(FileNotFoundError):  # a sender was done with it meanwhile
             found.append((path.stat().st_mtime, path.parent))
     return [Outbox(folder) for _, folder in sorted(found)]
@@ -190,6 +212,6 @@ def kept(outputs: Path) -> list[Outbox]:
 
 def of_run(outputs: Path, run_id: str) -> Outbox | None:
     """The outbox of a run that has something left to say, or None."""
-    folder = outputs / _FOLDER / run_id
-    outbox = Outbox(folder) if (folder / "run.json").is_file() else None
+    folder = folder_of(outputs, run_id)
+    outbox = Outbox(folder) if (folder / _RUN).is_file() else None
     return outbox if outbox is not None and outbox.count_left() else None

@@ -9,11 +9,12 @@ from pathlib import Path
 from pipeline import terminal
 from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
+from pipeline.store_address import is_server
 from pipeline.tracking.channels import Channel, channel_to
 from pipeline.tracking.delivery import thing
 from pipeline.tracking.leftovers import send_leftover
 from pipeline.tracking.outbox import of_run
-from pipeline.tracking.store import asking, connect, few_retries, is_server, one_try, short_name, store_uri
+from pipeline.tracking.store import asking, connect, few_retries, one_try, short_name, store_uri
 
 JOB_TAG = "sweep.job"
 SWEEP_TAG = "sweep.id"
@@ -130,7 +131,9 @@ def is_finished(config: TrackingConfig, outputs: Path, run_id: str | None) -> bo
         return False
     outbox = of_run(outputs, run_id)
     if outbox is not None:
-        return outbox.last_status() == _FINISHED
+        status = outbox.last_status()
+        if outbox.is_there:
+            return status == _FINISHED
     uri = store_uri(config, outputs)
     try:
         connect(mlflow, config, outputs)

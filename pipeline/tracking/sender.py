@@ -17,7 +17,7 @@ from pipeline.files import PROJECT_ROOT
 from pipeline.tracking.delivery import Thing, deliver
 from pipeline.tracking.failures import http_status, passes, reason
 from pipeline.tracking.journal import UNREADABLE
-from pipeline.tracking.outbox import Address, Batch, Outbox
+from pipeline.tracking.outbox import Address, Batch, Outbox, folder_of, lock_of
 from pipeline.tracking.store import CREDENTIALS, configured_server, same_server
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LAST_PAUSE_S = 1.0, 10.0, 0.5
@@ -106,21 +106,22 @@ class Courier:
 
 
 class Sender:
-    """The thread that empties a run's outbox while the run goes on.
+    """The thread that empties a run's outbox, which it makes where there is none, while the run goes on.
 
     Raises:
         UserError: when another process is sending what an earlier one left in it.
     """
 
-    def __init__(self, outbox: Outbox, client: Any, address: Address) -> None:
-        self._outbox, self._address = outbox, address
-        self._courier = Courier(outbox, client, address)
+    def __init__(self, outputs: Path, client: Any, address: Address) -> None:
+        self._address, self._lock = address, lock_of(folder_of(outputs, address.run_id))
         self._wake, self._closing, self._stop, self._done = (threading.Event() for _ in range(4))
         self._told = ""
         try:
-            outbox.lock.acquire(timeout=_LOCK_S)
+            self._lock.acquire(timeout=_LOCK_S)
         except Timeout as error:
-            raise UserError(f"{outbox.folder}: another process is sending it") from error
+            raise UserError(f"{folder_of(outputs, address.run_id)}: another process is sending it") from error
+        self._outbox = Outbox.create(outputs, address)
+        self._courier = Courier(self._outbox, client, address)
         self._thread = threading.Thread(target=self._work, name=f"outbox-{address.run_id}", daemon=True)
         self._thread.start()
 
@@ -156,7 +157,7 @@ class Sender:
             except OSError as error:
                 terminal.warn(f"{shown(self._outbox.folder)}: cannot be deleted: {error.strerror or error}")
             finally:
-                self._outbox.lock.release()
+                self._lock.release()
                 self._done.set()
 
     def _send(self) -> Exception | None:

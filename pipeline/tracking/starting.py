@@ -10,10 +10,11 @@ from typing import Any
 
 from pipeline.config import TrackingConfig
 from pipeline.redaction import mask_text
+from pipeline.store_address import is_server
 from pipeline.tracking.channels import Channel, Direct, Posted
 from pipeline.tracking.delivery import MARK, marked_runs
 from pipeline.tracking.outbox import Address
-from pipeline.tracking.store import asking, connect, is_server, one_try, short_name, store_uri, waiting
+from pipeline.tracking.store import asking, connect, one_try, short_name, store_uri, waiting
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
 from pipeline.files import in_project, write_and_rename
 from pipeline.redaction import refuse_credentials
+from pipeline.store_address import is_server
 from pipeline.tracking.failures import http_status, passes, reason
 
 CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -55,11 +56,6 @@ def store_uri(config: TrackingConfig, outputs: Path) -> str:
     uri = config.uri or f"{_SQLITE}{outputs / _DATABASE}"
     refuse_credentials("tracking.uri", uri)
     return f"{_SQLITE}{in_project(uri.removeprefix(_SQLITE))}" if uri.startswith(_SQLITE) else uri
-
-
-def is_server(uri: str) -> bool:
-    """Whether a store is asked over the network, and may be away."""
-    return uri.startswith(("http://", "https://"))
 
 
 def configured_server() -> str:
