@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 from pipeline.command_line import Parser, run_command, tell_error
-from pipeline.errors import presentable
+from pipeline.errors import UserError, presentable
 from pipeline.files import in_project
 
+_OUTPUTS = "outputs"
 _EPILOG = """examples:
   python -m pipeline.outbox                          # of every run that was for the configured server
   python -m pipeline.outbox --outputs /data/outputs
@@ -34,7 +35,7 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_ids", nargs="*", metavar="RUN_ID", help="of these runs alone (default: of every run)")
-    parser.add_argument("--outputs", default="outputs", help="the folder of the runs (default: %(default)s)")
+    parser.add_argument("--outputs", default=_OUTPUTS, help="the folder of the runs (default: %(default)s)")
     parser.add_argument("--tracking-uri", help="the server to send to, where it is not the configured one")
     return parser
 
@@ -44,6 +45,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from pipeline.tracking.leftovers import send_leftovers
 
     outputs: Path = in_project(arguments.outputs)
+    if not outputs.is_dir() and arguments.outputs != _OUTPUTS:  # misspelt, and nothing would be sent
+        raise UserError(f"--outputs={arguments.outputs}: {outputs} is no folder; allowed: a folder of runs")
     done = send_leftovers(outputs, arguments.run_ids, arguments.tracking_uri)
     if not done:
         print(f"nothing is kept in {outputs / 'outbox'}")

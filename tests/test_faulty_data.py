@@ -143,7 +143,21 @@ def test_streaming_ends_in_one_line_when_a_file_cannot_be_read(folder: Path) -> 
     batches = part.batches(torch.arange(8).split(2), torch.device("cpu"))
     assert refusal(lambda: list(batches)) == (
         f"dataset.root: {path}: cannot be read as an image: Image size (144000000 pixels) exceeds limit of 89478485 "
-        "pixels, could be decompression bomb DOS attack."
+        "pixels, could be decompression bomb DOS attack. (dataset.unreadable=skip leaves such files out)"
+    )
+
+
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+def test_empty_file_is_refused_with_the_setting_that_leaves_it_out(loading: str, folder: Path) -> None:
+    path = folder / "train" / "cat" / "2.png"
+    path.write_bytes(b"")
+
+    def read() -> None:
+        part, _ = datasets.load_training(settings(folder, loading=loading), 0)
+        list(part.batches(torch.arange(len(part)).split(2), torch.device("cpu")))
+
+    assert refusal(read) == (
+        f"dataset.root: {path}: cannot be read as an image: it is empty (dataset.unreadable=skip leaves such files out)"
     )
 
 
@@ -164,7 +178,7 @@ def test_process_ends_in_one_line_and_without_a_warning_when_an_image_is_a_bomb(
     assert (ended.returncode, ended.stderr) == (
         2,
         f"error: dataset.root: {path}: cannot be read as an image: Image size (144000000 pixels) exceeds limit of "
-        "89478485 pixels, could be decompression bomb DOS attack.\n",
+        "89478485 pixels, could be decompression bomb DOS attack. (dataset.unreadable=skip leaves such files out)\n",
     )
 
 

@@ -389,11 +389,20 @@ def test_server_stays_the_one_of_the_environment_when_a_run_has_gone_to_another_
     assert compose_request(["tracking=server"]).config.tracking.uri == configured_server() == "http://127.0.0.1:7"
 
 
+def test_folder_is_refused_in_one_line_when_it_is_not_there(tmp_path: Path) -> None:
+    missing = tmp_path / "outptus"
+    command = [sys.executable, "-m", "pipeline.outbox", "--outputs", str(missing)]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    line = f"error: --outputs={missing}: {missing} is no folder; allowed: a folder of runs\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
 @pytest.mark.parametrize(
     "address",
     ["foo", "", "sqlite:///x.db", "databricks", "http://me:hunter2@127.0.0.1:5000", "http://[::1", "http://h:99999"],
 )
 def test_address_is_refused_in_one_line_when_it_is_no_server_or_has_a_password(address: str, outputs: Path) -> None:
+    outputs.mkdir()
     command = [sys.executable, "-m", "pipeline.outbox", "--outputs", str(outputs), "--tracking-uri", address]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
     (line,) = done.stderr.splitlines()

@@ -69,6 +69,18 @@ def decode(file: ImageFile, channels: int, size: int) -> np.ndarray:
         _check_unchanged(file)
 
 
+def decode_or_refuse(file: ImageFile, channels: int, size: int) -> np.ndarray:
+    """The same, where an image that cannot be read ends the run.
+
+    Raises:
+        UserError: which names the setting that leaves such files out.
+    """
+    try:
+        return decode(file, channels, size)
+    except Unreadable as error:
+        raise UserError(f"{error} (dataset.unreadable=skip leaves such files out)") from error
+
+
 def _check_unchanged(file: ImageFile) -> None:
     if file.changed_ns == UNKNOWN:
         return
@@ -104,12 +116,12 @@ def decode_each(
         UserError: for a file that cannot be read and is not to be skipped, or has changed since the run began.
     """
 
+    read = decode if skip else decode_or_refuse
+
     def work(index: int) -> str | None:
         try:
-            keep(index, decode(files[index], channels, size))
+            keep(index, read(files[index], channels, size))
         except Unreadable as error:
-            if not skip:
-                raise
             return str(error)
         return None
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.datasets.decoding import ImageFile, decode, decode_each, guard_against_bombs, worker_count
+from pipeline.datasets.decoding import ImageFile, decode_each, decode_or_refuse, guard_against_bombs, worker_count
 from pipeline.errors import UserError
 
 # Batches that each worker has ready or under way.
@@ -141,7 +141,7 @@ class _Decoder(Dataset[Tensor | UserError]):
         into = pixels.numpy()
         try:
             for index, file in enumerate(files):
-                into[index] = decode(file, self.channels, self.size)
+                into[index] = decode_or_refuse(file, self.channels, self.size)
         except UserError as error:
             return UserError(str(error))
         return pixels
