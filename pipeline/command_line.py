@@ -14,6 +14,7 @@ from pipeline.faults import told
 from pipeline.redaction import mask_text
 
 _UNTIL_RANK_0_SPEAKS_S = 60
+INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,12 +37,14 @@ def run_command(command: Callable[[], None]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         tell_error("interrupted")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def fail(message: str, status: int) -> NoReturn:
     """Say what is wrong, and end with `status`."""
     if torchrun.rank() > 0:
+        if status == INTERRUPTED:  # rank 0, which says so, may wait for this process to end
+            sys.exit(status)
         # Rank 0 has most likely found the same and says it, unless this process ends first: torchrun then ends all.
         time.sleep(_UNTIL_RANK_0_SPEAKS_S)
         message = f"process {torchrun.rank()}: {message}"

@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import search, torchrun
-from pipeline.command_line import fail
+from pipeline.command_line import INTERRUPTED, fail
 from pipeline.config import Config, check
 from pipeline.config_files import check_config_files
 from pipeline.errors import ProcessLost, UserError
@@ -96,7 +96,8 @@ def main() -> None:
         fail(line, status=2)
     except KeyboardInterrupt:
         forced = any(text.startswith("force=") for text in sys.argv)
-        fail("interrupted" if forced else "interrupted; the same command goes on from the last finished epoch", 130)
+        again = "" if forced else "; the same command goes on from the last finished epoch"
+        fail(f"interrupted{again}", status=INTERRUPTED)
 
 
 def _run_hydra() -> None:
@@ -139,6 +140,8 @@ def _job(composed: DictConfig) -> dict[str, float]:
             return run(request).metrics
     except UserError as error:
         fail(str(error), status=2)
+    except ProcessLost as error:
+        fail(str(error), status=1)
 
 
 def check_command_line(overrides: list[str], multirun: bool) -> list[tuple[list[str], Config]]:

@@ -107,6 +107,19 @@ def deferred() -> Iterator[None]:
             signal.raise_signal(one)
 
 
+@contextmanager
+def ctrl_c_for_us_alone() -> Iterator[None]:
+    """Let the processes that are started in the block not hear Ctrl-C, which a terminal sends to all of them.
+
+    Unlike a signal that is ignored, one that is blocked is not lost for this process.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _heeded() -> list[int]:
     """The signals that end a run, but for those that are ignored, as nohup has it: these stay so."""
     return [one for one in (*_ENDING, *_USERS) if signal.getsignal(one) not in (signal.SIG_IGN, None)]

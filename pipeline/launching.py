@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from pipeline import terminal
 from pipeline.errors import SubmissionError, UserError
+from pipeline.interruption import INTERRUPTIONS, ctrl_c_for_us_alone, deferred, undisturbed
 from pipeline.sweep import FINISHED, KILLED, Job, Sweep
 
 try:
@@ -77,12 +78,22 @@ class _Submission(BaseSubmititLauncher or _NotInstalled):  # type: ignore[misc]
         records = [sweep.job(list(overrides)) for overrides in job_overrides]
         wanted = {place: list(overrides) for place, overrides in enumerate(job_overrides)}
         returns: dict[int, JobReturn] = {}
-        jobs = self._start(sweep, records, wanted, initial_job_idx)
-        for place, job in submitted.ended(jobs, self._PATIENCE_S):
-            returns[place] = _outcome(job, records[place], wanted[place])
-            record = records[place].read()
-            terminal.say(f"{record.name}: {record.state}")
+        jobs: dict[int, Any] = {}
+        try:
+            with deferred():  # a job that has begun is known here
+                jobs = self._start(sweep, records, wanted, initial_job_idx)
+            for place, job in submitted.ended(jobs, self._PATIENCE_S):
+                returns[place] = _outcome(job, records[place], wanted[place])
+                record = records[place].read()
+                terminal.say(f"{record.name}: {record.state}")
+        except INTERRUPTIONS:
+            with undisturbed():
+                self._leave(list(jobs.values()))
+            raise
         return [returns[place] for place in wanted]
+
+    def _leave(self, jobs: list[Any]) -> None:
+        """Leave the jobs to themselves: whoever waited for them is interrupted."""
 
     def _start(self, sweep: Sweep, records: list[Job], wanted: dict[int, list[str]], first: int) -> dict[int, Any]:
         """The submitted jobs by their places among `wanted`."""
@@ -185,7 +196,13 @@ class LocalSubmission(_Submission):
     def _start(self, sweep: Sweep, records: list[Job], wanted: dict[int, list[str]], first: int) -> dict[int, Any]:
         # So that the jobs know among how many they share the processors.
         beside = f"+hydra.launcher.n_jobs={len(wanted)}"
-        return self._submit({place: [*overrides, beside] for place, overrides in wanted.items()}, first, {})
+        with ctrl_c_for_us_alone():
+            return self._submit({place: [*overrides, beside] for place, overrides in wanted.items()}, first, {})
+
+    def _leave(self, jobs: list[Any]) -> None:
+        from pipeline import submitted
+
+        submitted.interrupt(jobs)
 
 
 def _outcome(job: Any, record: Job, overrides: list[str]) -> JobReturn:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,12 +14,15 @@ from typing import Any
 import submitit
 from submitit.core.core import InfoWatcher
 
+from pipeline import terminal
 from pipeline.files import write_and_rename
 
 _LEDGER = "submitted.json"
 # Slurm's words for a job that will not run again.
 _ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
 _GONE = "no longer in the queue"
+# How long a job of this machine may take to note that it is interrupted.
+_FAREWELL_S = 60.0
 
 
 class Queue(InfoWatcher):
@@ -86,6 +91,18 @@ def ended(jobs: dict[int, submitit.Job[Any]], patience_s: float) -> Iterator[tup
                 yield place, left.pop(place)
         if left:
             time.sleep(0.5)
+
+
+def interrupt(jobs: list[submitit.LocalJob[Any]]) -> None:
+    """Interrupt jobs that are processes of this machine, and wait for their end."""
+    deadline = time.monotonic() + _FAREWELL_S
+    while (left := [job for job in jobs if not job.done()]) and time.monotonic() < deadline:
+        # Again and again: submitit ignores it in a job that has just begun.
+        for job in left:
+            os.kill(int(job.job_id), signal.SIGTERM)
+        time.sleep(1.0)
+    if left:
+        terminal.warn(f"still running after {_FAREWELL_S:.0f} s: processes {', '.join(job.job_id for job in left)}")
 
 
 def loss(job: submitit.Job[Any]) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import ipaddress
 import os
+import socket
 import sys
+from collections.abc import Sequence
 
 
 def world_size() -> int:
@@ -25,6 +28,26 @@ def local_rank() -> int:
 def local_world_size() -> int:
     """How many of them are on this machine."""
     return _number("LOCAL_WORLD_SIZE", 1)
+
+
+def unreachable_name() -> str | None:
+    """What this machine's name stands for where that is no address at which gloo could meet the other machines.
+
+    gloo listens at the first address of the name, unless GLOO_SOCKET_IFNAME says otherwise, and Debian's /etc/hosts
+    has 127.0.1.1 for it. None: the processes can meet, as far as can be seen from here.
+    """
+    if world_size() <= local_world_size() or os.environ.get("GLOO_SOCKET_IFNAME"):
+        return None
+    try:
+        address = str(socket.getaddrinfo(socket.gethostname(), None)[0][4][0])
+    except socket.gaierror:
+        return "no address"
+    return address if ipaddress.ip_address(address.split("%")[0]).is_loopback else None
+
+
+def interfaces() -> Sequence[str]:
+    """The network interfaces of this machine, without the one to itself."""
+    return [name for _, name in socket.if_nameindex() if name != "lo"]
 
 
 def leave() -> None:

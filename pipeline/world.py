@@ -21,6 +21,8 @@ from pipeline.errors import ProcessLost, UserError
 
 # How long the other processes wait for rank 0, which evaluates and exports alone. One that dies is noticed at once.
 _PATIENCE = datetime.timedelta(days=7)
+# What gloo and nccl say when another process has ended, or its machine has left the network.
+_OF_LOST_PEERS = ("closed by peer", "connection reset", "broken pipe", "remote process", "timed out", "timeout caused")
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,11 @@ def join(device: torch.device) -> Iterator[World]:
         if torchrun.local_rank() >= gpus:
             raise UserError(f"torchrun: more processes than GPUs; allowed: --nproc-per-node={gpus}, or device=cpu")
         torch.cuda.set_device(torchrun.local_rank())
+    if (address := torchrun.unreachable_name()) is not None:
+        raise UserError(
+            f"GLOO_SOCKET_IFNAME is not set, and this machine's name stands for {address}, where other machines do not "
+            f"reach it; allowed: the network interface between them ({', '.join(torchrun.interfaces())})"
+        )
     if rank > 0:
         terminal.mute()
     try:
@@ -126,7 +133,7 @@ def join(device: torch.device) -> Iterator[World]:
 
 def _is_lost_peer(error: BaseException) -> bool:
     text = str(error).lower()
-    return any(words in text for words in ("closed by peer", "connection reset", "broken pipe", "remote process"))
+    return any(words in text for words in _OF_LOST_PEERS)
 
 
 def _first_line(error: BaseException) -> str:

@@ -65,6 +65,37 @@ def test_job_that_dies_is_told_and_the_other_finishes_when_submitit_runs_both_he
     assert shares == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
 
 
+@pytest.mark.kills
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda one: one.name)
+def test_jobs_end_too_when_the_command_that_has_started_them_here_is_interrupted(
+    tmp_path: Path, sent: signal.Signals
+) -> None:
+    outputs = tmp_path / "outputs"
+    sweeping = subprocess.Popen(
+        command(outputs, *SMALL, "stages=[train]", "train.epochs=200", "seed=1,2", "hydra/launcher=submitit_local"),
+        cwd=PROJECT_ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while len(list(outputs.glob("artifacts/train-*/progress.pt"))) < 2:
+        assert sweeping.poll() is None, sweeping.communicate()
+        time.sleep(0.1)
+    if sent == signal.SIGINT:  # as a terminal does
+        os.killpg(sweeping.pid, sent)
+    else:
+        sweeping.send_signal(sent)
+    _, errors = sweeping.communicate(timeout=120)
+    assert sweeping.returncode == 130
+    assert errors.splitlines() == ["error: interrupted; the same command goes on from the last finished epoch"]
+    assert {run.info.status for run in children(outputs)} == {"KILLED"}
+    assert len(children(outputs)) == 2
+    with pytest.raises(ProcessLookupError):  # nobody of them is left
+        os.killpg(sweeping.pid, 0)
+
+
 def long_job(outputs: Path) -> str | None:
     """The number of the job with the long training, once it trains."""
     for log in outputs.glob("sweeps/*/.submitit/*/*_log.out"):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import pytest
 from pipeline.composition import compose_request
 from pipeline.errors import UserError
 from pipeline.files import PROJECT_ROOT
-from pipeline.runner import check_parts
+from pipeline.request import Request
+from pipeline.runner import check_parts, run
 from tests.conftest import SMALL
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
@@ -35,6 +37,9 @@ def start(*arguments: str, several: bool = True) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
+        # A shell lets what it starts in the background ignore SIGINT, and so would the tests and their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -111,6 +116,33 @@ def test_run_goes_on_to_the_same_model_when_one_of_its_processes_is_killed(tmp_p
     (finished,) = [run for run in runs if run.info.status == "FINISHED"]
     assert finished.data.tags["processes"] == "2"
     assert len(list((outputs / "runs").glob("*/*/.hydra"))) == 2  # of two runs, not of four processes
+
+
+@pytest.mark.kills
+def test_processes_end_at_once_and_their_run_is_killed_when_interrupted(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    process = start("pipeline", *TWO_EPOCHS, "train.epochs=200", f"outputs={outputs}", "stages=[train]")
+    while not list(outputs.glob("artifacts/train-*.partial/progress.pt")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, said = finish(process)
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert lines == ["error: interrupted; the same command goes on from the last finished epoch"]
+    assert "forcefully" not in said  # torchrun, after half a minute
+    (run,) = mlflow.MlflowClient(f"sqlite:///{outputs}/mlflow.db").search_runs(["1"])
+    assert run.info.status == "KILLED"
+
+
+def test_network_interface_is_asked_for_when_this_machines_name_leads_to_itself(
+    small_request: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_torchrun = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    for variable, value in of_torchrun.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr("socket.gethostname", lambda: "localhost")
+    with pytest.raises(UserError, match=r"GLOO_SOCKET_IFNAME is not set, .*127\.0\.0\.1.*allowed: the network"):
+        run(small_request("device=cpu", "train.batch_size=30", "qat.batch_size=30"))
 
 
 def _follower(torchrun: int) -> int:
