@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -186,12 +186,16 @@ def one_line(error: Exception) -> str:
         return f"{error.override}: cannot be read ({_first_line(error)}); allowed: key=value, quoted where needed"
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     override = text.removeprefix("Error merging override ") if text.startswith("Error merging override ") else None
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"{group}={name}: {suggestion(name, error.options)}"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
-            names = [str(key) for key in cause.parent_node]
-            there = suggestion(str(cause.key), [name for name in names if not name.startswith("_")])
-            return f"{override or cause.full_key}: no such setting; {there}"
+            names = [str(key) for key in cause.parent_node if not str(key).startswith("_")]
+            what = override or cause.full_key
+            there = suggestion(str(cause.key), names) if names else f"allowed: +{what}, as a new one"
+            return f"{what}: no such setting; {there}"
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             words = allowed_words(str(cause.full_key))
             return f"{override or cause.full_key}: {_first_line(cause)}" + (f"; allowed: {words}" if words else "")

@@ -552,6 +552,12 @@ def test_fingerprint_changes_when_a_file_of_the_part_does(change: Callable[[Path
     assert changed_test == test
 
 
+def test_fingerprint_is_another_when_a_part_is_held_out_of_the_same_files(two_parts: Path) -> None:
+    # What was trained on all of them must not be tested on what another run holds out.
+    whole, _ = fingerprints(two_parts)
+    assert whole not in fingerprints(two_parts / "train")
+
+
 def test_fingerprint_stays_when_the_folder_is_moved(two_parts: Path, tmp_path: Path) -> None:
     before = fingerprints(two_parts)
     shutil.copytree(two_parts, tmp_path / "elsewhere")  # keeps the times of change

@@ -7,6 +7,7 @@ import functools
 import gzip
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -228,6 +229,30 @@ def test_classes_that_train_lacks_are_all_named_when_test_has_them(folder: Path)
     assert refusal(lambda: datasets.load_test(settings(folder))) == (
         f"dataset.root={folder}/test: classes 'cow', 'pig' in test/ but not in train/; allowed: cat, dog"
     )
+
+
+def test_part_that_is_missing_is_named_when_the_other_is_there(folder: Path) -> None:
+    (folder / "test").rename(folder / "val")
+    assert refusal(lambda: datasets.load_test(settings(folder))) == (
+        f"dataset.root={folder}: train/ is there, test/ is not: rename val/, or link it; allowed: "
+        "train/<class>/* and test/<class>/*, or <class>/* alone"
+    )
+    (folder / "train").rename(folder / "test")
+    assert f"dataset.root={folder}: test/ is there, train/ is not" in refusal(
+        lambda: datasets.load_test(settings(folder))
+    )
+
+
+def test_classes_may_have_the_names_of_parts_when_they_hold_images(folder: Path) -> None:
+    (folder / "train" / "cat").rename(folder / "train" / "train")
+    assert datasets.info(settings(folder / "train")).class_names == ("dog", "train")
+
+
+def test_classes_that_test_lacks_are_told_when_it_is_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(folder / "test" / "dog")
+    assert len(datasets.load_test(settings(folder)).labels) == 4
+    warning = f"warning: dataset.root={folder}/test: no images of 'dog': the accuracy says nothing of them"
+    assert capsys.readouterr().err.splitlines().count(warning) == 1
 
 
 def idx(content: np.ndarray) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import terminal
 from pipeline.config import DatasetConfig
 from pipeline.datasets.decoding import UNKNOWN, ImageFile
 from pipeline.datasets.spec import PartName
@@ -22,6 +23,8 @@ from pipeline.files import in_project
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _LAYOUT = "train/<class>/* and test/<class>/*, or <class>/* alone"
+# What others call a part that is not trained on.
+_NAMES_OF_PARTS = ("val", "valid", "validation", "eval")
 # What conf/dataset/image_folder.yaml says: there is no folder to assume.
 _NO_ROOT = ""
 
@@ -52,12 +55,16 @@ def class_names(config: DatasetConfig) -> tuple[str, ...]:
     """The classes: the folders of the train part, in the order of their names.
 
     Raises:
-        UserError: when there is no such folder, or fewer than two classes.
+        UserError: when there is no such folder, only one of its parts, or fewer than two classes.
     """
     folder = _folder(config, "train")
     if not folder.is_dir():
         raise UserError(f"dataset.root={folder}: no such folder; allowed: a folder with {_LAYOUT}")
     names = _folders(folder)
+    for part, other in (("train", "test"), ("test", "train")):
+        if not is_split(config) and part in names and not _images(folder / part) and _folders(folder / part):
+            kin = next((f": rename {name}/, or link it" for name in names if name.lower() in _NAMES_OF_PARTS), "")
+            raise UserError(f"dataset.root={folder}: {part}/ is there, {other}/ is not{kin}; allowed: {_LAYOUT}")
     if len(names) < 2:
         raise UserError(f"dataset.root={folder}: {len(names)} class folders found; allowed: at least 2, as {_LAYOUT}")
     return names
@@ -74,9 +81,10 @@ def files_of(config: DatasetConfig, part: PartName) -> Listing:
 
 
 def fingerprint(config: DatasetConfig, part: PartName) -> str:
-    """A hash of the classes and of every file's place, size and time; a copy that keeps times has the same."""
+    """A hash of the layout, the classes and every file's place, size and time; a copy that keeps times has the same."""
     folder = str(_folder(config, part))
-    lines = list(class_names(config))
+    # Of a folder that brings no test part, a part of the same files is held out.
+    lines = [*([] if is_split(config) else ["held out"]), *class_names(config)]
     for path, size, changed_ns in files_of(config, part).files:
         lines.append(f"{os.path.relpath(path, folder)} {size} {changed_ns}")
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
@@ -113,6 +121,9 @@ def _list(folder: Path, part: PartName, names: tuple[str, ...], skip: bool) -> L
     if part == "train" and len(empty):
         raise UserError(f"dataset.root={folder}: class '{names[empty[0]]}' has no images; allowed: some in each class")
     files = (_ask(path, skip) for path, _ in found)
+    if len(empty):
+        lacking = ", ".join(f"'{names[label]}'" for label in empty)
+        terminal.warn(f"dataset.root={folder}: no images of {lacking}: the accuracy says nothing of them")
     return Listing(np.fromiter(files, dtype=object, count=len(found)), labels)
 
 
