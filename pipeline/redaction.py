@@ -1,8 +1,8 @@
 """What is secret in settings and texts, and masking it before it is shown, written or sent.
 
-Credentials come from the environment alone: a user and password inside an address are refused where settings are
-checked, because Hydra, the sweep's files and the tracking store all keep what was typed. Masking is for what comes
-from elsewhere, such as the text of an error.
+Credentials come from the environment alone: a user and password inside an address, or a token or signature in its
+query, are refused where settings are checked, because Hydra, the sweep's files and the tracking store all keep what
+was typed. Masking is for what comes from elsewhere, such as the text of an error.
 """
 
 from __future__ import annotations
@@ -13,9 +13,17 @@ from typing import Any
 from pipeline.errors import UserError
 
 MASK = "***"
-_SECRET = r"(?:pass(?:word|wd|phrase)|secret|token|credential|api[_-]?key|access[_-]?key|private[_-]?key)"
+# `sig` is Azure's name of a signature, and too short to be looked for within others.
+_SECRET = (
+    r"(?:pass(?:word|wd|phrase)|secret|token|credential|signature|\bsig\b|api[_-]?key|access[_-]?key|private[_-]?key)"
+)
 _SECRET_KEY = re.compile(_SECRET, re.IGNORECASE)
 _ASSIGNED = re.compile(rf"([\w.-]*{_SECRET}[\w.-]*=)(?!\s)(?:'[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE)
+_HEADER = re.compile(
+    r"(\bauthorization\s*[:=]\s*(?:(?:basic|bearer|token)\s+)?|\bbearer\s+(?=\S{12}))\S+", re.IGNORECASE
+)
+# A signed address, or one with a token, in its query.
+_QUERY = re.compile(rf"\b[a-z][\w+.-]*://\S*[?&][\w.-]*{_SECRET}[\w.-]*=[^\s&]", re.IGNORECASE)
 # user@, user:password@ after the scheme; a password that is not encoded may hold / and @. host:5000/a@b is none.
 _USER_INFO = re.compile(
     r"(?P<scheme>\b[a-z][\w+.-]*://)(?:[^\s/'\"]*|[^\s/:'\"]*:(?!\d+[/?#])[^\s'\"]*)@", re.IGNORECASE
@@ -23,8 +31,9 @@ _USER_INFO = re.compile(
 
 
 def mask_text(text: str) -> str:
-    """`text` with the user and password of every URL, and the value of every `password=…`, masked."""
-    return _ASSIGNED.sub(rf"\1{MASK}", _USER_INFO.sub(rf"\g<scheme>{MASK}@", text))
+    """`text` with the user and password of every URL, the value of every `password=…` and a header's token masked."""
+    without_headers = _HEADER.sub(rf"\1{MASK}", text)
+    return _ASSIGNED.sub(rf"\1{MASK}", _USER_INFO.sub(rf"\g<scheme>{MASK}@", without_headers))
 
 
 def mask_value(key: str, value: Any) -> Any:
@@ -50,9 +59,16 @@ def mask_yaml(text: str) -> str:
 def refuse_credentials(key: str, value: str) -> None:
     """Refuse an address with a user and password in it (for http, also with a user alone: it may be a token).
 
+    One with a token or signature in its query is refused too.
+
     Raises:
         UserError: which does not repeat them.
     """
+    if _QUERY.search(value):
+        raise UserError(
+            f"{key}={mask_text(value)}: a token or signature in an address would be kept with the run; allowed: the "
+            "address without it"
+        )
     found = _USER_INFO.search(value)
     if found is None:
         return

@@ -23,6 +23,11 @@ from pipeline.request import describe
         ("http://me:pw@host:5000/x", "http://***@host:5000/x"),
         ("see 'https://me:p/w@x@host/a' and ftp://t0ken@host", "see 'https://***@host/a' and ftp://***@host"),
         ("run_name=a password=pw1 api-key='p w'", "run_name=a password=*** api-key=***"),
+        ("https://host/d?X-Amz-Signature=s1&AWSAccessKeyId=k2", "https://host/d?X-Amz-Signature=***"),
+        ("https://host/d?sv=1&sig=s1", "https://host/d?sv=1&sig=***"),
+        ("Authorization: Bearer t0ken", "Authorization: Bearer ***"),
+        ("sent bearer abcdefghijkl.mnop", "sent bearer ***"),
+        ("the bearer of news, authorization missing, design=3, sigma=2", None),
         ("http://host:5000/a@b, models:/digits@champion, sqlite:///a@b.db", None),
         ("unexpected token: ) at line 3; qat.epochs=2", None),
     ],
@@ -46,7 +51,9 @@ def test_no_setting_of_the_default_run_is_masked() -> None:
     assert "***" not in str(record)
 
 
-@pytest.mark.parametrize("value", ["postgresql://me@host/db", "sqlite:///outputs/mlflow.db", "http://127.0.0.1:5000"])
+@pytest.mark.parametrize(
+    "value", ["http://host/a?page=2", "postgresql://me@host/db", "sqlite:///outputs/mlflow.db", "http://127.0.0.1:5000"]
+)
 def test_address_without_password_is_allowed(value: str) -> None:
     refuse_credentials("tracking.uri", value)
 
@@ -68,6 +75,14 @@ def test_setting_is_refused_without_repeating_the_password_when_it_is_in_an_addr
     assert "hunter2" not in line
     assert line.startswith(f"{key}=")
     assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in line
+
+
+@pytest.mark.parametrize("query", ["X-Amz-Signature=hunter2&Expires=9", "a=b&token=hunter2", "sv=1&sig=hunter2"])
+def test_setting_is_refused_without_repeating_the_secret_when_it_is_in_the_query_of_an_address(query: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        compose_request([f"dataset.mirror='https://host/mnist?{query}'"])
+    assert "hunter2" not in str(refusal.value)
+    assert "a token or signature in an address would be kept" in str(refusal.value)
 
 
 def test_nothing_is_written_when_the_environment_names_a_server_with_a_password(tmp_path: Path) -> None:
