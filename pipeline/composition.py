@@ -23,6 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -61,6 +62,16 @@ _begun: list[bool] = []
 ConfigStore.instance().store(name="schema", node=Config)
 # Hydra checks conf/hydra/launcher/submitit_*.yaml by the plugin's dataclasses, as it should, and regrets that it does.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/submitit_", category=UserWarning)
+
+
+def _return_value(returned: JobReturn) -> object:
+    if returned.status == JobStatus.COMPLETED:
+        return returned._return_value
+    raise returned._return_value
+
+
+# Hydra's own prints a line of its own first, and without a setting that would stop it; the end tells every failure.
+JobReturn.return_value = JobReturn.return_value.getter(_return_value)  # type: ignore[method-assign, attr-defined]
 OmegaConf.register_new_resolver("in_project", lambda path: str(in_project(path)), replace=True)
 
 

@@ -12,13 +12,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import sys
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from tabulate import tabulate
 
+from pipeline import terminal
+from pipeline.command_line import Parser, run_command
 from pipeline.errors import UserError, suggestion
 from pipeline.files import in_project, write_and_rename
 
@@ -104,9 +106,19 @@ class Sweep:
 
     @classmethod
     def load(cls, folder: Path) -> Sweep:
-        """The sweep in `folder`, as its own process wrote it."""
-        content = json.loads((folder / "sweep.json").read_text())
-        return cls(folder, content["overrides"], content["jobs"], content["parent_run_id"])
+        """The sweep in `folder`, as its own process wrote it.
+
+        Raises:
+            UserError: when it was cut off or edited.
+        """
+        file = folder / "sweep.json"
+        try:
+            content = json.loads(file.read_text())
+            return cls(folder, content["overrides"], content["jobs"], content["parent_run_id"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file}: cannot be read ({type(error).__name__}); the sweep's command, typed again, writes it anew"
+            ) from error
 
     def save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -139,16 +151,22 @@ class Sweep:
 
     def all_jobs(self) -> list[Job]:
         """Every job; of a search, which finds its jobs as it goes, those that it has begun."""
-        jobs = self.jobs or [
-            json.loads(path.read_text())["overrides"] for path in sorted((self.folder / "jobs").glob("*.json"))
-        ]
-        return [self.job(overrides) for overrides in jobs]
+        jobs = self.jobs or [_overrides_in(path) for path in sorted((self.folder / "jobs").glob("*.json"))]
+        return [self.job(overrides) for overrides in jobs if overrides]
 
     def failures(self) -> list[JobRecord]:
         """The jobs that failed, and those whose process died without a word."""
         return [
             record for record in self.records() if record.state == FAILED or (record.state == KILLED and record.reason)
         ]
+
+
+def _overrides_in(file: Path) -> list[str]:
+    """What was typed for the job with this record; none where it was cut off, or edited by hand."""
+    try:
+        return list(JobRecord(**json.loads(file.read_text())).overrides)
+    except (ValueError, TypeError):
+        return []
 
 
 def sweep_id(overrides: list[str]) -> str:
@@ -170,7 +188,7 @@ def failure_lines(sweep: Sweep) -> str:
     lines = [f"{len(failed)} of {len(sweep.all_jobs())} jobs failed:"]
     for record in failed:
         lines.append(f"  {record.name}: {record.reason}")
-        lines.append(f"    retry: python -m pipeline {' '.join(record.overrides)}")
+        lines.append(f"    retry: {shlex.join(['python', '-m', 'pipeline', *record.overrides])}")
     return "\n".join(lines)
 
 
@@ -184,19 +202,17 @@ def status_table(sweep: Sweep) -> str:
         return [record.name, record.state, number("int8/accuracy_pct"), number("int8/latency_ms"), record.reason]
 
     headers = ["job", "state", "int8 accuracy %", "int8 latency ms", "reason"]
-    title = f"sweep {sweep.id}: python -m pipeline -m {' '.join(sweep.overrides)}"
+    title = f"sweep {sweep.id}: {shlex.join(['python', '-m', 'pipeline', '-m', *sweep.overrides])}"
     return f"{title}\n{tabulate([row(record) for record in sweep.records()], headers, disable_numparse=True)}"
 
 
-def _status(arguments: list[str]) -> None:
+def _status() -> None:
     """`status [--outputs FOLDER] [ID …]`."""
-    import argparse
-
-    parser = argparse.ArgumentParser("python -m pipeline.sweep", description="The states of sweeps and their jobs.")
+    parser = Parser("python -m pipeline.sweep", description="The states of sweeps and their jobs.")
     parser.add_argument("action", choices=["status"])
     parser.add_argument("ids", nargs="*", metavar="ID", help="a sweep's id (default: every sweep, the newest last)")
     parser.add_argument("--outputs", default="outputs", help="the folder of the runs (default: outputs)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     root = in_project(options.outputs) / "sweeps"
     known = sorted(root.glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
     folders = {path.parent.name: path.parent for path in known}
@@ -206,12 +222,13 @@ def _status(arguments: list[str]) -> None:
         if identity not in folders:
             raise UserError(f"no sweep '{identity}' in {root}; {suggestion(identity, folders)}")
     for identity in options.ids or folders:
-        print(status_table(Sweep.load(folders[identity])), end="\n\n")
+        try:
+            sweep = Sweep.load(folders[identity])
+        except UserError as error:  # the others can be shown
+            terminal.warn(str(error))
+            continue
+        print(status_table(sweep), end="\n\n")
 
 
 if __name__ == "__main__":
-    try:
-        _status(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(_status)

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 from pipeline.composition import compose_request
 from pipeline.files import PROJECT_ROOT, sha256
 from pipeline.jobs import sweep_session
-from pipeline.sweep import sweep_id
+from pipeline.sweep import RUNNING, JobRecord, Sweep, sweep_id
 from tests.conftest import SMALL
 from tests.test_tracking import runs
 
@@ -227,11 +228,13 @@ def test_sweep_equals_an_undisturbed_one_when_killed_at_random_moments(undisturb
 def test_failed_job_is_told_with_its_reason_and_the_others_go_on_when_one_fails(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     # Eleven images hold every class, but cannot be split: it shows only when the job reads its data.
-    done = sweep(outputs, *FLOAT_ALONE, "dataset.max_train_samples=11,200")
+    done = sweep(outputs, *FLOAT_ALONE, "dataset.max_train_samples=11,200", "tracking.run_name='a & (b)'")
     assert done.returncode == 1
+    assert "Error executing job" not in done.stderr
     assert "1 of 2 jobs failed" in done.stderr
     assert "dataset.max_train_samples=11: dataset.validation_fraction=0.1 of" in done.stderr
-    assert "retry: python -m pipeline" in done.stderr
+    (retry,) = (line.split("retry: ")[1] for line in done.stderr.splitlines() if "retry: " in line)
+    assert {"dataset.max_train_samples=11", "tracking.run_name='a & (b)'"} <= set(shlex.split(retry))
     assert "Traceback" not in done.stderr
     assert sorted(run.info.status for run in children(outputs)) == ["FAILED", "FINISHED"]
     (failed,) = (run for run in children(outputs) if run.info.status == "FAILED")
@@ -276,9 +279,27 @@ def test_status_prints_every_job_with_its_state(undisturbed: Path) -> None:
     assert "qat.epochs=2" in done.stdout
 
 
-def test_job_is_killed_in_its_record_when_its_process_is_gone(tmp_path: Path) -> None:
-    from pipeline.sweep import RUNNING, JobRecord, Sweep
+def test_other_sweeps_are_shown_when_the_file_of_one_is_damaged(tmp_path: Path) -> None:
+    for name, damage in (("whole", None), ("damaged", "{")):
+        one = Sweep(tmp_path / "sweeps" / name, ["seed=1,2"], [["seed=1"], ["seed=2"]])
+        one.save()
+        if damage:
+            (one.folder / "sweep.json").write_text(damage)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.sweep", "status", "--outputs", str(tmp_path)],
+        cwd=PROJECT_ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert "sweep whole: python -m pipeline -m seed=1,2" in done.stdout
+    assert done.stderr == (
+        f"warning: {tmp_path}/sweeps/damaged/sweep.json: cannot be read (JSONDecodeError); the sweep's command, typed "
+        "again, writes it anew\n"
+    )
 
+
+def test_job_is_killed_in_its_record_when_its_process_is_gone(tmp_path: Path) -> None:
     one = Sweep(tmp_path / "sweep", ["seed=1,2"], [["seed=1"], ["seed=2"]])
     one.save()
     job = one.job(["seed=1"])
