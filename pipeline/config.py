@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pipeline.errors import UserError
 from pipeline.setting import check_settings, setting
 from pipeline.shipping import BenchmarkConfig, ExportConfig, RegisterConfig, RuntimeConfig
-from pipeline.store_address import check_store
+from pipeline.store_address import check_sqlite, check_store
 
 OBSERVERS = ("moving_average", "histogram", "min_max")
 
@@ -216,6 +216,8 @@ def check(config: Config) -> None:
         raise UserError("outputs='': allowed: the name of a folder")
     if config.tracking.uri is not None:
         check_store("tracking.uri", config.tracking.uri)
+    elif config.tracking.enabled:
+        check_sqlite("outputs", config.outputs)
     _check_warmup("train", config.train)
     _check_warmup("qat", config.qat)
     if config.qat.freeze_observer_epoch == 0 and config.qat.init == "fresh":

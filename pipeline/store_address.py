@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
 
+# What SQLAlchemy takes for the end of a file's path, and decodes in it.
+_NO_PATH = re.compile(r"\?|%[0-9a-fA-F]{2}")
 # Databases besides SQLite, and what MLflow has of others, are its own affair.
 _OTHERS = re.compile(r"sqlite:///.|(postgresql|mysql|mssql)(\+\w+)?://|databricks")
 
@@ -29,6 +31,20 @@ def check_store(key: str, uri: str) -> None:
     if not is_server(uri) and not _OTHERS.match(uri):
         allowed = "null for SQLite under outputs, sqlite:///FILE, http://HOST:PORT, https://HOST"
         raise UserError(f"{key}={uri}: no address of a tracking store; allowed: {allowed}")
+
+
+def check_sqlite(key: str, path: str) -> None:
+    """Refuse a path at which a SQLite address would lead somewhere else.
+
+    Raises:
+        UserError: which names the setting.
+    """
+    found = _NO_PATH.search(path)
+    if found is not None:
+        raise UserError(
+            f"{key}={path}: MLflow's SQLite store cannot lie under a path with '{found[0]}'; allowed: another folder, "
+            "tracking.uri=http://HOST:PORT, or tracking=off"
+        )
 
 
 def check_server(key: str, uri: str) -> None:

@@ -37,6 +37,8 @@ MNIST_ARCHIVES = (
 BEFORE_ANYTHING = [
     (["-m", "hydra/launcher=submitit_loca", "seed=1,2"], ["hydra/launcher=submitit_loca:", "'submitit_local'?"]),
     (["hydra.job.env_set.KEY=x"], ["hydra.job.env_set.KEY: no such setting; allowed: +hydra.job.env_set.KEY"]),
+    (["outputs='a/q?q'"], ["outputs=a/q?q", "with '?'", "allowed: another folder", "tracking=off"]),
+    (["outputs='a/p%20q'"], ["outputs=a/p%20q", "with '%20'"]),
     # misspelt keys
     (["qat.epoch=5"], ["qat.epoch=5", "no such setting", "qat.batch_size", "did you mean 'qat.epochs'"]),
     (["+qat.epoch=5"], ["+qat.epoch=5", "no such setting", "did you mean 'qat.epochs'"]),

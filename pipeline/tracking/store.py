@@ -17,7 +17,7 @@ from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
 from pipeline.files import in_project, write_and_rename
 from pipeline.redaction import refuse_credentials
-from pipeline.store_address import is_server
+from pipeline.store_address import check_sqlite, is_server
 from pipeline.tracking.failures import http_status, passes, reason
 
 CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -51,8 +51,10 @@ def store_uri(config: TrackingConfig, outputs: Path) -> str:
     """The store that is asked for, a SQLite file resolved against the project root, or the one under `outputs`.
 
     Raises:
-        UserError: for a user and password in it.
+        UserError: for a user and password in it, or a path that such an address cannot hold.
     """
+    if config.uri is None:
+        check_sqlite("outputs", str(outputs))
     uri = config.uri or f"{_SQLITE}{outputs / _DATABASE}"
     refuse_credentials("tracking.uri", uri)
     return f"{_SQLITE}{in_project(uri.removeprefix(_SQLITE))}" if uri.startswith(_SQLITE) else uri
