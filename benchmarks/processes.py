@@ -96,7 +96,7 @@ def _worker(stage: str, dtype: str, activation: str, result: str, folder: str, *
     else:
         twin = models.build_twin(config.model, info)
         model = quantization.prepare(quantization.fuse(twin, config.fuse.mode), config.backend)
-    settings = dataclasses.replace(settings, epochs=epochs)
+    settings = dataclasses.replace(settings, epochs=max(epochs, settings.epochs))
     if dtype == "float64":
         model.double().register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
     losses: list[Tensor] = []

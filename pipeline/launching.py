@@ -9,8 +9,10 @@ and one that is still in Slurm's queue is found again. A Launcher implements Hyd
 from __future__ import annotations
 
 import dataclasses
+import io
 import shutil
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,8 @@ class _Submission(BaseSubmititLauncher or _NotInstalled):  # type: ignore[misc]
             for place, overrides in wanted.items()
         ]
         try:
-            jobs = executor.map_array(self, *zip(*arguments, strict=True))
+            with redirect_stderr(io.StringIO()):  # submitit prints a refusal, and raises it
+                jobs = executor.map_array(self, *zip(*arguments, strict=True))
         except submitit.core.utils.FailedJobError as error:
             reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "no reason given")
             raise SubmissionError(f"hydra/launcher=submitit_{self._EXECUTOR}: refused: {reason}") from error
@@ -163,8 +166,9 @@ class SlurmSubmission(_Submission):
 
         name = f"{self.params['name']}-{sweep.id}"
         queue, ledger = Queue(name), Ledger(sweep.folder)
-        living = queue.living() if self.config.force.lower() == "false" else set()
-        numbers = {place: ledger.read().get(records[place].slug, "") for place in wanted}
+        known = ledger.read() if self.config.force.lower() == "false" else {}
+        numbers = {place: known.get(records[place].slug, "") for place in wanted}
+        living = queue.living() if any(numbers.values()) else set()
         jobs: dict[int, Any] = {
             place: submitit.SlurmJob(folder=self.params["submitit_folder"], job_id=number)
             for place, number in numbers.items()

@@ -15,6 +15,7 @@ import submitit
 from submitit.core.core import InfoWatcher
 
 from pipeline import terminal
+from pipeline.errors import SubmissionError
 from pipeline.files import write_and_rename
 
 _LEDGER = "submitted.json"
@@ -33,8 +34,15 @@ class Queue(InfoWatcher):
         self._list = ["squeue", "--me", f"--name={name}", "--states=all", "--array", "--noheader", "--format=%i|%T"]
 
     def living(self) -> set[str]:
-        """The numbers of the jobs that wait or run; none where the controller does not answer."""
+        """The numbers of the jobs that wait or run.
+
+        Raises:
+            SubmissionError: when the controller does not say.
+        """
         listed = subprocess.run(self._list, capture_output=True, text=True)
+        if listed.returncode != 0:  # submitted once more, each would wait for its double
+            reason = next(iter(listed.stderr.splitlines()), "no reason given")
+            raise SubmissionError(f"hydra/launcher=submitit_slurm: squeue: {reason}")
         return {number for number, state in _read(listed.stdout).items() if state not in _ENDED}
 
     def get_state(self, job_id: str, mode: str = "standard") -> str:

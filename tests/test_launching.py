@@ -19,12 +19,14 @@ import pytest
 import torch
 
 from pipeline.composition import compose_request
+from pipeline.errors import SubmissionError
 from pipeline.files import PROJECT_ROOT, save_tensors
 from pipeline.interruption import termination_as_interrupt
 from pipeline.jobs import run_job, sweep_session
 from pipeline.machine import Machine
 from pipeline.request import Request
 from pipeline.runner import run
+from pipeline.submitted import Queue
 from pipeline.sweep import RUNNING, JobRecord
 from pipeline.tracking.parents import JOB_TAG
 from tests.conftest import SMALL
@@ -183,6 +185,17 @@ def test_hosts_do_not_wait_for_each_others_measurements(tmp_path: Path, monkeypa
     with here.measuring(), Machine(tmp_path).measuring():
         pass
     assert len(list(tmp_path.glob("machine-*.db"))) == 2
+
+
+def test_jobs_are_not_submitted_twice_when_the_queue_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(SubmissionError, match="squeue: slurm_load_jobs error: Unable to contact slurm controller"):
+        Queue("a-sweep").living()
 
 
 @pytest.mark.parametrize(
