@@ -77,8 +77,12 @@ class Store:
             manifest = json.loads((folder / _MANIFEST).read_text())
             metrics = tuple((str(key), float(value), step) for key, value, step in manifest["metrics"])
             for file, digest in manifest["files"].items():
+                if not (folder / file).resolve().is_relative_to(folder.resolve()):
+                    raise ValueError(f"{file} is not within it")
                 if sha256(folder / file) != digest:
                     raise ValueError(f"{file} does not match its manifest")
+            if not set(manifest["attachments"]) <= manifest["files"].keys():  # they are sent with a run
+                raise ValueError("what it shows is not in its manifest")
             attachments = tuple(folder / file for file in manifest["attachments"])
             content_hash, inputs = _content_hash(manifest["files"]), dict(manifest["inputs"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -91,7 +91,9 @@ def main() -> None:
                 if torchrun.rank() > 0:  # rank 0 alone keeps what Hydra keeps of a run
                     from pipeline.runner import run
 
-                    run(compose_request(arguments.overrides))
+                    request = compose_request(arguments.overrides)
+                    _begun.append(True)
+                    run(request)
                     return
         _run_hydra()
     except UserError as error:

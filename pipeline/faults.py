@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 _FULL = "the disk is full; once there is space, the same command goes on"
 _READ_ONLY = "the file system is read-only; once it can be written to, the same command goes on"
 _MAYBE_READ_ONLY = "the file system may be read-only; once it can be written to, the same command goes on"
+_NO_MEMORY = "no memory is left: a smaller batch_size needs less"
 _REASONS = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
@@ -23,17 +24,24 @@ _REASONS = {
     errno.ENAMETOOLONG: "the name is too long",
     errno.EIO: "the disk cannot be read or written (input/output error)",
     errno.EMFILE: "too many open files; ulimit -n 4096 allows more",
-    errno.ENOMEM: "no memory is left",
+    errno.ENOMEM: _NO_MEMORY,
+    errno.ESTALE: "the file server has lost it (stale file handle); once it is back, the same command goes on",
+    errno.ETIMEDOUT: "the file server does not answer; once it does, the same command goes on",
 }
+_NO_GPU_MEMORY = "the GPU's memory is full: a smaller batch_size needs less"
 _UNSURE = "the disk is full, or cannot be written; once it can, the same command goes on"
 _DATABASE = "the database of the runs (mlflow.db, optuna.db)"
-# What has messages of its own: SQLite's reach us inside those of SQLAlchemy and MLflow, C++'s come of OpenVINO.
+# What has messages of its own: SQLite's reach us inside those of SQLAlchemy and MLflow, C++'s come of OpenVINO, and
+# torch's are RuntimeErrors, as are those of damaged files.
 _WORDS = {
     "database or disk is full": f"{_DATABASE}: {_FULL}",
     "attempt to write a readonly database": f"{_DATABASE}: {_READ_ONLY}",
     # Also where no file can be made beside it.
     "unable to open database file": f"{_DATABASE}: cannot be opened or written; {_MAYBE_READ_ONLY}",
     "disk I/O error": f"{_DATABASE}: {_UNSURE}",
+    "DefaultCPUAllocator: can't allocate memory": _NO_MEMORY,
+    "DefaultCPUAllocator: not enough memory": _NO_MEMORY,
+    "CUDA out of memory": _NO_GPU_MEMORY,
     "iostream error": f"a file of an exported model: {_UNSURE}",
 }
 
@@ -64,6 +72,8 @@ def fault(error: BaseException | None) -> str | None:
         if isinstance(error, OSError) and error.errno in _REASONS:
             where = f"{_text(error.filename)}: " if error.filename else ""
             return f"{where}{_REASONS[error.errno]}"
+        if isinstance(error, MemoryError):
+            return _NO_MEMORY
         for words, line in _WORDS.items():
             if words in str(error):
                 return line

@@ -40,8 +40,14 @@ def check_processes(config: Config, size: int) -> None:
 
 
 def announce(world: World, step: Step, inputs: Inputs, folder: Path) -> None:
-    """Let the others train a step together with this process, rank 0."""
+    """Let the others train a step together with this process, rank 0.
+
+    Raises:
+        UserError: when others do not plan it: they see other data, settings or code.
+    """
     world.tell((step.artifact, dict(inputs), folder))
+    if world.size > 1:
+        _agree(world, step.artifact, planned=True)
 
 
 def dismiss(world: World) -> None:
@@ -50,11 +56,16 @@ def dismiss(world: World) -> None:
 
 
 def follow(config: Config, plan: Plan, world: World, device: torch.device) -> None:
-    """Train whatever rank 0 announces, until it dismisses."""
+    """Train whatever rank 0 announces, until it dismisses.
+
+    Raises:
+        UserError: when it announces what is not planned here: the processes see other data or settings.
+    """
     steps = {step.artifact: step for step in plan.steps}
     load_training = functools.cache(lambda: datasets.load_training(config.dataset, config.seed))
     while (announced := world.tell()) is not None:
         artifact, inputs, folder = announced
+        _agree(world, artifact, planned=artifact in steps)
         context = Context(
             folder=folder,
             device=device,
@@ -65,6 +76,16 @@ def follow(config: Config, plan: Plan, world: World, device: torch.device) -> No
         )
         stage = steps[artifact].stage
         stage.run(visible_config(stage, config), inputs, context)
+
+
+def _agree(world: World, artifact: str, planned: bool) -> None:
+    """See that all processes are about to make the same: the key of an artifact hashes all that it depends on."""
+    others = (~world.gather(torch.tensor([planned]))).nonzero().flatten().tolist()
+    if others:
+        raise UserError(
+            f"torchrun: processes {', '.join(map(str, others))} see other data, settings or code than rank 0, which "
+            f"trains {artifact}; allowed: dataset.root in a folder that all share, or copies that keep the files' times"
+        )
 
 
 def _no_test_part() -> Any:

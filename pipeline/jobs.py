@@ -144,8 +144,7 @@ def run_job(request: Request, folder: Path, processes: int) -> dict[str, float]:
         if _is_finished(record, artifacts, request.config):
             terminal.say(f"{record.name}: finished already")
             return record.metrics
-        if record.state in (RUNNING, KILLED):
-            _settle_predecessor(sweep, job, request.config)
+        has_predecessor = record.state in (RUNNING, KILLED)
         request = dataclasses.replace(request, name=record.name, parent_run_id=sweep.parent_run_id, job=job.slug)
         record = JobRecord(record.name, request.overrides, RUNNING)
         job.write(record)
@@ -153,6 +152,8 @@ def run_job(request: Request, folder: Path, processes: int) -> dict[str, float]:
         started = time.perf_counter()
         try:
             with told():
+                if has_predecessor:
+                    _settle_predecessor(sweep, job, request.config)
                 outcome = run(request)
         except INTERRUPTIONS:
             job.write(dataclasses.replace(record, state=KILLED))

@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 
 from pipeline import terminal
 from pipeline.errors import SubmissionError, UserError
-from pipeline.interruption import INTERRUPTIONS, ctrl_c_for_us_alone, deferred, undisturbed
+from pipeline.interruption import INTERRUPTIONS, ctrl_c_for_us_alone, deferred, termination_as_interrupt, undisturbed
 from pipeline.sweep import FINISHED, KILLED, Job, Sweep
 
 try:
@@ -63,7 +63,8 @@ class _Submission(BaseSubmititLauncher or _NotInstalled):  # type: ignore[misc]
     def __call__(self, *arguments: Any) -> JobReturn:
         """Run one job, in its own process; submitit calls this."""
         try:
-            return super().__call__(*arguments)
+            with termination_as_interrupt():  # submitit ignores SIGTERM, also where a job waits for another process
+                return super().__call__(*arguments)
         except KeyboardInterrupt:  # cancelled: one line in the job's log instead of a traceback
             terminal.warn("interrupted")
             raise SystemExit(130) from None
@@ -162,17 +163,17 @@ class SlurmSubmission(_Submission):
     def _start(self, sweep: Sweep, records: list[Job], wanted: dict[int, list[str]], first: int) -> dict[int, Any]:
         import submitit
 
-        from pipeline.submitted import Ledger, Queue
+        from pipeline.submitted import Entry, Ledger, Queue, fresh
 
         name = f"{self.params['name']}-{sweep.id}"
         queue, ledger = Queue(name), Ledger(sweep.folder)
         known = ledger.read() if self.config.force.lower() == "false" else {}
-        numbers = {place: known.get(records[place].slug, "") for place in wanted}
-        living = queue.living() if any(numbers.values()) else set()
+        earlier = {place: known[records[place].slug] for place in wanted if records[place].slug in known}
+        living = queue.living() if earlier else set()
         jobs: dict[int, Any] = {
-            place: submitit.SlurmJob(folder=self.params["submitit_folder"], job_id=number)
-            for place, number in numbers.items()
-            if number in living
+            place: submitit.SlurmJob(folder=entry.folder, job_id=entry.number)
+            for place, entry in earlier.items()
+            if entry.number in living
         }
         if jobs:
             terminal.say(f"{len(jobs)} of {len(wanted)} jobs are in Slurm's queue already, and are waited for")
@@ -181,8 +182,9 @@ class SlurmSubmission(_Submission):
             # Slurm no longer hands the processors of a job on to its steps.
             threads = self.params["cpus_per_task"]
             further = {"srun_args": [f"--cpus-per-task={threads}"]} if threads else {}
-            begun = self._submit(new, first, {"name": name, **further})
-            ledger.add({records[place].slug: job.job_id for place, job in begun.items()})
+            folder = fresh(self.params["submitit_folder"])
+            begun = self._submit(new, first, {"name": name, "submitit_folder": folder, **further})
+            ledger.add({records[place].slug: Entry(job.job_id, folder) for place, job in begun.items()})
             jobs |= begun
             number = next(iter(begun.values())).job_id.split("_")[0]
             terminal.say(f"{len(new)} jobs submitted as Slurm's {number}, named {name}: squeue --name={name}")
@@ -198,10 +200,13 @@ class LocalSubmission(_Submission):
     _EXECUTOR = "local"
 
     def _start(self, sweep: Sweep, records: list[Job], wanted: dict[int, list[str]], first: int) -> dict[int, Any]:
+        from pipeline import submitted
+
         # So that the jobs know among how many they share the processors.
         beside = f"+hydra.launcher.n_jobs={len(wanted)}"
+        jobs = {place: [*overrides, beside] for place, overrides in wanted.items()}
         with ctrl_c_for_us_alone():
-            return self._submit({place: [*overrides, beside] for place, overrides in wanted.items()}, first, {})
+            return self._submit(jobs, first, {"submitit_folder": submitted.fresh(self.params["submitit_folder"])})
 
     def _leave(self, jobs: list[Any]) -> None:
         from pipeline import submitted

@@ -5,16 +5,22 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pipeline import terminal
 from pipeline.errors import UserError
+from pipeline.faults import fault
 from pipeline.files import load_tensors, save_tensors
 from pipeline.stage import PROGRESS_FILE, Context
+
+# Instead of a number of epochs, of which there are so many at most.
+_DAMAGED, _MOST_EPOCHS = -1, 2**31
 
 
 @dataclass
@@ -54,27 +60,50 @@ def save(progress: Progress, model: nn.Module, optimizer: Optimizer, scheduler: 
 
 
 def resume(model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, context: Context) -> Progress:
-    """Load the checkpoint of the stage's folder where there is one, and report its metrics again."""
+    """Load the checkpoint of the stage's folder where there is one, and report its metrics again.
+
+    One that is damaged is deleted, and training starts again; of several processes all do the same.
+
+    Raises:
+        UserError: when the processes do not see the same checkpoint.
+        Exception: what the machine refuses, as too little memory, which is no fault of the checkpoint.
+    """
     path = context.folder / PROGRESS_FILE
-    if not path.exists():
-        return Progress()
     parts: tuple[Any, ...] = (model, optimizer, scheduler)
-    before = copy.deepcopy([part.state_dict() for part in parts])
+    before = copy.deepcopy([part.state_dict() for part in parts]) if path.exists() else []
+    found, history, damage = _read(path, parts) if before else (Progress(), [], "")
+    epochs = context.world.gather(torch.tensor([_DAMAGED if damage else found.epochs_done]))
+    if (epochs == _DAMAGED).any():
+        if context.world.is_main:
+            terminal.warn(f"{path} is damaged ({damage or 'in another process'}): training starts again")
+            path.unlink(missing_ok=True)
+        for part, state in zip(parts, before, strict=False):
+            part.load_state_dict(state)
+        return Progress()
+    if (epochs != epochs[0]).any():
+        seen = ", ".join(str(int(one)) for one in epochs)
+        raise UserError(
+            f"{path}: the processes see checkpoints after {seen} epochs; allowed: outputs in a folder that all share"
+        )
+    for name, value, epoch in history:
+        context.metric(name, value, epoch)
+    if found.epochs_done:
+        terminal.say(f"  resumed after epoch {found.epochs_done}")
+    return found
+
+
+def _read(path: Path, parts: tuple[Any, ...]) -> tuple[Progress, list[tuple[str, float, int]], str]:
+    """Load a checkpoint into `parts` (model, optimizer, scheduler): how far it is, its metrics, and what is damaged."""
     try:
         # On the CPU: load_state_dict moves what belongs on the device, and leaves there what does not.
         state: dict[str, Any] = load_tensors(path)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
+        for part, name in zip(parts, ("model", "optimizer", "scheduler"), strict=True):
+            part.load_state_dict(state[name])
         found = Progress(int(state["epochs_done"]), float(state["best_accuracy"]), dict(state["best"]))
-        history = [(str(name), float(value), int(epoch)) for name, value, epoch in state["history"]]
+        if not 0 < found.epochs_done <= _MOST_EPOCHS:
+            raise ValueError
+        return found, [(str(name), float(value), int(epoch)) for name, value, epoch in state["history"]], ""
     except (UserError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        terminal.warn(f"{path} is damaged ({type(error).__name__}): training starts again")
-        path.unlink(missing_ok=True)
-        for part, state in zip(parts, before, strict=True):
-            part.load_state_dict(state)
-        return Progress()
-    for name, value, epoch in history:
-        context.metric(name, value, epoch)
-    terminal.say(f"  resumed after epoch {found.epochs_done}")
-    return found
+        if fault(error) is not None:
+            raise
+        return Progress(), [], type(error).__name__

@@ -18,16 +18,18 @@ _SECRET = (
     r"(?:pass(?:word|wd|phrase)|secret|token|credential|signature|\bsig\b|api[_-]?key|access[_-]?key|private[_-]?key)"
 )
 _SECRET_KEY = re.compile(_SECRET, re.IGNORECASE)
-_ASSIGNED = re.compile(rf"([\w.-]*{_SECRET}[\w.-]*=)(?!\s)(?:'[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE)
+# As typed, password=…, and as Python and JSON write it, 'password': '…'.
+_ASSIGNED = re.compile(
+    rf"([\w.-]*{_SECRET}[\w.-]*(?:=|['\"]\s*:\s*(?=['\"])))(?!\s)(?:'[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE
+)
 _HEADER = re.compile(
-    r"(\bauthorization\s*[:=]\s*(?:(?:basic|bearer|token)\s+)?|\bbearer\s+(?=\S{12}))\S+", re.IGNORECASE
+    r"(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:(?:basic|bearer|token)\s+)?|\bbearer\s+(?=\S{12}))[^\s'\"]+",
+    re.IGNORECASE,
 )
 # A signed address, or one with a token, in its query.
 _QUERY = re.compile(rf"\b[a-z][\w+.-]*://\S*[?&][\w.-]*{_SECRET}[\w.-]*=[^\s&]", re.IGNORECASE)
 # user@, user:password@ after the scheme; a password that is not encoded may hold / and @. host:5000/a@b is none.
-_USER_INFO = re.compile(
-    r"(?P<scheme>\b[a-z][\w+.-]*://)(?:[^\s/'\"]*|[^\s/:'\"]*:(?!\d+[/?#])[^\s'\"]*)@", re.IGNORECASE
-)
+_USER_INFO = re.compile(r"(?P<scheme>\b[a-z][\w+.-]*://)(?:[^\s/]*|[^\s/:]*:(?!\d+[/?#])\S*)@", re.IGNORECASE)
 
 
 def mask_text(text: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,21 +66,35 @@ def _read(listed: str) -> dict[str, str]:
     return {number.strip(): state.strip() for number, state in pairs}
 
 
+@dataclass(frozen=True)
+class Entry:
+    """As what a job was submitted: its number in Slurm, and submitit's folder for it, with %j for the number."""
+
+    number: str
+    folder: str
+
+
+def fresh(folder: str) -> str:
+    """A folder beside `folder` that no job has had: their numbers are given again, their results would be others'."""
+    path = Path(folder)
+    return str(path.with_name(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}-{path.name}"))
+
+
 class Ledger:
-    """Under which number each job of a sweep was submitted last, so that the same command finds it again."""
+    """As what each job of a sweep was submitted last, so that the same command finds it again."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / _LEDGER
 
-    def read(self) -> dict[str, str]:
+    def read(self) -> dict[str, Entry]:
         try:
             content = json.loads(self._file.read_text())
-        except (OSError, ValueError):  # nothing submitted yet, or cut off: all is submitted anew
-            return {}
-        return content if isinstance(content, dict) else {}
+            return {slug: Entry(str(entry["number"]), str(entry["folder"])) for slug, entry in content.items()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return {}  # nothing submitted yet, or damaged: all is submitted anew
 
-    def add(self, numbers: dict[str, str]) -> None:
-        known = self.read() | numbers
+    def add(self, entries: dict[str, Entry]) -> None:
+        known = {slug: asdict(entry) for slug, entry in (self.read() | entries).items()}
         with write_and_rename(self._file) as temporary:
             temporary.write_text(json.dumps(known, indent=1))
 

@@ -53,5 +53,7 @@ def warn(text: str) -> None:
 
 def _write(text: str, stream: IO[str]) -> None:
     if not _muted:
-        tqdm.write(text, file=stream)
+        # The name of a file may hold what would steer the terminal.
+        shown = "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)
+        tqdm.write(shown, file=stream)
         stream.flush()

@@ -1,7 +1,7 @@
 """Writes requirements.lock: every package of the tested set, pinned, with the hashes of its files.
 
 `make lock` calls it. pip-compile resolves; what it cannot know is mended here: the project itself is no package of
-the lock, and of torch every build that the configured indexes know is allowed.
+the lock, and torch's version is named without the build that the configured indexes gave it, whose hash it has.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def hashes(requirement: str) -> list[str]:
 
 
 def mended(text: str) -> str:
-    """Without the project itself, and with all builds of torch."""
+    """Without the project itself, and with torch's version as any index has it."""
     blocks = re.split(r"\n(?=[A-Za-z0-9])", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE).strip())
     kept = []
     for block in blocks:

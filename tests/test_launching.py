@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.composition import compose_request
+from pipeline.composition import check_command_line, compose_request
 from pipeline.errors import SubmissionError
 from pipeline.files import PROJECT_ROOT, save_tensors
 from pipeline.interruption import termination_as_interrupt
@@ -27,7 +28,7 @@ from pipeline.machine import Machine
 from pipeline.request import Request
 from pipeline.runner import run
 from pipeline.submitted import Queue
-from pipeline.sweep import RUNNING, JobRecord
+from pipeline.sweep import RUNNING, JobRecord, Sweep, sweep_id
 from pipeline.tracking.parents import JOB_TAG
 from tests.conftest import SMALL
 from tests.test_sweeps import children, command
@@ -98,11 +99,38 @@ def test_jobs_end_too_when_the_command_that_has_started_them_here_is_interrupted
         os.killpg(sweeping.pid, 0)
 
 
+@pytest.mark.kills
+def test_jobs_end_too_when_they_wait_for_another_process_and_the_command_is_interrupted(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    asked = command(outputs, *FLOAT_ALONE, "seed=1,2", "hydra/launcher=submitit_local")
+    typed = asked[asked.index("-m", 3) + 1 :]
+    jobs = [job for job, _ in check_command_line(typed, multirun=True)]
+    sweep = Sweep(outputs / "sweeps" / sweep_id(typed), typed, jobs)
+    (sweep.folder / "jobs").mkdir(parents=True)
+    with contextlib.ExitStack() as held:
+        for job in sweep.all_jobs():
+            held.enter_context(job.lock)
+        sweeping = subprocess.Popen(
+            asked, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        while len(list(sweep.folder.glob(".submitit/*/*_submitted.pkl"))) < 2:
+            assert sweeping.poll() is None, sweeping.communicate()
+            time.sleep(0.1)
+        time.sleep(10)  # until they wait
+        sweeping.send_signal(signal.SIGTERM)
+        _, errors = sweeping.communicate(timeout=60)
+    assert sweeping.returncode == 130
+    assert errors.splitlines() == ["error: interrupted; the same command goes on from the last finished epoch"]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(sweeping.pid, 0)
+    assert not list(outputs.glob("artifacts/train-*"))
+
+
 def long_job(outputs: Path) -> str | None:
     """The number of the job with the long training, once it trains."""
     for log in outputs.glob("sweeps/*/.submitit/*/*_log.out"):
         if "train epoch 1/200" in log.read_text():
-            return log.parent.name
+            return log.parent.name.rsplit("-", 1)[-1]
     return None
 
 

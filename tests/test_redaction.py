@@ -27,6 +27,9 @@ from pipeline.request import describe
         ("https://host/d?sv=1&sig=s1", "https://host/d?sv=1&sig=***"),
         ("Authorization: Bearer t0ken", "Authorization: Bearer ***"),
         ("sent bearer abcdefghijkl.mnop", "sent bearer ***"),
+        ("{'Authorization': 'Basic dXNlcjpwYXNz', 'Accept': '*/*'}", "{'Authorization': 'Basic ***', 'Accept': '*/*'}"),
+        ('{"password": "hunter 2", "user": "me"}', '{"password": ***, "user": "me"}'),
+        ("http://ann:se'cret@host and https://ann:a\"b@host", "http://***@host and https://***@host"),
         ("the bearer of news, authorization missing, design=3, sigma=2", None),
         ("http://host:5000/a@b, models:/digits@champion, sqlite:///a@b.db", None),
         ("unexpected token: ) at line 3; qat.epochs=2", None),
@@ -65,6 +68,8 @@ def test_address_without_password_is_allowed(value: str) -> None:
         ("tracking.uri", "https://hunter2@host"),
         ("tracking.uri", "postgresql://me:hunter2@host/db"),
         ("dataset.mirror", "https://me:hunter2@host/mnist"),
+        ("tracking.uri", '"http://me:hunter2\'@127.0.0.1:5000"'),
+        ("tracking.uri", "'http://me:\"hunter2@127.0.0.1:5000'"),
         ("tracking.run_name", "https://me:hunter2@host/"),
     ],
 )

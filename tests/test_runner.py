@@ -226,3 +226,18 @@ def test_second_process_waits_and_takes_the_result_when_a_first_is_making_it(out
     assert [process.returncode for process in processes] == [0, 0]
     assert sum("train     done" in text for text in printed) == 1
     assert sum("train     cached" in text for text in printed) == 1
+
+
+def test_artifact_is_made_again_and_no_other_file_shown_when_its_manifest_is_forged(
+    small_request: Callable[..., Request], copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("hunter2")
+    (path,) = copied.glob("artifacts/evaluate-*/manifest.json")
+    manifest = json.loads(path.read_text())
+    outside = os.path.relpath(secret, path.parent)
+    for files in (manifest["files"], {**manifest["files"], outside: sha256(secret)}):
+        path.write_text(json.dumps({**manifest, "attachments": [outside], "files": files}))
+        run(small_request())
+        assert f"{path.parent} is damaged and will be made again" in capsys.readouterr().err
+    assert not list(copied.glob("mlartifacts/**/secret.txt"))

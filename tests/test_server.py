@@ -25,13 +25,16 @@ from pipeline.composition import compose_request
 from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
 from pipeline.files import PROJECT_ROOT
+from pipeline.jobs import run_job, sweep_session
 from pipeline.shipping import RegisterConfig
+from pipeline.sweep import RUNNING, JobRecord
 from pipeline.tracking import RunRecord, Tracker, open_run, parents
 from pipeline.tracking.leftovers import send_leftovers
 from pipeline.tracking.models import ModelRecord
-from pipeline.tracking.outbox import Outbox, lock_of
+from pipeline.tracking.outbox import Address, Outbox, lock_of
 from pipeline.tracking.sender import Courier
 from pipeline.tracking.store import configured_server
+from tests.conftest import SMALL
 from tests.tracking_server import Gate, free_port, mlflow_server
 
 RECORD = RunRecord("a run", {"qat.epochs": 2}, {"backend": "fbgemm"}, "seed: 0\n", ("digits", "0123", "nowhere"))
@@ -641,6 +644,40 @@ def test_job_of_a_sweep_waits_for_the_server(
     assert tracker.run_id is not None
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
     assert "waits for it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_job_that_is_run_again_waits_for_the_server_and_is_noted_when_that_stays_away(
+    gate: Gate, outputs: Path, capsys: pytest.CaptureFixture[str], comes_back: bool
+) -> None:
+    typed = [*SMALL, "stages=[train]", "tracking=server", "tracking.experiment=again", f"outputs={outputs}", "seed=1"]
+    typed.append(f"tracking.patience_s={30 if comes_back else 1}")
+    request = compose_request(typed)
+    with contextlib.suppress(SystemExit), sweep_session([*typed, "qat.epochs=1,2"], [typed], request.config) as sweep:
+        job = sweep.job(typed)
+        job.write(JobRecord("seed=1", typed, RUNNING))  # and its node is lost
+        gate.shut()
+        if comes_back:
+            threading.Timer(2, gate.open).start()
+            run_job(request, sweep.folder, 1)
+        else:
+            with pytest.raises(UserError, match="the server is away"):
+                run_job(request, sweep.folder, 1)
+            gate.open()
+    assert "waits for it" in capsys.readouterr().err
+    record = job.read()
+    assert record.state == ("finished" if comes_back else "failed")
+    assert ("the server is away" in record.reason) != comes_back
+
+
+def test_nothing_is_written_elsewhere_when_a_server_names_a_run_by_a_path(outputs: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    for run_id in ("../../victim", str(victim), "..", "", "a/b"):
+        with pytest.raises(UserError, match=r"server names a run '.*'; allowed: letters, digits, _ and -"):
+            Outbox.create(outputs, Address("http://127.0.0.1:9", run_id, "a run"))
+    assert list(victim.iterdir()) == []
+    assert not outputs.exists()
 
 
 def test_password_in_the_text_of_an_error_reaches_neither_a_file_nor_the_server(

@@ -98,11 +98,13 @@ def done(outputs: Path) -> int:
 def number(outputs: Path) -> str:
     """Slurm's number of the array that the sweep's jobs are."""
     (ledger,) = outputs.glob("sweeps/*/submitted.json")
-    return str(next(iter(json.loads(ledger.read_text()).values()))).split("_")[0]
+    return str(next(iter(json.loads(ledger.read_text()).values()))["number"]).split("_")[0]
 
 
 def log(outputs: Path, task: int) -> str:
-    return "".join(path.read_text() for path in outputs.glob(f"sweeps/*/.submitit/{number(outputs)}_{task}/*_log.out"))
+    return "".join(
+        path.read_text() for path in outputs.glob(f"sweeps/*/.submitit/*-{number(outputs)}_{task}/*_log.out")
+    )
 
 
 def queued(*which: str) -> list[list[str]]:

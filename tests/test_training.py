@@ -14,8 +14,10 @@ from pipeline import optimization, training
 from pipeline.config import DatasetConfig, TrainConfig
 from pipeline.datasets.spec import DatasetInfo, Part
 from pipeline.errors import UserError
+from pipeline.faults import told
 from pipeline.machine import Machine
 from pipeline.stage import PROGRESS_FILE, Context
+from pipeline.world import World
 
 DATA = DatasetConfig(name="made", image_size=8, crop_padding=1)
 
@@ -205,3 +207,36 @@ def test_predict_gives_every_image_its_class_in_order_when_the_last_batch_is_sho
     predicted = training.predict(Brightness(), sample, DATA, 7, torch.device("cpu"), "test", Machine())
     assert torch.equal(predicted, sample.labels)
     assert training.accuracy_pct(predicted, sample) == 100
+
+
+def test_checkpoint_is_kept_when_memory_runs_out_while_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(tmp_path / "run", settings(schedule="constant", epochs=2))
+    before = (tmp_path / "run" / PROGRESS_FILE).read_bytes()
+    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"), MemoryError()):
+        with monkeypatch.context() as patch:
+
+            def full(optimizer: object, state: object, error: Exception = error) -> None:
+                raise error
+
+            patch.setattr(torch.optim.AdamW, "load_state_dict", full)
+            with pytest.raises(UserError, match="memory"), told():
+                fit(tmp_path / "run", settings(schedule="constant"))
+        assert (tmp_path / "run" / PROGRESS_FILE).read_bytes() == before
+    resumed, _ = fit(tmp_path / "run", settings(schedule="constant"))
+    undisturbed, _ = fit(tmp_path / "other", settings(schedule="constant"))
+    assert equal(resumed, undisturbed)
+
+
+def test_training_is_refused_when_the_processes_see_different_checkpoints(tmp_path: Path) -> None:
+    class BesideAnEmptyFolder(World):
+        def gather(self, mine: torch.Tensor) -> torch.Tensor:
+            return torch.cat([mine, torch.zeros_like(mine)])
+
+    model, _ = fit(tmp_path, settings())
+    made = dataclasses.replace(context(tmp_path), world=BesideAnEmptyFolder())
+    with pytest.raises(
+        UserError, match=r"the processes see checkpoints after 4, 0 epochs; allowed: outputs in a folder"
+    ):
+        training.fit(model, settings(), DATA, 0, made, "train")

@@ -4,7 +4,7 @@
 #   tools/mlflow_server.sh start|stop|status FOLDER
 #
 # In the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, the administrator's (start and status);
-# HOST (127.0.0.1), PORT (5000), WORKERS (4); PYTHON (.venv/bin/python of this project, or python3), in whose
+# MLFLOW_HOST (127.0.0.1), MLFLOW_PORT (5000), MLFLOW_WORKERS (4), as MLflow itself has them; PYTHON (.venv/bin/python of this project, or python3), in whose
 # environment qat-pipeline[server] is installed.
 #
 # Everything lies in FOLDER: postgres/ (data and socket), artifacts/, auth.ini and secret_key (0600), mlflow.log,
@@ -17,7 +17,8 @@ fail() { echo "error: $*" >&2; exit 2; }
 
 [ $# -eq 2 ] || fail "usage: tools/mlflow_server.sh start|stop|status FOLDER"
 action=$1
-host=${HOST:-127.0.0.1} port=${PORT:-5000} workers=${WORKERS:-4}
+host=${MLFLOW_HOST:-127.0.0.1} port=${MLFLOW_PORT:-5000} workers=${MLFLOW_WORKERS:-4}
+[[ $port =~ ^[0-9]{1,5}$ && $workers =~ ^[0-9]{1,3}$ ]] || fail "MLFLOW_PORT=$port MLFLOW_WORKERS=$workers: allowed: numbers"
 project=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-$project/.venv/bin/python}
 [ -x "$python" ] || python=$(command -v python3) || fail "no python3; PYTHON names one"
@@ -29,14 +30,15 @@ folder=$(cd "$2" && pwd)
 [ ${#folder} -le 80 ] || fail "$folder: longer than the 80 characters that the path of a socket leaves"
 data=$folder/postgres/data socket=$folder/postgres
 
-# PostgreSQL refuses to run as root, and is then the user postgres.
+# PostgreSQL refuses to run as root, and is then the user postgres, who need not know the administrator's password.
 if [ "$(id -u)" -eq 0 ]; then
-  owner=postgres
-  as_owner() { (cd / && runuser -u postgres -- "$@"); }
+  owner=postgres run_as_owner=(runuser -u postgres --)
 else
-  owner=$(id -un)
-  as_owner() { (cd / && "$@"); }
+  owner=$(id -un) run_as_owner=()
 fi
+as_owner() {
+  (cd / && unset MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD && ${run_as_owner[@]+"${run_as_owner[@]}"} "$@")
+}
 
 find_postgres() {
   local newest
@@ -124,9 +126,13 @@ start() {
     echo "PostgreSQL started again ($folder)"
     return
   fi
-  [ "$(answer anonymous)" = none ] || fail "PORT=$port: another server answers there"
+  [ "$(answer anonymous)" = none ] || fail "MLFLOW_PORT=$port: another server answers there"
   "$python" -c 'import psycopg2, flask_wtf, mlflow' 2>/dev/null ||
     fail "$python: qat-pipeline[server] is not installed: pip install -e '.[server]'"
+  case $host in
+    127.* | localhost | ::1) ;;
+    *) echo "warning: MLFLOW_HOST=$host: passwords will go over the network as plain HTTP; docs/server.md has a proxy" >&2 ;;
+  esac
   start_postgres
   write_secrets
   mkdir -p "$folder/artifacts"

@@ -8,8 +8,8 @@
 #   tools/slurm.sh stop [FOLDER]
 #
 # It needs Debian's packages slurm-wlm and munge, and root: a node's daemon starts each job as its user.
-# Everything is in FOLDER (default /tmp/pipeline-slurm): configuration, key, sockets, logs. The daemons listen on
-# 127.0.0.1 alone. There is no accounting database: sacct knows nothing here, squeue and scontrol do.
+# Everything is in FOLDER (default /run/pipeline-slurm): configuration, key, sockets, logs. It is root's, and nobody
+# else's to write to: who has its key may run anything as anybody. The daemons listen on 127.0.0.1 alone. There is no accounting database: sacct knows nothing here, squeue and scontrol do.
 set -euo pipefail
 
 NODES="node1 node2"
@@ -26,6 +26,9 @@ write_configuration() {
   memory_mb=$(awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo)
   # Ports that follow from the folder's name: several such clusters can run side by side.
   port=$((20000 + $(cksum <<<"$folder" | cut -d' ' -f1) % 3000 * 3))
+  [ -d "$folder" ] || mkdir -m 755 -p "$folder"
+  [ "$(stat -c %u "$folder")" = 0 ] && [ -z "$(find "$folder" -maxdepth 0 -perm /022)" ] ||
+    fail "$folder: belongs to others, or they may write to it; allowed: a folder of root's, or a new one"
   mkdir -p "$folder"/{munge,state,spool,log}
   # munged wants a socket that everyone can reach, in folders that only its owner can write to.
   chmod 755 "$folder" "$folder/munge"
@@ -172,7 +175,7 @@ case "$action" in
     ;;
   *) fail "'$action': allowed: start, status, kill-node NODE, start-node NODE or stop, each with a FOLDER at the end" ;;
 esac
-folder=$(realpath -m "${folder:-/tmp/pipeline-slurm}")
+folder=$(realpath -m "${folder:-/run/pipeline-slurm}")
 [ "$action" = start ] || [ -f "$folder/slurm.conf" ] || fail "there is no Slurm in $folder; start makes one"
 export SLURM_CONF="$folder/slurm.conf" # which of all clusters slurmctld, slurmd, sinfo and squeue mean
 case "$action" in

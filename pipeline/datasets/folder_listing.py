@@ -55,7 +55,8 @@ def class_names(config: DatasetConfig) -> tuple[str, ...]:
     """The classes: the folders of the train part, in the order of their names.
 
     Raises:
-        UserError: when there is no such folder, only one of its parts, or fewer than two classes.
+        UserError: when there is no such folder, only one of its parts, a name that cannot be printed, or fewer than
+            two classes.
     """
     folder = _folder(config, "train")
     if not folder.is_dir():
@@ -65,6 +66,11 @@ def class_names(config: DatasetConfig) -> tuple[str, ...]:
         if not is_split(config) and part in names and not _images(folder / part) and _folders(folder / part):
             kin = next((f": rename {name}/, or link it" for name in names if name.lower() in _NAMES_OF_PARTS), "")
             raise UserError(f"dataset.root={folder}: {part}/ is there, {other}/ is not{kin}; allowed: {_LAYOUT}")
+    for name in names:
+        if not name.isprintable():  # bytes that are no UTF-8 among it: no file of an exported model could hold them
+            raise UserError(
+                f"dataset.root={folder}: the class folder {name!a}: allowed: names that can be printed, in UTF-8"
+            )
     if len(names) < 2:
         raise UserError(f"dataset.root={folder}: {len(names)} class folders found; allowed: at least 2, as {_LAYOUT}")
     return names

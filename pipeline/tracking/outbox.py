@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.files import write_and_rename
 from pipeline.tracking.delivery import FILE, MAX_POINTS, METRIC, MODEL, REFUSED, STATUS, Thing
 from pipeline.tracking.journal import UNREADABLE, Journal
 
+_ID = re.compile(r"[\w-]{1,100}", re.ASCII)
 _FOLDER, _RUN, _LOCK = "outbox", "run.json", ".lock"
 
 
@@ -192,7 +194,13 @@ class Outbox:
 
 
 def folder_of(outputs: Path, run_id: str) -> Path:
-    """Where the outbox of a run is, if it has one."""
+    """Where the outbox of a run is, if it has one.
+
+    Raises:
+        UserError: for an id that leads elsewhere: a server names its runs as it likes.
+    """
+    if not _ID.fullmatch(run_id):
+        raise UserError(f"the tracking server names a run '{run_id}'; allowed: letters, digits, _ and -")
     return outputs / _FOLDER / run_id
 
 

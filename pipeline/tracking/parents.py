@@ -14,7 +14,7 @@ from pipeline.tracking.channels import Channel, channel_to
 from pipeline.tracking.delivery import thing
 from pipeline.tracking.leftovers import send_leftover
 from pipeline.tracking.outbox import of_run
-from pipeline.tracking.store import asking, connect, few_retries, one_try, short_name, store_uri
+from pipeline.tracking.store import asking, connect, few_retries, one_try, short_name, store_uri, waiting
 
 JOB_TAG = "sweep.job"
 SWEEP_TAG = "sweep.id"
@@ -94,8 +94,15 @@ def mark_killed(config: TrackingConfig, outputs: Path, parent_run_id: str, alive
 
 
 def mark_job_killed(config: TrackingConfig, outputs: Path, parent_run_id: str, job: str) -> int:
-    """Mark the runs of one job that say RUNNING as KILLED; how many. Only whoever holds the job's lock may."""
-    return _mark_killed(config, outputs, parent_run_id, lambda other: other == job)
+    """Mark the runs of one job that say RUNNING as KILLED; how many. Only whoever holds the job's lock may.
+
+    Raises:
+        UserError: when the store cannot be asked, a server that is away not for as long as a job waits for it.
+    """
+    uri = store_uri(config, outputs)
+    return waiting(
+        uri, config.patience_s, lambda: _mark_killed(config, outputs, parent_run_id, lambda other: other == job)
+    )
 
 
 def _mark_killed(
