@@ -36,6 +36,7 @@ from pipeline.sweep import (
 )
 from pipeline.tracked_run import TrackedRun
 from pipeline.tracking import parents
+from pipeline.tracking.living import tell_killed
 from pipeline.tracking.outbox import of_run
 from pipeline.tracking.store import ServerAway
 
@@ -213,16 +214,11 @@ def _settle_killed(sweep: Sweep, config: Config) -> None:
     if not config.tracking.enabled or sweep.parent_run_id is None:
         return
     alive = {job.slug for job in sweep.all_jobs() if job.is_alive()}
-    _tell_killed(parents.mark_killed(config.tracking, in_project(config.outputs), sweep.parent_run_id, alive))
+    tell_killed(parents.mark_killed(config.tracking, in_project(config.outputs), sweep.parent_run_id, alive))
 
 
 def _settle_predecessor(sweep: Sweep, job: Job, config: Config) -> None:
     """The same for one job, which is run again where no sweep begins: Slurm queues again what it has lost."""
     if config.tracking.enabled and sweep.parent_run_id is not None:
         outputs = in_project(config.outputs)
-        _tell_killed(parents.mark_job_killed(config.tracking, outputs, sweep.parent_run_id, job.slug))
-
-
-def _tell_killed(count: int) -> None:
-    if count:
-        terminal.say(f"{count} run{'s' if count > 1 else ''} of a killed process marked KILLED")
+        tell_killed(parents.mark_job_killed(config.tracking, outputs, sweep.parent_run_id, job.slug))

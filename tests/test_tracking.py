@@ -13,9 +13,11 @@ import mlflow
 import pytest
 import yaml
 
+from pipeline.config import TrackingConfig
 from pipeline.files import PROJECT_ROOT
 from pipeline.request import Request
 from pipeline.runner import run
+from pipeline.tracking import RunRecord, open_run
 from tests.conftest import SMALL
 
 NINE = {
@@ -170,3 +172,28 @@ def test_store_lies_under_the_project_when_the_command_is_typed_elsewhere(tmp_pa
         import shutil
 
         shutil.rmtree(target, ignore_errors=True)
+
+
+def test_run_is_marked_killed_by_the_next_one_when_its_process_is_gone_and_only_then(
+    outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = RunRecord("a run", {}, {}, "seed: 0\n", ("digits", "0123", "nowhere"))
+    dies = "with open_run(TrackingConfig(), Path(sys.argv[1]), record): os._exit(9)"
+    program = (
+        "import os, sys\nfrom pathlib import Path\nfrom pipeline.config import TrackingConfig\n"
+        f"from pipeline.tracking import RunRecord, open_run\nrecord = {record!r}\n{dies}"
+    )
+    assert subprocess.run([sys.executable, "-c", program, outputs], cwd=PROJECT_ROOT).returncode == 9
+    (killed,) = runs(outputs)
+    assert killed.info.status == "RUNNING"
+    with open_run(TrackingConfig(), outputs, record) as lives:
+        assert "1 run of a killed process marked KILLED" in capsys.readouterr().out
+        mlflow.end_run()  # of this thread: another run follows within
+        client(outputs).update_run(lives.run_id, status="RUNNING")
+        with open_run(TrackingConfig(), outputs, record):
+            states = {run.info.run_id: run.info.status for run in runs(outputs)}
+    assert states.pop(killed.info.run_id) == "KILLED"
+    assert list(states.values()) == ["RUNNING", "RUNNING"]
+    assert capsys.readouterr().out == ""
+    assert sorted(run.info.status for run in runs(outputs)) == ["FINISHED", "FINISHED", "KILLED"]
+    assert [path.name for path in (outputs / ".living").iterdir()] == [".door"]

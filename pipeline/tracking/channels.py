@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from filelock import FileLock
+
 from pipeline import terminal
 from pipeline.store_address import is_server
+from pipeline.tracking import living
 from pipeline.tracking.delivery import Thing, deliver, thing
 from pipeline.tracking.outbox import Address
 from pipeline.tracking.sender import Sender
@@ -35,10 +38,16 @@ class Channel(Protocol):
 
 
 class Direct:
-    """Says everything at once: the store is a file of this machine."""
+    """Says everything at once: the store is a file of this machine.
 
-    def __init__(self, client: Any, run_id: str) -> None:
-        self._client = client
+    Args:
+        client: of MLflow's.
+        run_id: of the run.
+        alive: the lock that says that the run's process lives.
+    """
+
+    def __init__(self, client: Any, run_id: str, alive: FileLock | None = None) -> None:
+        self._client, self._alive = client, alive
         self.run_id = run_id
 
     def put(self, said: Thing) -> None:
@@ -54,6 +63,8 @@ class Direct:
             mlflow.end_run(status)
         else:
             self._client.set_terminated(self.run_id, status)
+        if self._alive is not None:
+            living.let_go(self._alive)
 
 
 class Posted:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import TrackingConfig
+from pipeline.interruption import deferred
 from pipeline.redaction import mask_text
 from pipeline.store_address import is_server
+from pipeline.tracking import living
 from pipeline.tracking.channels import Channel, Direct, Posted
 from pipeline.tracking.delivery import MARK, marked_runs
 from pipeline.tracking.outbox import Address
@@ -51,10 +53,13 @@ def start(config: TrackingConfig, outputs: Path, record: RunRecord) -> tuple[Cha
         mark = uuid.uuid4().hex
         return Posted(outputs, _create(mlflow, config, outputs, record, Address(uri, "", short_name(name)), mark)), mark
     experiment = connect(mlflow, config, outputs)
-    started = mlflow.start_run(
-        experiment_id=experiment, run_name=name, tags=dict(record.tags), parent_run_id=record.parent_run_id
-    )
-    return Direct(mlflow.MlflowClient(), started.info.run_id), ""
+    client = mlflow.MlflowClient()
+    with deferred(), living.door(outputs):
+        living.tell_killed(living.settle(mlflow, client, outputs))
+        started = mlflow.start_run(
+            experiment_id=experiment, run_name=name, tags=dict(record.tags), parent_run_id=record.parent_run_id
+        )
+        return Direct(client, started.info.run_id, living.hold(outputs, started.info.run_id)), ""
 
 
 def _create(
