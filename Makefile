@@ -81,9 +81,12 @@ format: $(STAMP) ## Rewrite the code in the project's style
 type: $(STAMP) ## Check types
 	$(BIN)/mypy
 
-ui: $(STAMP) ## Open the MLflow UI on http://127.0.0.1:5000 over outputs/mlflow.db
+MLFLOW_PORT ?= 5000
+ui: $(STAMP) ## Open the MLflow UI on http://127.0.0.1:5000 over outputs/mlflow.db (MLFLOW_PORT=5001: there)
 	@test -f outputs/mlflow.db || { echo "error: outputs/mlflow.db does not exist yet; make run makes it" >&2; exit 1; }
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/outputs/mlflow.db --host 127.0.0.1 --port 5000
+	@$(PYTHON) -c 'import socket; socket.create_server(("127.0.0.1", $(MLFLOW_PORT)))' 2>/dev/null || { echo "error: \
+	port $(MLFLOW_PORT) cannot be had; make ui MLFLOW_PORT=5001 takes another" >&2; exit 1; }
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/outputs/mlflow.db --host 127.0.0.1 --port $(MLFLOW_PORT)
 
 server: $(STAMP) ## Start a shared MLflow server in outputs/server (tools/mlflow_server.sh stop outputs/server ends it)
 	@mkdir -p outputs

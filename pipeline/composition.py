@@ -35,7 +35,7 @@ from pipeline.config import Config, check
 from pipeline.config_files import check_config_files
 from pipeline.errors import ProcessLost, UserError
 from pipeline.faults import fault, told
-from pipeline.files import PROJECT_ROOT, in_project, make_writable_folder
+from pipeline.files import PROJECT_ROOT, in_project, make_writable_folder, tell_folder
 from pipeline.schema import flatten, refuse_strays
 from pipeline.typed import (
     check_override,
@@ -85,6 +85,7 @@ def main() -> None:
             if not (arguments.cfg or arguments.info):
                 for _, config in jobs:
                     make_writable_folder(in_project(config.outputs), "outputs")
+                tell_folder(jobs[0][1].outputs if jobs else "")
                 if arguments.multirun:
                     _run_sweep(arguments.overrides, jobs)
                     return

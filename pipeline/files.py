@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline import terminal
 from pipeline.errors import UserError
 from pipeline.faults import fault, is_full
 from pipeline.interruption import deferred
@@ -21,6 +22,12 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 def in_project(path: str) -> Path:
     """`path`, resolved against the project root wherever the command is typed."""
     return (PROJECT_ROOT / expand_user(path)).resolve()
+
+
+def tell_folder(outputs: str) -> None:
+    """Say where a relative `outputs` is, to those who typed it in another folder than the project's."""
+    if outputs not in ("", "outputs") and not expand_user(outputs).is_absolute() and Path.cwd() != PROJECT_ROOT:
+        terminal.say(f"outputs={outputs} is {in_project(outputs)}: relative paths count from the project's folder")
 
 
 def expand_user(path: str) -> Path:

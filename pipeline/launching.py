@@ -9,6 +9,7 @@ and one that is still in Slurm's queue is found again. A Launcher implements Hyd
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import shutil
 from collections.abc import Sequence
@@ -153,12 +154,6 @@ class SlurmSubmission(_Submission):
                 f"hydra.launcher.signal_delay_s={delay}: allowed: less than hydra.launcher.timeout_min={limit}, "
                 "in seconds, so that a job has time to work"
             )
-        tracking = config.tracking
-        if tracking.enabled and (tracking.uri or "sqlite:").startswith("sqlite:"):
-            terminal.warn(
-                "tracking.uri: jobs on several machines would write one SQLite file, which a shared file system can "
-                "damage; what they need is a tracking server: tracking=server"
-            )
 
     def _start(self, sweep: Sweep, records: list[Job], wanted: dict[int, list[str]], first: int) -> dict[int, Any]:
         import submitit
@@ -170,6 +165,7 @@ class SlurmSubmission(_Submission):
         known = ledger.read() if self.config.force.lower() == "false" else {}
         earlier = {place: known[records[place].slug] for place in wanted if records[place].slug in known}
         living = queue.living() if earlier else set()
+        _warn_of_one_file(self.config.tracking.enabled, self.config.tracking.uri)
         jobs: dict[int, Any] = {
             place: submitit.SlurmJob(folder=entry.folder, job_id=entry.number)
             for place, entry in earlier.items()
@@ -214,6 +210,15 @@ class LocalSubmission(_Submission):
         submitted.interrupt(jobs)
 
 
+@functools.cache
+def _warn_of_one_file(enabled: bool, uri: str | None) -> None:
+    if enabled and (uri or "sqlite:").startswith("sqlite:"):
+        terminal.warn(
+            "tracking.uri: jobs on several machines would write one SQLite file, which a shared file system can "
+            "damage; what they need is a tracking server: tracking=server"
+        )
+
+
 def _outcome(job: Any, record: Job, overrides: list[str]) -> JobReturn:
     """What a job returned; a job that died is a failed one, and noted as killed."""
     from submitit.core.utils import UncompletedJobError
@@ -223,9 +228,7 @@ def _outcome(job: Any, record: Job, overrides: list[str]) -> JobReturn:
     reason = ""
     if job.paths.result_pickle.exists():
         try:
-            returned = job.results()[0]
-            assert isinstance(returned, JobReturn)
-            return returned
+            return job.results()[0]
         except UncompletedJobError as error:  # raised outside of the run, where Hydra does not catch it
             trace = [line for line in str(error).splitlines() if line.strip()]
             reason = next((line for line in reversed(trace) if "Error: " in line), trace[0])

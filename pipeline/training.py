@@ -119,12 +119,12 @@ def fit(
         for name, accuracy in accuracies.items():
             context.metric(f"{curve}/{name}", accuracy, epoch)
         shown = "  ".join(f"{name.removesuffix('_pct')} {accuracy:.2f} %" for name, accuracy in accuracies.items())
-        terminal.epoch_line(f"  {description}  loss {mean_loss:.4f}  {shown}  {time.perf_counter() - started:.1f} s")
         *_, decisive = accuracies.values()
         so_far.epochs_done = epoch + 1
         if settings.keep == "last" or decisive >= so_far.best_accuracy:  # of equals the later, better converged
             so_far.keep(model, decisive)
-        progress.save(so_far, model, optimizer, scheduler, context)
+        progress.save(so_far, model, optimizer, scheduler, context)  # what is told to be done is kept
+        terminal.epoch_line(f"  {description}  loss {mean_loss:.4f}  {shown}  {time.perf_counter() - started:.1f} s")
 
     if so_far.best:
         model.load_state_dict(so_far.best)

@@ -96,6 +96,8 @@ def check_override(override: Override, multirun: bool, loader: ConfigLoader) -> 
         raise UserError(f"{text}: several values; allowed: one, or all of them in a sweep with -m")
     groups = [group for group in loader.list_groups("") if group != "hydra"]
     _check_hydra_key(override)
+    if not multirun and key.replace("/", ".").startswith(("hydra.launcher", "hydra.sweeper")):
+        raise UserError(f"{text}: it starts the jobs of a sweep; allowed: with -m")
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return
     if override.is_delete():
@@ -183,7 +185,7 @@ def composing() -> Iterator[None]:
 def one_line(error: Exception) -> str:
     """What an exception says of a command line, in one line, with the override or key and what is allowed there."""
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read ({_first_line(error)}); allowed: key=value, quoted where needed"
+        return f"{error.override}: cannot be read ({_first_line(error)}); allowed: key=value{_quoted(error.override)}"
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     override = text.removeprefix("Error merging override ") if text.startswith("Error merging override ") else None
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
@@ -203,6 +205,13 @@ def one_line(error: Exception) -> str:
     if isinstance(error, HydraException | OmegaConfBaseException) and text:
         return text
     return f"Hydra cannot compose what was typed: {type(error).__name__}: {text}; allowed: key=value as --help shows"
+
+
+def _quoted(override: str) -> str:
+    """How a value with blanks or signs is typed in a shell, where that is what is wrong."""
+    key, equals, value = override.partition("=")
+    plain = equals and value and not set(value) & set("'\"\\$`![](){},") and key.isascii() and " " not in key
+    return f""", quoted where needed: "{key}='{value}'\"""" if plain else ", quoted where needed"
 
 
 def _first_line(error: BaseException) -> str:

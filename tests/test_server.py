@@ -670,6 +670,17 @@ def test_job_that_is_run_again_waits_for_the_server_and_is_noted_when_that_stays
     assert ("the server is away" in record.reason) != comes_back
 
 
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"])
+def test_credentials_are_refused_before_any_run_when_the_server_would_refuse_files_because_of_them(
+    config: TrackingConfig, outputs: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "hünter2")
+    with pytest.raises(UserError, match=f"^{variable}: allowed: printable characters of ASCII") as refused:
+        open_run(config, outputs, RECORD).__enter__()
+    assert "nter2" not in str(refused.value)
+    assert not (outputs / "outbox").exists()
+
+
 def test_nothing_is_written_elsewhere_when_a_server_names_a_run_by_a_path(outputs: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.mkdir()

@@ -240,3 +240,15 @@ def test_training_is_refused_when_the_processes_see_different_checkpoints(tmp_pa
         UserError, match=r"the processes see checkpoints after 4, 0 epochs; allowed: outputs in a folder"
     ):
         training.fit(model, settings(), DATA, 0, made, "train")
+
+
+def test_epoch_is_kept_when_the_run_is_interrupted_as_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.terminal.epoch_line", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, settings())
+    assert torch.load(tmp_path / PROGRESS_FILE, weights_only=True)["epochs_done"] == 1

@@ -49,12 +49,13 @@ find_postgres() {
 
 database() { echo "postgresql+psycopg2://mlflow@/$1?host=$socket"; }
 
-# The file has the process's number and when it began: a number is given again, to processes that are not ours.
+# The file has the process's number, when it began (a number is given again, to processes that are not ours), and the
+# server's address.
 began() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }
 
 alive() {
-  local pid='' at=''
-  [ -f "$folder/mlflow.pid" ] && read -r pid at < "$folder/mlflow.pid"
+  local pid='' at='' _
+  [ -f "$folder/mlflow.pid" ] && read -r pid at _ < "$folder/mlflow.pid"
   [ -n "$at" ] && [ "$(began "$pid")" = "$at" ]
 }
 
@@ -119,6 +120,9 @@ start() {
   [ -n "${MLFLOW_TRACKING_USERNAME:-}" ] && [ -n "${MLFLOW_TRACKING_PASSWORD:-}" ] ||
     fail "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to the administrator's (12 characters or more)"
   [ ${#MLFLOW_TRACKING_PASSWORD} -ge 12 ] || fail "MLFLOW_TRACKING_PASSWORD: allowed: 12 characters or more"
+  # MLflow reads others where runs are, and refuses them where files are.
+  [[ $(LC_ALL=C; printf %s "$MLFLOW_TRACKING_USERNAME$MLFLOW_TRACKING_PASSWORD" | tr -d '\040-\176' | wc -c) -eq 0 ]] ||
+    fail "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD: allowed: printable characters of ASCII"
   find_postgres
   if alive; then # PostgreSQL alone may have ended
     ! postgres_alive || fail "$folder: the server is running already (process $(cut -d' ' -f1 "$folder/mlflow.pid"))"
@@ -148,7 +152,7 @@ start() {
     setsid "$python" -m mlflow server --app-name basic-auth --host "$host" --port "$port" --workers "$workers" \
       --backend-store-uri "$(database mlflow)" \
       --serve-artifacts --artifacts-destination "$folder/artifacts" >> mlflow.log 2>&1 < /dev/null &
-    echo "$! $(began $!)" > mlflow.pid
+    echo "$! $(began $!) http://$host:$port" > mlflow.pid
   )
   for _ in $(seq 240); do
     alive || { rm -f "$folder/mlflow.pid"; fail "MLflow does not start; $folder/mlflow.log says why"; }
@@ -183,7 +187,7 @@ stop() {
 status() {
   find_postgres
   local mlflow=stopped postgres=stopped
-  alive && mlflow="running on http://$host:$port"
+  alive && mlflow="running on $(cut -d' ' -f3 "$folder/mlflow.pid")"
   [ -f "$data/PG_VERSION" ] && postgres_alive && postgres=running
   echo "MLflow: $mlflow"
   echo "PostgreSQL: $postgres"

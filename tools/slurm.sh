@@ -94,7 +94,7 @@ CONFIGURATION
 }
 
 running() { # whether the process of this pid file lives, and is this program: a number is given again to others
-  [ -f "$1" ] && [ "$(cat "/proc/$(cat "$1")/comm" 2>/dev/null)" = "$2" ]
+  [ -f "$1" ] && [ "$(cat "/proc/$(cat "$1" 2>/dev/null)/comm" 2>/dev/null)" = "$2" ]
 }
 
 check_node() {
@@ -157,8 +157,8 @@ kill_node() {
 
 stop() {
   for node in $NODES; do kill_node "$node" >/dev/null; done
-  if running "$folder/slurmctld.pid" slurmctld; then kill "$(cat "$folder/slurmctld.pid")"; fi
-  if running "$folder/munge/pid" munged; then kill "$(cat "$folder/munge/pid")"; fi
+  if running "$folder/slurmctld.pid" slurmctld; then kill "$(cat "$folder/slurmctld.pid")" 2>/dev/null || true; fi
+  if running "$folder/munge/pid" munged; then kill "$(cat "$folder/munge/pid")" 2>/dev/null || true; fi
   for _ in $(seq 20); do
     if ! running "$folder/slurmctld.pid" slurmctld && ! running "$folder/munge/pid" munged; then break; fi
     sleep 0.5

@@ -9,8 +9,8 @@ from filelock import FileLock
 
 from pipeline import terminal
 from pipeline.store_address import is_server
-from pipeline.tracking import living
 from pipeline.tracking.delivery import Thing, deliver, thing
+from pipeline.tracking.living import let_go
 from pipeline.tracking.outbox import Address
 from pipeline.tracking.sender import Sender
 from pipeline.tracking.store import no_retries
@@ -64,7 +64,7 @@ class Direct:
         else:
             self._client.set_terminated(self.run_id, status)
         if self._alive is not None:
-            living.let_go(self._alive)
+            let_go(self._alive)
 
 
 class Posted:

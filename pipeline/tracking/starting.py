@@ -12,9 +12,9 @@ from pipeline.config import TrackingConfig
 from pipeline.interruption import deferred
 from pipeline.redaction import mask_text
 from pipeline.store_address import is_server
-from pipeline.tracking import living
 from pipeline.tracking.channels import Channel, Direct, Posted
 from pipeline.tracking.delivery import MARK, marked_runs
+from pipeline.tracking.living import door, hold, settle, tell_killed
 from pipeline.tracking.outbox import Address
 from pipeline.tracking.store import asking, connect, one_try, short_name, store_uri, waiting
 
@@ -54,12 +54,12 @@ def start(config: TrackingConfig, outputs: Path, record: RunRecord) -> tuple[Cha
         return Posted(outputs, _create(mlflow, config, outputs, record, Address(uri, "", short_name(name)), mark)), mark
     experiment = connect(mlflow, config, outputs)
     client = mlflow.MlflowClient()
-    with deferred(), living.door(outputs):
-        living.tell_killed(living.settle(mlflow, client, outputs))
+    with deferred(), door(outputs):
+        tell_killed(settle(mlflow, client, outputs))
         started = mlflow.start_run(
             experiment_id=experiment, run_name=name, tags=dict(record.tags), parent_run_id=record.parent_run_id
         )
-        return Direct(client, started.info.run_id, living.hold(outputs, started.info.run_id)), ""
+        return Direct(client, started.info.run_id, hold(outputs, started.info.run_id)), ""
 
 
 def _create(

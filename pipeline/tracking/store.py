@@ -65,6 +65,20 @@ def configured_server() -> str:
     return os.environ.get(SERVER_VARIABLE) or _DEFAULT_SERVER
 
 
+def check_credentials() -> None:
+    """See that MLflow can send the user and password of the environment.
+
+    Its server reads them as UTF-8 where runs are, and as ASCII where files are, which it then refuses.
+
+    Raises:
+        UserError: which does not repeat them.
+    """
+    for variable in CREDENTIALS.split(" and "):
+        value = os.environ.get(variable, "")
+        if not (value.isascii() and value.isprintable()):
+            raise UserError(f"{variable}: allowed: printable characters of ASCII; MLflow's server takes no others")
+
+
 def same_server(one: str, other: str) -> bool:
     """Whether two addresses are the same."""
     return one.rstrip("/") == other.rstrip("/")
@@ -104,6 +118,8 @@ def connect(mlflow: Any, config: TrackingConfig, outputs: Path) -> str:
     """
     quiet()
     uri = store_uri(config, outputs)
+    if is_server(uri):
+        check_credentials()
     own_store = uri.startswith(_SQLITE)
     outputs.mkdir(parents=True, exist_ok=True)
     with asking(mlflow, uri, f"experiment '{config.experiment}' cannot be opened"), few_retries():
