@@ -54,7 +54,7 @@ def start(config: TrackingConfig, outputs: Path, record: RunRecord) -> tuple[Cha
         return Posted(outputs, _create(mlflow, config, outputs, record, Address(uri, "", short_name(name)), mark)), mark
     experiment = connect(mlflow, config, outputs)
     client = mlflow.MlflowClient()
-    with deferred(), door(outputs):
+    with asking(mlflow, uri, "no run can be started"), deferred(), door(outputs):
         tell_killed(settle(mlflow, client, outputs))
         started = mlflow.start_run(
             experiment_id=experiment, run_name=name, tags=dict(record.tags), parent_run_id=record.parent_run_id
