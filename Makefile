@@ -59,7 +59,7 @@ test-kills: $(STAMP) ## Kill runs, searches, jobs and a sweep (at KILLS=20 rando
 test-server: $(STAMP) ## Try a shared MLflow server with PostgreSQL: 16 writers at once, outages of a minute
 	PIPELINE_TEST_SERVER=1 $(BIN)/python -m pytest tests/test_shared_server.py
 
-test-faults: $(STAMP) ## Every fault in every stage (root, twenty minutes); the table goes into outputs/faults.md
+test-faults: $(STAMP) ## Every fault in every stage (root, forty minutes); the table goes into outputs/faults.md
 	@mkdir -p outputs && rm -f outputs/faults.md
 	OMP_NUM_THREADS=1 PIPELINE_FAULTS=all PIPELINE_FAULT_TABLE=$(CURDIR)/outputs/faults.md \
 		$(BIN)/python -m pytest tests/test_faults.py
