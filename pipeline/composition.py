@@ -39,12 +39,14 @@ from pipeline.files import PROJECT_ROOT, in_project, make_writable_folder, tell_
 from pipeline.schema import flatten, refuse_strays
 from pipeline.typed import (
     check_override,
+    check_single,
     check_size,
     check_sweep_settings,
     check_texts,
     composing,
     one_line,
     read_arguments,
+    showing,
 )
 
 if typing.TYPE_CHECKING:
@@ -83,9 +85,12 @@ def main() -> None:
         if not (arguments.help or arguments.hydra_help or arguments.shell_completion):
             jobs = check_command_line(arguments.overrides, arguments.multirun)
             if not (arguments.cfg or arguments.info):
+                if not arguments.multirun:
+                    check_single(arguments.overrides)
                 for _, config in jobs:
                     make_writable_folder(in_project(config.outputs), "outputs")
-                tell_folder(jobs[0][1].outputs if jobs else "")
+                if jobs and torchrun.rank() == 0:
+                    tell_folder(jobs[0][1].outputs)
                 if arguments.multirun:
                     _run_sweep(arguments.overrides, jobs)
                     return
@@ -96,7 +101,8 @@ def main() -> None:
                     _begun.append(True)
                     run(request)
                     return
-        _run_hydra()
+        with showing(arguments.package if arguments.cfg else None):
+            _run_hydra()
     except UserError as error:
         fail(str(error), status=2)
     except (HydraException, OmegaConfBaseException) as error:

@@ -26,7 +26,7 @@ def in_project(path: str) -> Path:
 
 def tell_folder(outputs: str) -> None:
     """Say where a relative `outputs` is, to those who typed it in another folder than the project's."""
-    if outputs not in ("", "outputs") and not expand_user(outputs).is_absolute() and Path.cwd() != PROJECT_ROOT:
+    if outputs != "outputs" and not expand_user(outputs).is_absolute() and Path.cwd() != PROJECT_ROOT:
         terminal.say(f"outputs={outputs} is {in_project(outputs)}: relative paths count from the project's folder")
 
 

@@ -20,7 +20,8 @@ _SECRET = (
 _SECRET_KEY = re.compile(_SECRET, re.IGNORECASE)
 # As typed, password=…, and as Python and JSON write it, 'password': '…'.
 _ASSIGNED = re.compile(
-    rf"([\w.-]*{_SECRET}[\w.-]*(?:=|['\"]\s*:\s*(?=['\"])))(?!\s)(?:'[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE
+    rf"([\w.-]{{0,64}}{_SECRET}[\w.-]{{0,64}}(?:=|['\"]\s*:\s*(?=['\"])))(?!\s)(?:'[^']*'|\"[^\"]*\"|\S+)",
+    re.IGNORECASE,
 )
 _HEADER = re.compile(
     r"(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:(?:basic|bearer|token)\s+)?|\bbearer\s+(?=\S{12}))[^\s'\"]+",
@@ -29,7 +30,12 @@ _HEADER = re.compile(
 # A signed address, or one with a token, in its query.
 _QUERY = re.compile(rf"\b[a-z][\w+.-]*://\S*[?&][\w.-]*{_SECRET}[\w.-]*=[^\s&]", re.IGNORECASE)
 # user@, user:password@ after the scheme; a password that is not encoded may hold / and @. host:5000/a@b is none.
-_USER_INFO = re.compile(r"(?P<scheme>\b[a-z][\w+.-]*://)(?:[^\s/]*|[^\s/:]*:(?!\d+[/?#])\S*)@", re.IGNORECASE)
+# Nor does it go on behind the end of a quoted text in a list or mapping.
+_USER_INFO = re.compile(
+    r"(?P<scheme>\b[a-z][\w+.-]*://)(?:(?:(?!['\"][,;:)\]}])[^\s/])*|"
+    r"(?:\[[^\]\s]*\]|[^\s/:\[]*):(?!\d+(?:[/?#,;'\")\]}]|$))(?:(?!['\"][,;:)\]}])\S)*)@",
+    re.IGNORECASE,
+)
 
 
 def mask_text(text: str) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import math
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -62,6 +63,26 @@ def read_arguments() -> argparse.Namespace:
     return arguments
 
 
+@contextmanager
+def showing(package: str | None) -> Iterator[None]:
+    """Let Hydra show a part of the configuration; where there is none, it has a line and a status of its own.
+
+    Raises:
+        UserError: when there is no such part.
+    """
+    if not package:
+        yield
+        return
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    except SystemExit as ended:
+        if ended.code != 1:
+            raise
+        names = [spec.name for spec in dataclasses.fields(Config)]
+        raise UserError(f"--package={package}: nothing there to show; {suggestion(package, names)}") from None
+
+
 def _refuse_arguments(message: str) -> NoReturn:
     """What argparse cannot read, in one line instead of its usage."""
     unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
@@ -96,8 +117,6 @@ def check_override(override: Override, multirun: bool, loader: ConfigLoader) -> 
         raise UserError(f"{text}: several values; allowed: one, or all of them in a sweep with -m")
     groups = [group for group in loader.list_groups("") if group != "hydra"]
     _check_hydra_key(override)
-    if not multirun and key.replace("/", ".").startswith(("hydra.launcher", "hydra.sweeper")):
-        raise UserError(f"{text}: it starts the jobs of a sweep; allowed: with -m")
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return
     if override.is_delete():
@@ -114,6 +133,17 @@ def check_override(override: Override, multirun: bool, loader: ConfigLoader) -> 
     for value in values:
         if value.strip("\"'") not in options:
             raise UserError(f"{key}={value}: no such {key}; {suggestion(value, options)}")
+
+
+def check_single(overrides: list[str]) -> None:
+    """Refuse for one run what starts the jobs of a sweep, and would be passed over.
+
+    Raises:
+        UserError: for the first such override.
+    """
+    for text in overrides:
+        if text.lstrip("+~").replace("/", ".").startswith(("hydra.launcher", "hydra.sweeper")):
+            raise UserError(f"{text}: it starts the jobs of a sweep; allowed: with -m")
 
 
 def _check_hydra_key(override: Override) -> None:

@@ -39,7 +39,7 @@ BEFORE_ANYTHING = [
         ["hydra/launcher=submitit_slurm"],
         ["hydra/launcher=submitit_slurm: it starts the jobs of a sweep; allowed: with -m"],
     ),
-    (["hydra.launcher.n_jobs=2"], ["hydra.launcher.n_jobs=2", "allowed: with -m"]),
+    (["--cfg=job", "--package=tran"], ["--package=tran: nothing there to show", "'train'?"]),
     (["outputs=~/here and there"], ["allowed: key=value, quoted where needed: \"outputs='~/here and there'\""]),
     (["-m", "hydra/launcher=submitit_loca", "seed=1,2"], ["hydra/launcher=submitit_loca:", "'submitit_local'?"]),
     (["hydra.job.env_set.KEY=x"], ["hydra.job.env_set.KEY: no such setting; allowed: +hydra.job.env_set.KEY"]),

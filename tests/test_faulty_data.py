@@ -251,9 +251,8 @@ def test_classes_may_have_the_names_of_parts_when_they_hold_images(folder: Path)
 def test_class_folder_is_refused_before_any_training_when_its_name_is_no_utf8(folder: Path) -> None:
     for part in ("train", "test"):
         os.rename(os.fsencode(folder / part / "cat"), os.fsencode(folder / part) + b"/caf\xe9")
-    assert refusal(lambda: datasets.info(settings(folder))) == (
-        f"dataset.root={folder}/train: the class folder 'caf\\udce9': allowed: names that can be printed, in UTF-8"
-    )
+    line = f"dataset.root={folder}/train: the class folder 'caf\\udce9': allowed: names in UTF-8, without control"
+    assert refusal(lambda: datasets.info(settings(folder))).startswith(line)
 
 
 def test_classes_that_test_lacks_are_told_when_it_is_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,8 @@ from pipeline.request import describe
         ("http://ann:se'cret@host and https://ann:a\"b@host", "http://***@host and https://***@host"),
         ("the bearer of news, authorization missing, design=3, sigma=2", None),
         ("http://host:5000/a@b, models:/digits@champion, sqlite:///a@b.db", None),
+        ("('http://127.0.0.1:5000','a@b') http://a:5000,http://b:5000/x@y http://[::1]:5000/a@b", None),
+        ('{"u":"http://h:5000","m":"me@x.com"} [\'http://a:5000\',\'http://b:5000/x@y\']', None),
         ("unexpected token: ) at line 3; qat.epochs=2", None),
     ],
 )

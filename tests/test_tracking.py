@@ -20,6 +20,7 @@ from pipeline.runner import run
 from pipeline.tracking import RunRecord, open_run
 from tests.conftest import SMALL
 
+RECORD = RunRecord("a run", {}, {}, "seed: 0\n", ("digits", "0123", "nowhere"))
 NINE = {
     *(f"{form}/{what}" for form in ("fp32", "int8") for what in ("accuracy_pct", "latency_ms", "size_mb")),
     "speedup",
@@ -177,23 +178,70 @@ def test_store_lies_under_the_project_when_the_command_is_typed_elsewhere(tmp_pa
 def test_run_is_marked_killed_by_the_next_one_when_its_process_is_gone_and_only_then(
     outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = RunRecord("a run", {}, {}, "seed: 0\n", ("digits", "0123", "nowhere"))
     dies = "with open_run(TrackingConfig(), Path(sys.argv[1]), record): os._exit(9)"
     program = (
         "import os, sys\nfrom pathlib import Path\nfrom pipeline.config import TrackingConfig\n"
-        f"from pipeline.tracking import RunRecord, open_run\nrecord = {record!r}\n{dies}"
+        f"from pipeline.tracking import RunRecord, open_run\nrecord = {RECORD!r}\n{dies}"
     )
     assert subprocess.run([sys.executable, "-c", program, outputs], cwd=PROJECT_ROOT).returncode == 9
     (killed,) = runs(outputs)
     assert killed.info.status == "RUNNING"
-    with open_run(TrackingConfig(), outputs, record) as lives:
+    with open_run(TrackingConfig(), outputs, RECORD) as lives:
         assert "1 run of a killed process marked KILLED" in capsys.readouterr().out
         mlflow.end_run()  # of this thread: another run follows within
         client(outputs).update_run(lives.run_id, status="RUNNING")
-        with open_run(TrackingConfig(), outputs, record):
+        with open_run(TrackingConfig(), outputs, RECORD):
             states = {run.info.run_id: run.info.status for run in runs(outputs)}
     assert states.pop(killed.info.run_id) == "KILLED"
     assert list(states.values()) == ["RUNNING", "RUNNING"]
     assert capsys.readouterr().out == ""
     assert sorted(run.info.status for run in runs(outputs)) == ["FINISHED", "FINISHED", "KILLED"]
-    assert [path.name for path in (outputs / ".living").iterdir()] == [".door"]
+    assert [path.name for path in outputs.glob(".living/*/*")] == [".door"]
+
+
+def dead_run(outputs: Path) -> str:
+    """A run whose process is gone."""
+    with open_run(TrackingConfig(), outputs, RECORD) as tracker:
+        pass
+    assert tracker.run_id is not None
+    (door,) = outputs.glob(".living/*/.door")
+    door.with_name(tracker.run_id).touch()
+    client(outputs).update_run(tracker.run_id, status="RUNNING")
+    return tracker.run_id
+
+
+def test_next_run_begins_when_a_dead_one_was_deleted_or_strange_files_lie_among_the_locks(outputs: Path) -> None:
+    deleted = dead_run(outputs)
+    client(outputs).delete_run(deleted)
+    (door,) = outputs.glob(".living/*/.door")
+    for name in (".nfs000000000123", "x.tmp", "a" * 32):
+        door.with_name(name).touch()
+    with open_run(TrackingConfig(), outputs, RECORD) as tracker:
+        pass
+    assert [run.info.run_id for run in runs(outputs)] == [tracker.run_id]
+    assert sorted(path.name for path in door.parent.iterdir()) == [".door", ".nfs000000000123", "x.tmp"]
+
+
+def test_dead_run_is_left_to_its_own_store_when_the_next_one_goes_to_another(outputs: Path, tmp_path: Path) -> None:
+    dead = dead_run(outputs)
+    with open_run(TrackingConfig(uri=f"sqlite:///{tmp_path / 'other.db'}"), outputs, RECORD):
+        pass
+    assert client(outputs).get_run(dead).info.status == "RUNNING"
+    with open_run(TrackingConfig(), outputs, RECORD):
+        pass
+    assert client(outputs).get_run(dead).info.status == "KILLED"
+
+
+def test_run_is_killed_when_it_is_interrupted_as_it_begins(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = mlflow.start_run
+
+    def interrupted(*given: Any, **named: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return begin(*given, **named)
+
+    monkeypatch.setattr(mlflow, "start_run", interrupted)
+    with pytest.raises(KeyboardInterrupt), open_run(TrackingConfig(), outputs, RECORD):
+        raise AssertionError("it goes on")
+    (run,) = runs(outputs)
+    assert run.info.status == "KILLED"
+    assert mlflow.active_run() is None

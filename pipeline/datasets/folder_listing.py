@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def class_names(config: DatasetConfig) -> tuple[str, ...]:
     """The classes: the folders of the train part, in the order of their names.
 
     Raises:
-        UserError: when there is no such folder, only one of its parts, a name that cannot be printed, or fewer than
+        UserError: when there is no such folder, only one of its parts, a name that is no UTF-8, or fewer than
             two classes.
     """
     folder = _folder(config, "train")
@@ -67,9 +68,10 @@ def class_names(config: DatasetConfig) -> tuple[str, ...]:
             kin = next((f": rename {name}/, or link it" for name in names if name.lower() in _NAMES_OF_PARTS), "")
             raise UserError(f"dataset.root={folder}: {part}/ is there, {other}/ is not{kin}; allowed: {_LAYOUT}")
     for name in names:
-        if not name.isprintable():  # bytes that are no UTF-8 among it: no file of an exported model could hold them
+        # No file of an exported model could hold bytes that are no UTF-8; the others would break its lines.
+        if any(unicodedata.category(one) in ("Cs", "Cc", "Zl", "Zp") for one in name):
             raise UserError(
-                f"dataset.root={folder}: the class folder {name!a}: allowed: names that can be printed, in UTF-8"
+                f"dataset.root={folder}: the class folder {name!a}: allowed: names in UTF-8, without control characters"
             )
     if len(names) < 2:
         raise UserError(f"dataset.root={folder}: {len(names)} class folders found; allowed: at least 2, as {_LAYOUT}")

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import TrackingConfig
-from pipeline.interruption import deferred
+from pipeline.interruption import INTERRUPTIONS, deferred, undisturbed
 from pipeline.redaction import mask_text
 from pipeline.store_address import is_server
 from pipeline.tracking.channels import Channel, Direct, Posted
 from pipeline.tracking.delivery import MARK, marked_runs
-from pipeline.tracking.living import door, hold, settle, tell_killed
+from pipeline.tracking.living import Living
 from pipeline.tracking.outbox import Address
 from pipeline.tracking.store import asking, connect, one_try, short_name, store_uri, waiting
 
@@ -54,12 +54,21 @@ def start(config: TrackingConfig, outputs: Path, record: RunRecord) -> tuple[Cha
         return Posted(outputs, _create(mlflow, config, outputs, record, Address(uri, "", short_name(name)), mark)), mark
     experiment = connect(mlflow, config, outputs)
     client = mlflow.MlflowClient()
-    with asking(mlflow, uri, "no run can be started"), deferred(), door(outputs):
-        tell_killed(settle(mlflow, client, outputs))
-        started = mlflow.start_run(
-            experiment_id=experiment, run_name=name, tags=dict(record.tags), parent_run_id=record.parent_run_id
-        )
-        return Direct(client, started.info.run_id, hold(outputs, started.info.run_id)), ""
+    living, begun = Living(outputs, uri), list[Direct]()
+    with asking(mlflow, uri, "no run can be started"), living.door():
+        living.settle(mlflow, client)
+        try:
+            with deferred():  # a run that has begun is known here
+                started = mlflow.start_run(
+                    experiment_id=experiment, run_name=name, tags=dict(record.tags), parent_run_id=record.parent_run_id
+                )
+                begun.append(Direct(client, started.info.run_id, living.hold(started.info.run_id)))
+        except INTERRUPTIONS:
+            with undisturbed():
+                for one in begun:
+                    one.close("KILLED", 0)
+            raise
+    return begun[0], ""
 
 
 def _create(
