@@ -83,7 +83,7 @@ def _worker(stage: str, dtype: str, activation: str, result: str, folder: str, *
     quantization.silence_known_warnings()
     terminal.mute()
     info = datasets.info(config.dataset)
-    parts = datasets.load_training(config.dataset, config.seed)
+    parts = datasets.load_training(config.dataset)
     settings = config.train if stage == "train" else config.qat
     batch = settings.batch_size
     training_part = dataclasses.replace(parts[0])

@@ -99,7 +99,7 @@ def compare(request: Request) -> str:
 
 def _quantize(float_file: Path, config: Config, made: Path) -> Iterator[tuple[str, tuple[str, Path]]]:
     """Quantizers' names with the runtime and the folder of what they make."""
-    training, _ = datasets.load_training(config.dataset, config.seed)
+    training, _ = datasets.load_training(config.dataset)
     part = calibration.choose(training, config.ptq.calibration_samples, config.seed)
     for name, settings in _onnxruntime_settings().items():
         folder = made / f"ort{len(list(made.iterdir()))}"

@@ -95,7 +95,7 @@ def _parts(config: Config) -> dict[str, Part]:
     """The training part, by the way it is loaded."""
     loaded = {}
     for loading in ("memory", "stream"):
-        loaded[loading], _ = datasets.load_training(dataclasses.replace(config.dataset, loading=loading), seed=0)
+        loaded[loading], _ = datasets.load_training(dataclasses.replace(config.dataset, loading=loading))
     return loaded
 
 

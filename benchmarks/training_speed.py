@@ -171,7 +171,7 @@ def _loop_table(rounds: int, image_size: int, batch_size: int, steps: int) -> st
     config = _config(image_size, max(200, int(needed / 0.9) + 10))
     config.train.batch_size = batch_size
     info = datasets.info(config.dataset)
-    training_part, validation = datasets.load_training(config.dataset, config.seed)
+    training_part, validation = datasets.load_training(config.dataset)
     training_part = training_part.select(np.arange(needed))
     torch.manual_seed(0)
     plain = models.build(config.model, info)

@@ -46,6 +46,8 @@ class DatasetConfig:
     crop_padding: int = setting(0, minimum=0, maximum=512)
     horizontal_flip: bool = setting(False)
     validation_fraction: float = setting(0.1, above=0, below=1)
+    # Of the validation part and of max_train_samples. Not `seed`: the spread over seeds shall be that of training.
+    split_seed: int = setting(0, minimum=0, maximum=2**32 - 1)
     test_fraction: float = setting(0.2, above=0, below=1)
     max_train_samples: int | None = setting(None, minimum=2)
     max_test_samples: int | None = setting(None, minimum=1)
@@ -113,6 +115,8 @@ class QatConfig(OptimizationConfig):
     """Quantization-aware training. The freeze epochs count from 0 and may be fractions; null: never."""
 
     epochs: int = setting(1, minimum=1, maximum=10_000)
+    # Of QAT's and fine-tuning's order and augmentation; null: `seed`.
+    seed: int | None = setting(None, minimum=0, maximum=2**32 - 1)
     # Fake-quantize modules compute in fp32 alone.
     precision: str = setting("fp32", choices=("fp32",))
     freeze_bn_epoch: float | None = setting(None, minimum=0)

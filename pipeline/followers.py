@@ -62,7 +62,7 @@ def follow(config: Config, plan: Plan, world: World, device: torch.device) -> No
         UserError: when it announces what is not planned here: the processes see other data or settings.
     """
     steps = {step.artifact: step for step in plan.steps}
-    load_training = functools.cache(lambda: datasets.load_training(config.dataset, config.seed))
+    load_training = functools.cache(lambda: datasets.load_training(config.dataset))
     while (announced := world.tell()) is not None:
         artifact, inputs, folder = announced
         _agree(world, artifact, planned=artifact in steps)

@@ -149,7 +149,7 @@ class _Walk:
         self.metrics: dict[str, float] = {}
         self.machine = Machine(store.root / ".locks")
         self.device = environment.resolve_device(config.device)
-        self.load_training = functools.cache(lambda: datasets.load_training(config.dataset, config.seed))
+        self.load_training = functools.cache(lambda: datasets.load_training(config.dataset))
         self.load_test = functools.cache(lambda: datasets.load_test(config.dataset))
 
     def folder_of(self, stage: str) -> Path | None:

@@ -35,7 +35,7 @@ def main(result: Path) -> None:
 
 def _train(stage: str, config: Config, world: World) -> dict[str, Any]:
     device, info = torch.device("cpu"), datasets.info(config.dataset)
-    parts = datasets.load_training(config.dataset, config.seed)
+    parts = datasets.load_training(config.dataset)
     torch.manual_seed(config.seed)
     if stage == "train":
         model = models.build(config.model, info)

@@ -79,7 +79,7 @@ def class_counts(*parts: Part) -> Tensor:
 
 def test_digits_parts_are_disjoint_and_complete_when_split() -> None:
     config = whole_digits()
-    parts = [*datasets.load_training(config, seed=0), datasets.load_test(config)]
+    parts = [*datasets.load_training(config), datasets.load_test(config)]
     assert sum(len(part) for part in parts) == DIGITS
     assert len(set.union(*(images(part) for part in parts))) == DIGITS
     assert [round(len(part) / DIGITS, 2) for part in parts] == [0.72, 0.08, 0.2]
@@ -87,23 +87,27 @@ def test_digits_parts_are_disjoint_and_complete_when_split() -> None:
 
 def test_digits_parts_keep_the_classes_shares_when_split() -> None:
     config = whole_digits()
-    training, validation = datasets.load_training(config, seed=0)
+    training, validation = datasets.load_training(config)
     test = datasets.load_test(config)
     for part, of in ((test, (training, validation, test)), (validation, (training, validation))):
         expected = class_counts(*of) * len(part) / sum(len(one) for one in of)
         assert (class_counts(part) - expected).abs().max() <= 1
 
 
-def test_digits_split_is_the_same_when_the_seed_is() -> None:
+def test_digits_split_is_the_same_when_the_split_seed_is() -> None:
     config = whole_digits()
-    for one, other in zip(datasets.load_training(config, 3), datasets.load_training(config, 3), strict=True):
+    for one, other in zip(datasets.load_training(config), datasets.load_training(config), strict=True):
         assert same(one, other)
 
 
-def test_digits_split_differs_but_not_the_test_part_when_the_seed_does(small_request: Callable[..., Request]) -> None:
-    (first, second) = (small_request(f"seed={seed}", "dataset.max_train_samples=null").config for seed in (0, 1))
-    _, validation = datasets.load_training(first.dataset, first.seed)
-    other_training, other_validation = datasets.load_training(second.dataset, second.seed)
+def test_digits_split_differs_but_not_the_test_part_when_the_split_seed_does(
+    small_request: Callable[..., Request],
+) -> None:
+    (first, second) = (
+        small_request(f"dataset.split_seed={seed}", "dataset.max_train_samples=null").config for seed in (0, 1)
+    )
+    _, validation = datasets.load_training(first.dataset)
+    other_training, other_validation = datasets.load_training(second.dataset)
     assert images(validation) != images(other_validation)
     test = datasets.load_test(first.dataset)
     assert same(test, datasets.load_test(second.dataset))
@@ -112,7 +116,7 @@ def test_digits_split_differs_but_not_the_test_part_when_the_seed_does(small_req
 
 def test_samples_are_limited_when_maxima_are_set(small_request: Callable[..., Request]) -> None:
     config = small_request().config.dataset
-    training, validation = datasets.load_training(config, seed=0)
+    training, validation = datasets.load_training(config)
     test = datasets.load_test(config)
     assert (len(training), len(validation), len(test)) == (180, 20, 60)
     assert class_counts(training, validation).min() >= 19
@@ -126,7 +130,7 @@ def test_training_samples_are_as_many_as_allowed_when_the_maximum_is_near_all_of
 ) -> None:
     # 1430 leaves out 8 images of 10 classes: what is left out need not hold every class.
     config = dataclasses.replace(whole_digits(), max_train_samples=maximum)
-    assert sum(len(part) for part in datasets.load_training(config, seed=0)) == expected
+    assert sum(len(part) for part in datasets.load_training(config)) == expected
 
 
 def test_test_samples_are_all_of_them_when_the_maximum_is_beyond() -> None:
@@ -163,7 +167,7 @@ def assert_is_mnist(config: DatasetConfig) -> None:
     test = datasets.load_test(config)
     assert test.pixels.shape == (10_000, 1, 28, 28)
     assert test.labels[:5].tolist() == [7, 2, 1, 0, 4]
-    training, validation = datasets.load_training(config, seed=0)
+    training, validation = datasets.load_training(config)
     assert (len(training), len(validation)) == (54_000, 6_000)
     mean = (training.pixels.double().sum() + validation.pixels.double().sum()) / (60_000 * 28 * 28 * 255)
     assert float(mean) == pytest.approx(0.1307, abs=5e-5)  # as conf/dataset/mnist.yaml says
@@ -263,7 +267,7 @@ def test_cifar10_images_are_those_of_the_archive_when_the_mirror_is_a_folder(
     test = datasets.load_test(config)
     assert np.array_equal(test.pixels.numpy(), cifar10.test)
     assert test.labels.tolist() == [*range(10), *range(10)]
-    training, validation = datasets.load_training(config, seed=0)
+    training, validation = datasets.load_training(config)
     assert (len(training), len(validation)) == (90, 10)
     assert images(training) | images(validation) == {image.tobytes() for image in cifar10.train}
     assert datasets.info(config).class_names[:2] == ("airplane", "automobile")
@@ -454,7 +458,7 @@ def test_image_folder_reads_every_kind_of_image_when_train_and_test_are_given(tm
     assert test.labels.tolist() == [0, 0, 0, 1, 1, 1]
     expected = [[10, 200, 30], [77] * 3, [250, 20, 130], [0, 128, 255], [40, 90, 220], [200] * 3]
     assert (torch.tensor(colours(test)) - torch.tensor(expected)).abs().max() <= 3
-    training, validation = datasets.load_training(config, seed=0)
+    training, validation = datasets.load_training(config)
     assert sorted(grey for grey, _, _ in colours(training) + colours(validation)) == [*range(20), *range(100, 120)]
     assert (training.pixels[training.labels == 1] >= 100).all()
 
@@ -498,13 +502,13 @@ def test_image_folder_is_split_when_it_is_one_folder(tmp_path: Path) -> None:
     write_greys(tmp_path / "dog", range(100, 120))
     (tmp_path / ".cache").mkdir()
     config = image_folder(tmp_path, test_fraction=0.25)
-    training, validation = datasets.load_training(config, seed=0)
+    training, validation = datasets.load_training(config)
     test = datasets.load_test(config)
     assert datasets.info(config).class_names == ("cat", "dog")
     assert [torch.bincount(part.labels).tolist() for part in (test, validation)] == [[10, 5], [3, 1]]
     every = [grey for part in (training, validation, test) for grey, _, _ in colours(part)]
     assert sorted(every) == [*range(40), *range(100, 120)]
-    other_training, other_validation = datasets.load_training(config, seed=1)
+    other_training, other_validation = datasets.load_training(dataclasses.replace(config, split_seed=1))
     assert images(other_validation) != images(validation)
     assert images(other_training) | images(other_validation) == images(training) | images(validation)
 

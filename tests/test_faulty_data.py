@@ -132,7 +132,7 @@ def test_skipping_is_refused_when_a_class_has_no_image_left(loading: str, folder
     for path in (folder / "train" / "dog").iterdir():
         path.write_bytes(b"")
     config = settings(folder, unreadable="skip", loading=loading)
-    assert refusal(lambda: datasets.load_training(config, 0)) == (
+    assert refusal(lambda: datasets.load_training(config)) == (
         "dataset.unreadable=skip: class 'dog' has no train image left that can be read; allowed: one in each class at "
         f"least; the first: dataset.root: {folder}/train/dog/0.png: cannot be read as an image: it is empty"
     )
@@ -154,7 +154,7 @@ def test_empty_file_is_refused_with_the_setting_that_leaves_it_out(loading: str,
     path.write_bytes(b"")
 
     def read() -> None:
-        part, _ = datasets.load_training(settings(folder, loading=loading), 0)
+        part, _ = datasets.load_training(settings(folder, loading=loading))
         list(part.batches(torch.arange(len(part)).split(2), torch.device("cpu")))
 
     assert refusal(read) == (
@@ -168,7 +168,7 @@ from pipeline import datasets
 from pipeline.command_line import run_command
 from pipeline.config import DatasetConfig
 
-run_command(lambda: datasets.load_training(DatasetConfig("image_folder", sys.argv[1]), seed=0))
+run_command(lambda: datasets.load_training(DatasetConfig("image_folder", sys.argv[1])))
 """
 
 
@@ -317,7 +317,7 @@ def test_mnist_is_refused_when_its_training_labels_cannot_be(
 ) -> None:
     config = mnist(train, DIGITS)
     line = line.format(raw=f"{config.root}/MNIST/raw")
-    assert refusal(lambda: datasets.load_training(config, 0)) == f"dataset=mnist: {line}"
+    assert refusal(lambda: datasets.load_training(config)) == f"dataset=mnist: {line}"
 
 
 @pytest.mark.parametrize(

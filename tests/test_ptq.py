@@ -28,7 +28,7 @@ def logits(form: Form, stage: str, config: Config) -> torch.Tensor:
     name = next(name for name in artifacts_of(config) if name.startswith(f"{stage}-"))
     path = Path(config.outputs) / "artifacts" / name / MODEL_FILE
     model = forms.load(form, path, config, datasets.info(config.dataset)).eval()
-    training, _ = datasets.load_training(config.dataset, config.seed)
+    training, _ = datasets.load_training(config.dataset)
     images, _ = next(evaluation_batches(training, config.dataset, 100, torch.device("cpu")))
     with torch.no_grad():
         return model(images)
@@ -69,7 +69,7 @@ def test_calibration_shows_training_images_alone_without_augmentation(
     run(request)
     (pixels,) = shown
     assert len(pixels) == 50
-    training, validation = datasets.load_training(request.config.dataset, request.config.seed)
+    training, validation = datasets.load_training(request.config.dataset)
 
     def rows(images: torch.Tensor) -> set[bytes]:
         return {image.numpy().tobytes() for image in images}

@@ -48,7 +48,7 @@ def run_qat(fused: Bench, folder: Path, **changes: object) -> tuple[dict[str, Te
         folder=folder,
         device=CPU,
         info=fused.info,
-        load_training=lambda: load_training(config.dataset, config.seed),
+        load_training=lambda: load_training(config.dataset),
         load_test=lambda: pytest.fail("qat reads the test part"),
     )
     folder.mkdir(exist_ok=True)
@@ -119,7 +119,7 @@ def test_converted_accuracy_is_that_of_the_int8_model_and_both_are_in_the_epochs
     torch.save(made, tmp_path / "qat.pt")
     model = forms.load("qat", tmp_path / "qat.pt", fused.config, fused.info)
     int8 = quantization.convert(model, fused.config.backend)
-    _, validation = load_training(fused.config.dataset, fused.config.seed)
+    _, validation = load_training(fused.config.dataset)
     predicted = training.predict(int8, validation, fused.config.dataset, 7, CPU, "test", Machine())
     expected = training.accuracy_pct(predicted, validation)
     assert curves["qat/val_int8_accuracy_pct"] == expected
@@ -210,7 +210,7 @@ def test_training_begins_with_the_ranges_of_calibration_when_asked(
     run_qat(fused, tmp_path / "fresh", init="fresh")
     calibrated, fresh = begun
     config, ptq = fused.config, fused.config.ptq
-    expected, images = prepared(config, fused), load_training(config.dataset, config.seed)[0]
+    expected, images = prepared(config, fused), load_training(config.dataset)[0]
     calibrate(expected, images, config.dataset, ptq.calibration_samples, config.seed, ptq.batch_size, CPU, Machine())
     ranges = [name for name in calibrated if name.endswith(("min_val", "max_val")) and "weight" not in name]
     assert len(ranges) > 40

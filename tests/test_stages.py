@@ -40,7 +40,7 @@ class Bench:
             device=torch.device("cpu"),
             info=self.info,
             load_training=lambda: (
-                datasets.load_training(self.config.dataset, self.config.seed)
+                datasets.load_training(self.config.dataset)
                 if reads_training
                 else (forbidden(), forbidden())
             ),

@@ -65,7 +65,7 @@ def no_worker_stays() -> Iterator[None]:
 
 def epoch(config: DatasetConfig, batch_size: int) -> list[torch.Tensor]:
     """Everything that comes of a folder with these settings: a training epoch, the validation and the test part."""
-    training, validation = datasets.load_training(config, seed=0)
+    training, validation = datasets.load_training(config)
     generator = torch.Generator().manual_seed(3)
     batches = list(training_batches(training, config, batch_size, CPU, generator))
     for part in (validation, datasets.load_test(config), training.select(np.array([5, 0, 5]))):
@@ -123,7 +123,7 @@ def test_way_to_load_is_chosen_by_size_and_said(pictures: Path, capsys: pytest.C
         part = datasets.load_test(config)
         assert capsys.readouterr().out == f"{start}{line}\n"
         assert isinstance(part.pixels, torch.Tensor) == ("into memory" in line)
-        datasets.load_training(config, seed=0)
+        datasets.load_training(config)
         assert capsys.readouterr().out == ""  # once is enough
 
 
@@ -170,7 +170,7 @@ def test_killed_worker_ends_in_one_line_that_names_the_setting(pictures: Path) -
 @pytest.mark.usefixtures("no_worker_stays")
 def test_workers_end_when_the_epoch_is_left_in_the_middle(pictures: Path) -> None:
     config = settings(pictures, loading="stream")
-    training, _ = datasets.load_training(config, seed=0)
+    training, _ = datasets.load_training(config)
     batches = training_batches(training, config, 2, CPU, torch.Generator())
     next(batches)
     assert len(multiprocessing.active_children()) == 2

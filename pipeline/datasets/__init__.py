@@ -1,7 +1,7 @@
 """The data sets: one file each, found by their declaration `DATASETS`, and their split into parts.
 
-The validation part is split off the training part, stratified and seeded by `seed`. The test part is
-the same for every seed, and `evaluate` alone reads it.
+The validation part is split off the training part, stratified and seeded by `dataset.split_seed`. The test
+part is the same for every seed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def preprocessing(config: DatasetConfig) -> Preprocessing:
     return Preprocessing(config.image_size, len(mean), mean, std, spec.class_names(config), spec.decodes_to_size)
 
 
-def load_training(config: DatasetConfig, seed: int) -> tuple[Part, Part]:
+def load_training(config: DatasetConfig) -> tuple[Part, Part]:
     """The training and the validation part.
 
     Raises:
@@ -71,12 +71,12 @@ def load_training(config: DatasetConfig, seed: int) -> tuple[Part, Part]:
     part = _load(config, "train")
     if config.max_train_samples is not None and config.max_train_samples < len(part):
         key = f"dataset.max_train_samples={config.max_train_samples}"
-        part = take_stratified(part, config.max_train_samples, seed, key)
+        part = take_stratified(part, config.max_train_samples, config.split_seed, key)
     held_out = round(len(part) * config.validation_fraction)
     key = f"dataset.validation_fraction={config.validation_fraction}"
     if config.max_train_samples is not None:
         key += f" of dataset.max_train_samples={config.max_train_samples}"
-    return split_stratified(part, held_out, seed, key)
+    return split_stratified(part, held_out, config.split_seed, key)
 
 
 def load_test(config: DatasetConfig) -> Part:

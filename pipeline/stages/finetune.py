@@ -22,7 +22,8 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
         if freeze_epoch is not None and epochs_done >= freeze_epoch:
             freeze_batch_norm(model)
 
-    training.fit(model, config.qat, config.dataset, config.seed, context, "finetune", before_step)
+    seed = config.seed if config.qat.seed is None else config.qat.seed
+    training.fit(model, config.qat, config.dataset, seed, context, "finetune", before_step)
     context.save_model(model.cpu().to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
 
 

@@ -37,7 +37,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
         model,
         config.qat,
         config.dataset,
-        config.seed,
+        config.seed if config.qat.seed is None else config.qat.seed,
         context,
         "qat",
         before_step,
