@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
 
-from pipeline import terminal
-from pipeline.config import DatasetConfig
+from pipeline import forms, quantization, terminal
+from pipeline.config import Config, DatasetConfig
 from pipeline.datasets.loader import count_batches, evaluation_batches
 from pipeline.datasets.spec import Part
 from pipeline.machine import Machine
 from pipeline.quantization import fake_quantize_off
+from pipeline.stage import Context
 
 
 def choose(part: Part, samples: int, seed: int) -> Part:
@@ -20,6 +23,19 @@ def choose(part: Part, samples: int, seed: int) -> Part:
     The order matters to moving averages, and images of a folder come class by class.
     """
     return part.select(np.random.default_rng(seed).permutation(len(part))[:samples])
+
+
+def calibrated(checkpoint: Path, config: Config, context: Context) -> nn.Module:
+    """The float model in `checkpoint` prepared for post-training quantization, its observers calibrated by `ptq.*`.
+
+    Reads `config.model`, `backend`, `ptq`, `dataset` and `seed`. What is left to do is to convert it.
+    """
+    twin = forms.load_float_into_twin(checkpoint, config, context.info)
+    prepared = quantization.prepare_ptq(twin, config.backend, config.ptq.observer)
+    training, _ = context.load_training()
+    samples, size = config.ptq.calibration_samples, config.ptq.batch_size
+    calibrate(prepared, training, config.dataset, samples, config.seed, size, context.device, context.machine)
+    return prepared
 
 
 @torch.no_grad()  # not inference_mode: a model may train on from these ranges

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -10,7 +11,10 @@ class Contender:
     """What the rule looks at.
 
     Attributes:
-        accuracy_drop_pct: points that int8 loses against fp32, both on the whole test part.
+        accuracy_drop_pct: points that int8 loses against fp32, both on the validation part: what chooses must not be
+            what judges.
+        accuracy_pct: of int8, on the validation part.
+        largest_class_pct: the accuracy of always naming the largest class of the validation part.
         latency_ms: the median at batch 1.
         parity: whether the exported model agrees with the one it was made from.
         conditions: what a latency depends on besides the model: how it was measured, processor, threads.
@@ -18,6 +22,8 @@ class Contender:
     """
 
     accuracy_drop_pct: float
+    accuracy_pct: float
+    largest_class_pct: float
     latency_ms: float
     parity: bool
     conditions: str
@@ -34,7 +40,8 @@ class Verdict:
 def judge(candidate: Contender, champion: Contender | None, max_drop_pct: float) -> Verdict:
     """Compare a candidate with the present champion (None: there is none).
 
-    A model without parity, or that loses more than `max_drop_pct` points, never wins. Of those that qualify the
+    A model without parity, that loses more than `max_drop_pct` points, or that is no better than always naming one
+    class, never wins. Of those that qualify the
     lower latency wins; a tie keeps the present champion, and so do latencies that cannot be compared. A champion
     that does not qualify itself, under a rule that has become stricter, yields to a candidate that does.
     """
@@ -60,9 +67,18 @@ def judge(candidate: Contender, champion: Contender | None, max_drop_pct: float)
 def _refusal(contender: Contender, max_drop_pct: float) -> str | None:
     if not contender.parity:
         return "it fails parity"
+    if math.isnan(contender.accuracy_pct):
+        return "nothing is known of its accuracy on the validation part"
+    if not contender.accuracy_pct > contender.largest_class_pct:
+        return (
+            f"it is no better than always naming the largest class ({contender.accuracy_pct:.2f} % of the validation "
+            f"images, which has {contender.largest_class_pct:.2f} %)"
+        )
     # Rounded: 64.01 - 63.51 is more than 0.5. A drop that is not a number qualifies for nothing.
     if not round(contender.accuracy_drop_pct, 6) <= max_drop_pct:
-        return f"it loses {contender.accuracy_drop_pct:.2f} points; register.max_drop_pct={max_drop_pct:g}"
+        return (
+            f"it loses {contender.accuracy_drop_pct:.2f} points on validation; register.max_drop_pct={max_drop_pct:g}"
+        )
     if not contender.latency_ms > 0:
         return f"its latency is {contender.latency_ms}"
     return None

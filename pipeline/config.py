@@ -121,7 +121,7 @@ class QatConfig(OptimizationConfig):
     precision: str = setting("fp32", choices=("fp32",))
     freeze_bn_epoch: float | None = setting(None, minimum=0)
     freeze_observer_epoch: float | None = setting(None, minimum=0)
-    # ptq: before the first step the observers see calibration images, as ptq.* says.
+    # ptq: training begins from post-training quantization, as ptq.* says, and is never returned below it.
     init: str = setting("fresh", choices=("fresh", "ptq"))
     # The share of the float model's outputs, beside the labels, in the loss.
     distill_weight: float = setting(0.0, minimum=0, maximum=1)

@@ -30,16 +30,20 @@ class Progress:
     Attributes:
         epochs_done: finished epochs.
         best_accuracy: of the kept epoch, in percent.
-        best: its `state_dict`, on the CPU; empty before the first epoch is done.
+        best_epoch: which one it is, counted from 1; 0 is the start, before any training.
+        best: its `state_dict`, on the CPU; empty before the first epoch is done, where the start does not count.
+        seconds: what the finished epochs took.
     """
 
     epochs_done: int = 0
     best_accuracy: float = -math.inf
+    best_epoch: int = 0
+    seconds: float = 0.0
     best: dict[str, Tensor] = field(default_factory=dict)
 
     def keep(self, model: nn.Module, accuracy: float) -> None:
-        """Take this epoch for the best."""
-        self.best_accuracy = accuracy
+        """Take the last finished epoch for the best."""
+        self.best_accuracy, self.best_epoch = accuracy, self.epochs_done
         self.best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
@@ -53,6 +57,8 @@ def save(progress: Progress, model: nn.Module, optimizer: Optimizer, scheduler: 
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
         "best_accuracy": progress.best_accuracy,
+        "best_epoch": progress.best_epoch,
+        "seconds": progress.seconds,
         "best": progress.best,
         "history": context.history,
     }
@@ -99,7 +105,13 @@ def _read(path: Path, parts: tuple[Any, ...]) -> tuple[Progress, list[tuple[str,
         state: dict[str, Any] = load_tensors(path)
         for part, name in zip(parts, ("model", "optimizer", "scheduler"), strict=True):
             part.load_state_dict(state[name])
-        found = Progress(int(state["epochs_done"]), float(state["best_accuracy"]), dict(state["best"]))
+        found = Progress(
+            epochs_done=int(state["epochs_done"]),
+            best_accuracy=float(state["best_accuracy"]),
+            best_epoch=int(state["best_epoch"]),
+            seconds=float(state["seconds"]),
+            best=dict(state["best"]),
+        )
         if not 0 < found.epochs_done <= _MOST_EPOCHS:
             raise ValueError
         return found, [(str(name), float(value), int(epoch)) for name, value, epoch in state["history"]], ""

@@ -79,7 +79,10 @@ def _contender(config: Config, runtime: str, metrics: Mapping[str, float]) -> Co
     # The stage benchmark's headline is that of 1 thread.
     how, threads = ("eager", config.evaluate.threads) if latency == "int8/latency_ms" else ("exported", 1)
     return Contender(
-        accuracy_drop_pct=metrics["fp32/accuracy_pct"] - metrics[f"{runtime}/int8/accuracy_pct"],
+        # Of torch's int8: parity says that the file chooses the same classes.
+        accuracy_drop_pct=metrics["val/accuracy_drop_pct"],
+        accuracy_pct=metrics["val/int8_accuracy_pct"],
+        largest_class_pct=metrics["val/largest_class_pct"],
         latency_ms=metrics[latency],
         parity=bool(metrics[f"{runtime}/int8/parity"]),
         conditions=", ".join(

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from tabulate import tabulate
 
 from pipeline.config import EvaluateConfig
-from pipeline.statistics import SIGNIFICANCE
+from pipeline.pairs import PAIRS
+from pipeline.statistics import SIGNIFICANCE, mcnemar_p
 
 # What a form's metrics begin with, and what a reader calls it.
 FORMS = {
@@ -21,14 +22,20 @@ FORMS = {
 
 # column, metric, digits
 _COLUMNS = (
-    ("accuracy %", "accuracy_pct", 2),
+    ("test %", "accuracy_pct", 2),
     ("latency ms", "latency_ms", 2),
     ("p90 ms", "latency_p90_ms", 2),
     ("p99 ms", "latency_p99_ms", 2),
     ("size MB", "size_mb", 2),
 )
+_PAIR_NUMBERS = (
+    *("difference_pct", "difference_ci_low_pct", "difference_ci_high_pct"),
+    *("lost_images", "won_images", "mcnemar_p_holm"),
+)
 # The final metrics that compare runs, by name; `evaluate` reports them.
 METRICS = (
+    *(f"val/{form}_accuracy_pct" for form in ("fp32", "int8")),
+    "val/accuracy_drop_pct",
     *(f"{form}/{metric}" for form in ("fp32", "int8") for _, metric, _ in _COLUMNS),
     "accuracy_drop_pct",
     "speedup",
@@ -44,9 +51,12 @@ def results_table(metrics: Mapping[str, float], style: str) -> str:
         "latency_ms": _times(metrics["speedup"], "faster", "slower"),
         "size_mb": _times(metrics["compression"], "smaller", "larger"),
     }
-    rows.append(["change", change.pop("accuracy_pct"), "", *(change.get(metric, "") for _, metric, _ in _COLUMNS[1:])])
+    interval = (metrics["accuracy_drop_ci_high_pct"], metrics["accuracy_drop_ci_low_pct"])
+    between = "[{:+.2f}, {:+.2f}]".format(*(0.0 - end for end in interval))
+    others = (change.get(metric, "") for _, metric, _ in _COLUMNS[1:])
+    rows.append(["change", "", change.pop("accuracy_pct"), between, *others])
     align = ("left", *["right"] * (len(rows[0]) - 1))
-    headers = ["", _COLUMNS[0][0], "95 % interval", *(column for column, _, _ in _COLUMNS[1:])]
+    headers = ["", "validation %", _COLUMNS[0][0], "95 % interval", *(column for column, _, _ in _COLUMNS[1:])]
     return tabulate(rows, headers, tablefmt=style, disable_numparse=True, colalign=align)
 
 
@@ -55,33 +65,81 @@ def _cells(form: str, metrics: Mapping[str, float]) -> list[str]:
     values = [(metrics.get(f"{form}/{metric}"), digits) for _, metric, digits in _COLUMNS]
     accuracy, *others = ["–" if value is None else f"{value:.{digits}f}" for value, digits in values]
     low, high = (metrics[f"{form}/accuracy_ci_{end}_pct"] for end in ("low", "high"))
-    return [accuracy, f"[{low:.2f}, {high:.2f}]", *others]
+    return [f"{metrics[f'val/{form}_accuracy_pct']:.2f}", accuracy, f"[{low:.2f}, {high:.2f}]", *others]
+
+
+def pairs_table(metrics: Mapping[str, float], style: str) -> str:
+    """A row for each pair of forms that was compared on the test images, in a style of tabulate."""
+    rows = []
+    for pair in PAIRS:
+        number = {name: metrics.get(f"{pair.prefix}/{name}") for name in _PAIR_NUMBERS}
+        if any(value is None for value in number.values()):
+            continue
+        rows.append(
+            [
+                f"{FORMS[pair.first]} – {FORMS[pair.second]}",
+                f"{number['difference_pct']:+.2f}",
+                f"[{number['difference_ci_low_pct']:+.2f}, {number['difference_ci_high_pct']:+.2f}]",
+                f"{number['lost_images']:.0f} / {number['won_images']:.0f}",
+                f"{number['mcnemar_p_holm']:.2g}",
+            ]
+        )
+    headers = ["test images, in pairs", "points", "95 % interval", "lost / won", "p"]
+    align = ("left", *["right"] * (len(headers) - 1))
+    return tabulate(rows, headers, tablefmt=style, disable_numparse=True, colalign=align)
 
 
 def in_words(metrics: Mapping[str, float]) -> str:
-    """What the accuracies can bear: McNemar's test of fp32 against int8, and where known what training alone gave."""
-    p = metrics["mcnemar_p"]
-    verdict = "a difference beyond chance" if p < SIGNIFICANCE else "no difference that these images show"
-    lines = [
-        f"fp32 right where int8 is wrong: {_images(metrics['mcnemar_fp32_only_right'])}; "
-        f"the reverse: {metrics['mcnemar_int8_only_right']:.0f}",
-        f"exact McNemar p = {p:.2g}: {verdict}",
-    ]
-    if "accuracy_drop_vs_finetuned_pct" in metrics:
-        change = -metrics["accuracy_drop_vs_finetuned_pct"] + 0.0
-        lines.append(f"against fp32 trained on for as long, QAT int8 is {change:+.2f} points")
+    """What the numbers mean: whether there is a drop that is no chance, whether QAT was worth it, what is wrong."""
+    p = metrics["int8_vs_fp32/mcnemar_p_holm"]
+    if p >= SIGNIFICANCE:
+        verdict = "no difference that these images show"
+    else:
+        verdict = f"int8 is {'worse' if metrics['accuracy_drop_pct'] > 0 else 'better'}, beyond chance"
+    lines = [f"int8 against fp32: {verdict} (p = {p:.2g})", *_worth_of_qat(metrics), *_one_class(metrics)]
     return "\n".join(lines)
+
+
+def _worth_of_qat(metrics: Mapping[str, float]) -> list[str]:
+    """Whether training gained anything over post-training quantization, where it began, on the validation part."""
+    if "qat/start_val_int8_accuracy_pct" not in metrics:
+        return []
+    start, kept = (metrics[f"qat/{which}_val_int8_accuracy_pct"] for which in ("start", "kept"))
+    took = f"in {_duration(metrics['qat/start_seconds'])}; QAT took {_duration(metrics['qat/seconds'])}"
+    if metrics["qat/kept_epoch"] == 0:
+        return [f"no epoch of QAT was better on validation than its start, which is kept: PTQ reaches the same {took}"]
+    p = mcnemar_p(int(metrics["qat/val_only_start_right"]), int(metrics["qat/val_only_kept_right"]))
+    gain = f"{kept - start + 0.0:+.2f} points on validation over PTQ, its start"
+    if p >= SIGNIFICANCE:
+        return [f"QAT gains {gain}, no more than chance (p = {p:.2g}): PTQ reaches the same {took}"]
+    return [f"QAT gains {gain}, beyond chance (p = {p:.2g}), in {_duration(metrics['qat/seconds'])}"]
+
+
+def _one_class(metrics: Mapping[str, float]) -> list[str]:
+    """A line for each form that has learned nothing, whose accuracy is no more than the largest class's share."""
+    return [
+        f"{name} names one class for every test image: its accuracy is that class's share, and compares to nothing"
+        for form, name in FORMS.items()
+        if metrics.get(f"{form}/named_classes") == 1
+    ]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"
 
 
 def _images(count: float) -> str:
     return f"{count:.0f} image{'' if count == 1 else 's'}"
 
 
-def conditions(evaluate: EvaluateConfig, test_images: float, cpu: str) -> str:
-    """On how much the accuracies of the table rest, and how its latencies were taken."""
+def conditions(evaluate: EvaluateConfig, metrics: Mapping[str, float], cpu: str) -> str:
+    """On how much the accuracies of the tables rest, and how the latencies were taken."""
+    largest = metrics["test_largest_class_pct"]
     threads = f"{evaluate.threads} thread{'s' if evaluate.threads > 1 else ''}"
     return (
-        f"accuracy: {_images(test_images)}, 95 % Wilson interval\n"
+        f"test: {_images(metrics['test_images'])}, {largest:.1f} % of them of the largest class; 95 % intervals: "
+        "Wilson's, and of changes Tango's for pairs; p: exact McNemar, Holm\n"
+        f"validation: {_images(metrics['val/images'])}; choices rest on it, between epochs and between runs\n"
         f"latency: batch 1, {threads}, median of {evaluate.repeats} interleaved repeats, {cpu}"
     )
 

@@ -236,12 +236,13 @@ def _report(request: Request, metrics: dict[str, float], tracker: Tracker) -> No
     if "speedup" not in metrics:
         return
     words = report.in_words(metrics)
-    conditions = report.conditions(request.config.evaluate, metrics["test_images"], environment.cpu_name())
+    conditions = report.conditions(request.config.evaluate, metrics, environment.cpu_name())
     below = "\n\n".join(f"{words}\n{conditions}".splitlines())  # Markdown joins lines that follow each other
-    markdown = f"{report.results_table(metrics, 'github')}\n\n{below}\n"
+    markdown = f"{report.results_table(metrics, 'github')}\n\n{report.pairs_table(metrics, 'github')}\n\n{below}\n"
     tracker.describe(markdown)
     tracker.text(markdown, "results.md")
-    terminal.say(f"\n{report.results_table(metrics, 'simple')}\n\n{words}\n{conditions}\n")
+    tables = f"{report.results_table(metrics, 'simple')}\n\n{report.pairs_table(metrics, 'simple')}"
+    terminal.say(f"\n{tables}\n\n{words}\n{conditions}\n")
     if request.job is None:
         own_store = request.config.tracking.enabled and request.config.tracking.uri is None
         default_store = own_store and in_project(request.config.outputs) == in_project("outputs")

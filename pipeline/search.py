@@ -178,6 +178,12 @@ class Search(Sweeper):
         objectives = [list(pair) for pair in settings.objectives.items()]  # as they come back from the database
         asked = {"overrides": sorted(arguments), "objectives": objectives, "seed": settings.seed}
         name = settings.study_name or study.study_name(asked)
+        for objective in settings.objectives:
+            if objective.endswith("accuracy_pct") and not objective.startswith("val/"):
+                terminal.warn(
+                    f"{_PREFIX}objectives: {objective} is of the test part, which then says too much good of what is "
+                    "chosen: val/int8_accuracy_pct is of the validation part"
+                )
         folder = in_project(self.config.outputs) / "search" / name
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -199,9 +199,10 @@ def status_table(sweep: Sweep) -> str:
         def number(metric: str) -> str:
             return f"{record.metrics[metric]:.2f}" if metric in record.metrics else ""
 
-        return [record.name, record.state, number("int8/accuracy_pct"), number("int8/latency_ms"), record.reason]
+        validated, tested = number("val/int8_accuracy_pct"), number("int8/accuracy_pct")
+        return [record.name, record.state, validated, tested, number("int8/latency_ms"), record.reason]
 
-    headers = ["job", "state", "int8 accuracy %", "int8 latency ms", "reason"]
+    headers = ["job", "state", "int8 validation %", "int8 test %", "int8 latency ms", "reason"]
     title = f"sweep {sweep.id}: {shlex.join(['python', '-m', 'pipeline', '-m', *sweep.overrides])}"
     return f"{title}\n{tabulate([row(record) for record in sweep.records()], headers, disable_numparse=True)}"
 

@@ -50,11 +50,13 @@ def fit(
     before_step: Callable[[nn.Module, float], None] = lambda model, epochs_done: None,
     loss_of: Loss | None = None,
     validate_further: Callable[[nn.Module, Part], dict[str, float]] = lambda model, validation: {},
+    start_accuracy_pct: float | None = None,
 ) -> None:
     """Train `model` in place, and leave it with the parameters of the epoch that `settings.keep` names.
 
-    Reports `<curve>/loss` and `<curve>/val_accuracy_pct` an epoch. After each epoch a checkpoint is
-    written into `context.folder`; where one is found, training goes on from it.
+    Reports `<curve>/loss` and `<curve>/val_accuracy_pct` an epoch, and at the end which epoch is kept
+    (`<curve>/kept_epoch`, counted from 1; 0: the start) and what training took (`<curve>/seconds`). After each
+    epoch a checkpoint is written into `context.folder`; where one is found, training goes on from it.
 
     Args:
         before_step: is called before every step with the model and the epochs done so far (2.5: in the
@@ -63,6 +65,8 @@ def fit(
         validate_further: more accuracies in percent of the model on the validation part, by the name of
             their curve, reported as `<curve>/<name>`; the last of them decides which epoch is the best. It
             must leave the model as it is.
+        start_accuracy_pct: what the decisive accuracy is before any training, where the start is a candidate for
+            the best epoch too: then nothing worse than it is kept.
 
     Raises:
         UserError: when the loss or a parameter is no longer finite.
@@ -76,6 +80,8 @@ def fit(
     optimizer = optimization.make_optimizer(model, settings)
     scheduler = optimization.make_scheduler(optimizer, settings, steps)
     so_far = progress.resume(model, optimizer, scheduler, context)
+    if start_accuracy_pct is not None and so_far.epochs_done == 0 and settings.keep == "best":
+        so_far.keep(model, start_accuracy_pct)
     forward = (
         _together(model, world) if world.size > 1 else CompiledForward(model, curve) if settings.compile else model
     )
@@ -121,6 +127,7 @@ def fit(
         shown = "  ".join(f"{name.removesuffix('_pct')} {accuracy:.2f} %" for name, accuracy in accuracies.items())
         *_, decisive = accuracies.values()
         so_far.epochs_done = epoch + 1
+        so_far.seconds += time.perf_counter() - started
         if settings.keep == "last" or decisive >= so_far.best_accuracy:  # of equals the later, better converged
             so_far.keep(model, decisive)
         progress.save(so_far, model, optimizer, scheduler, context)  # what is told to be done is kept
@@ -128,6 +135,8 @@ def fit(
 
     if so_far.best:
         model.load_state_dict(so_far.best)
+    context.metric(f"{curve}/kept_epoch", so_far.best_epoch)
+    context.metric(f"{curve}/seconds", so_far.seconds)
 
 
 def _together(model: nn.Module, world: World) -> nn.Module:

@@ -59,7 +59,7 @@ def ship(runtime: str, folder: Path) -> Shipped:
     exported.mkdir()
     record = ModelRecord(runtime, export_int8(runtime, exported), 1, "fbgemm")
     with open_run(TrackingConfig(), outputs, RunRecord("test", {}, {}, "", ("digits", "0", "nowhere"))):
-        contender = Contender(0.0, 1.0, True, "1 thread")
+        contender = Contender(0.0, 90.0, 20.0, 1.0, True, "1 thread")
         done = register(RegisterConfig("digits"), outputs, record, log_model(record), contender)
     assert done.verdict.wins
     images = np.random.default_rng(0).normal(size=(5, 1, _SIZE, _SIZE)).astype(np.float32)

@@ -8,7 +8,14 @@ import pytest
 
 from pipeline.champion import Contender, judge
 
-PRESENT = Contender(accuracy_drop_pct=0.2, latency_ms=2.0, parity=True, conditions="1 thread")
+PRESENT = Contender(
+    accuracy_drop_pct=0.2,
+    accuracy_pct=98.0,
+    largest_class_pct=11.0,
+    latency_ms=2.0,
+    parity=True,
+    conditions="1 thread",
+)
 
 
 def contender(**values: object) -> Contender:
@@ -30,6 +37,8 @@ def test_candidate_wins_when_its_latency_is_lower() -> None:
         pytest.param(contender(latency_ms=1.0, parity=False), id="faster, without parity"),
         pytest.param(contender(latency_ms=1.0, accuracy_drop_pct=0.51), id="faster, loses too much"),
         pytest.param(contender(latency_ms=1.0, accuracy_drop_pct=float("nan")), id="faster, drop unknown"),
+        pytest.param(contender(latency_ms=1.0, accuracy_pct=11.0), id="faster, always names the largest class"),
+        pytest.param(contender(latency_ms=1.0, accuracy_pct=float("nan")), id="faster, validation unknown"),
         pytest.param(contender(latency_ms=float("nan")), id="latency unknown"),
         pytest.param(contender(latency_ms=0.0), id="latency impossible"),
         pytest.param(contender(latency_ms=1.0, conditions="2 threads"), id="faster, measured otherwise"),

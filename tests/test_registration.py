@@ -26,7 +26,14 @@ from tests.onnx_models import write_brightness_model
 
 pytest.importorskip("onnxruntime")
 
-GOOD = Contender(accuracy_drop_pct=0.2, latency_ms=2.0, parity=True, conditions="1 thread")
+GOOD = Contender(
+    accuracy_drop_pct=0.2,
+    accuracy_pct=98.0,
+    largest_class_pct=11.0,
+    latency_ms=2.0,
+    parity=True,
+    conditions="1 thread",
+)
 Register = Callable[..., Registration]
 
 

@@ -568,7 +568,7 @@ def test_model_is_logged_and_registered_once_when_it_is_sent_later_and_twice(
     file = write_brightness_model(tmp_path / "int8") / "model.onnx"
     with open_run(replace(config, patience_s=0.2), outputs, RECORD) as tracker:
         gate.shut()
-        contender = Contender(0.0, 1.0, True, "1 thread")
+        contender = Contender(0.0, 90.0, 20.0, 1.0, True, "1 thread")
         tracker.model(ModelRecord("onnxruntime", file, 1, "fbgemm"), outputs, RegisterConfig("digits"), contender)
     file.unlink()
     assert tracker.run_id is not None

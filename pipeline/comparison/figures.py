@@ -127,7 +127,7 @@ def _hover(point: Point) -> str:
     lines = [
         f"<b>{html.escape(point.run)}</b>",
         html.escape(point.differs),
-        f"{point.form}: {point.accuracy_pct:.2f} %{interval}",
+        f"{point.form}, validation: {point.accuracy_pct:.2f} %{interval}",
         f"{point.latency_ms:.2f} ms{tail}",
         f"{point.size_mb:.2f} MB",
     ]

@@ -27,7 +27,10 @@ _PLOTLY = {
     "modeBarButtons": [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
 }
 # The page is wide enough as it is; the CSV has them.
-_NOT_SHOWN = ("fp32/accuracy_ci_low_pct", "fp32/accuracy_ci_high_pct", "fp32/latency_p90_ms", "test_images")
+_NOT_SHOWN = (
+    *("val/images", "val/fp32_accuracy_pct"),
+    *("fp32/accuracy_ci_low_pct", "fp32/accuracy_ci_high_pct", "fp32/latency_p90_ms", "test_images"),
+)
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -83,14 +86,15 @@ for (const [column, heading] of table.querySelectorAll("thead th").entries()) {
 def page(comparison: Comparison, title: str) -> str:
     """The whole page as HTML."""
     epochs = accuracy_epochs(comparison)
-    known = comparison.frame["test_images"].notna()
-    interval = "Vertical bars: 95 % Wilson interval over the test images. " if known.any() else ""
+    known = comparison.frame["val/images"].notna()
+    interval = "Vertical bars: 95 % Wilson interval over the validation images. " if known.any() else ""
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="note">{html.escape(comparison.counted)}</p>',
         _first(comparison),
         "<h2>Accuracy against latency</h2>",
-        "<p class='note'>Filled: int8, open: fp32 of the same run, joined. Area: size of the model. "
+        "<p class='note'>Accuracy on the validation part. "
+        "Filled: int8, open: fp32 of the same run, joined. Area: size of the model. "
         f"{interval}Horizontal bars: from the median latency to the 90th percentile. "
         "Dashed: the Pareto front, the models that no other one beats.</p>",
         _figure_html(accuracy_latency(comparison), "accuracy-latency"),
@@ -118,11 +122,12 @@ def _first(comparison: Comparison) -> str:
     differs = ", ".join(f"{name}={cell_text(row[name])}" for name in comparison.varying)
     named = f"<strong>{html.escape(row['run'])}</strong>" + (f" ({html.escape(differs)})" if differs else "")
     numbers = (
-        f"int8 at {row['int8/accuracy_pct']:.2f} % ({-row['accuracy_drop_pct'] + 0.0:+.2f} points against fp32), "
+        f"int8 at {row['val/int8_accuracy_pct']:.2f} % on validation, by which it is chosen, and at "
+        f"{row['int8/accuracy_pct']:.2f} % on test ({-row['accuracy_drop_pct'] + 0.0:+.2f} points against fp32), "
         f"{row['int8/latency_ms']:.2f} ms ({row['speedup']:.2f} times as fast as fp32), "
         f"{row['int8/size_mb']:.2f} MB ({row['compression']:.2f} times smaller)."
     )
-    limit = f"No run loses {comparison.max_drop_pct:g} points or less; the most accurate one is "
+    limit = f"No run loses {comparison.max_drop_pct:g} points or less on validation; the most accurate one is "
     lead = "First: " if row["within_max_drop"] else limit
     return f'<p class="first">{lead}{named}: {numbers}</p>'
 

@@ -1,4 +1,7 @@
-"""What the plots draw, for whichever library draws it: points, the front, lines over epochs, colours."""
+"""What the plots draw, for whichever library draws it: points, the front, lines over epochs, colours.
+
+Accuracies are those of the validation part, by which the front is found and a run chosen.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.comparison.table import Comparison, pareto_front
 from pipeline.comparison.text import cell_text
+from pipeline.statistics import accuracy_interval
 
 FRONT_COLOUR = "#555555"
 FLOAT_COLOUR = "#777777"
@@ -65,6 +69,9 @@ def pairs(comparison: Comparison) -> list[tuple[Point, Point]]:
     found = []
     for row, backend, count in zip(rows, backends, epochs, strict=True):
         differs = _differs(row, comparison.varying)
+        intervals = {
+            form: accuracy_interval(row[f"val/{form}_accuracy_pct"], row["val/images"]) for form in ("fp32", "int8")
+        }
         fp32, int8 = (
             Point(
                 form=form,
@@ -73,9 +80,9 @@ def pairs(comparison: Comparison) -> list[tuple[Point, Point]]:
                 differs=differs,
                 latency_ms=row[f"{form}/latency_ms"],
                 latency_p90_ms=row[f"{form}/latency_p90_ms"],
-                accuracy_pct=row[f"{form}/accuracy_pct"],
-                accuracy_low_pct=row[f"{form}/accuracy_ci_low_pct"],
-                accuracy_high_pct=row[f"{form}/accuracy_ci_high_pct"],
+                accuracy_pct=row[f"val/{form}_accuracy_pct"],
+                accuracy_low_pct=intervals[form][0],
+                accuracy_high_pct=intervals[form][1],
                 size_mb=row[f"{form}/size_mb"],
                 epochs=count,
             )
@@ -141,7 +148,7 @@ def for_legend(label: str) -> str:
 def accuracy_axis(points: Sequence[Point]) -> str:
     """The label of an axis with accuracies, which says what their bars are."""
     known = any(not math.isnan(point.accuracy_low_pct) for point in points)
-    return "accuracy, % (bar: 95 % Wilson interval)" if known else "accuracy, %"
+    return "validation accuracy, % (bar: 95 % Wilson interval)" if known else "validation accuracy, %"
 
 
 def wants_logarithm(points: Sequence[Point]) -> bool:

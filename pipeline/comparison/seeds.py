@@ -13,7 +13,8 @@ import pandas as pd
 
 from pipeline.comparison.table import Comparison
 
-SEED = "seed"
+# What draws a run's random choices, of which QAT may have its own.
+SEEDS = ("seed", "qat.seed")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Quantity:
 
 
 QUANTITIES = (
-    Quantity("int8/accuracy_pct", "int8 %", "int8_accuracy_pct"),
+    Quantity("val/int8_accuracy_pct", "int8 validation %", "val_int8_accuracy_pct"),
+    Quantity("int8/accuracy_pct", "int8 test %", "int8_accuracy_pct"),
     Quantity("accuracy_drop_pct", "drop", "accuracy_drop_pct"),
     Quantity("fp32/accuracy_pct", "fp32 %", "fp32_accuracy_pct"),
     Quantity("fp32_finetuned/accuracy_pct", "fine-tuned %", "fp32_finetuned_accuracy_pct"),
@@ -72,13 +74,14 @@ def over_seeds(comparison: Comparison) -> OverSeeds | None:
     Runs of the same seed and settings count as one seed, with their mean. A quantity that some seed of a group
     lacks is left open for that group: its mean would be over other seeds than the rest of the row.
     """
-    if SEED not in comparison.varying:
+    seeds_of_runs = [name for name in SEEDS if name in comparison.varying]
+    if not seeds_of_runs:
         return None
-    others = [name for name in comparison.varying if name != SEED]
+    others = [name for name in comparison.varying if name not in SEEDS]
     found = tuple(quantity for quantity in QUANTITIES if comparison.frame[quantity.name].notna().any())
     rows = []
     for group in _groups(comparison.frame, others):
-        seeds = group.groupby(SEED, dropna=False)[[quantity.name for quantity in found]].mean()
+        seeds = group.groupby(seeds_of_runs, dropna=False)[[quantity.name for quantity in found]].mean()
         row = {**{name: group[name].iloc[0] for name in others}, "seeds": len(seeds)}
         for quantity in found:
             mean, deviation = quantity.columns()

@@ -17,9 +17,11 @@ MAX_DESCRIPTION_CHARACTERS = 7500
 
 # Shorter than the headings of the page: a terminal is narrow.
 _SHOWN = {
-    "int8/accuracy_pct": "int8 %",
+    "val/int8_accuracy_pct": "val %",
+    "int8/accuracy_pct": "test %",
     "interval": "95 % interval",
     "accuracy_drop_pct": "drop",
+    "drop_interval": "95 % interval",
     "fp32_finetuned/accuracy_pct": "tuned %",
     "ptq_int8/accuracy_pct": "PTQ %",
     "qat_fake/accuracy_pct": "fake %",
@@ -30,7 +32,7 @@ _SHOWN = {
     "front": "front",
 }
 # Known of some runs alone; the interval is, where the number of test images is.
-_WHERE_KNOWN = {"interval": "test_images"} | {
+_WHERE_KNOWN = {"interval": "test_images", "drop_interval": "accuracy_drop_ci_low_pct"} | {
     name: name for name in ("fp32_finetuned/accuracy_pct", "ptq_int8/accuracy_pct", "qat_fake/accuracy_pct")
 }
 SEEDS_NOTE = "mean ± sample standard deviation"
@@ -107,6 +109,9 @@ def _in_markdown(cell: str) -> str:
 def _cell(row: Mapping[Hashable, Any], name: str) -> str:
     if name == "interval":
         bounds = [cell_text(row[f"int8/accuracy_ci_{end}_pct"], 2) for end in ("low", "high")]
+        return " to ".join(bounds) if all(bounds) else ""
+    if name == "drop_interval":
+        bounds = [cell_text(row[f"accuracy_drop_ci_{end}_pct"], 2) for end in ("low", "high")]
         return " to ".join(bounds) if all(bounds) else ""
     if name == "front":
         return "yes" if row["on_front"] else ""

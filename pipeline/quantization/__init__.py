@@ -7,6 +7,7 @@ but without a removal version: when it goes, this is the room to refurnish.
     qconfig.py         what is observed and fake-quantized, and how
     layers.py          the quantizable layers by name, and those that stay float
     graph.py           the forms of a model: fuse, prepare, convert, rebuild
+    ranges.py          from calibrated observers to fake-quantize modules
     fake_quantize.py   switching observers and fake-quantize modules of a prepared model
     products.py        int8 matrix products, for the machine's peak
     vectorized.py      the arithmetic of fake-quantize on the CPU, to torch's bits in a fraction of its time
@@ -44,6 +45,7 @@ from pipeline.quantization.qconfig import (
     resolved_qconfig,
     saturation_warning,
 )
+from pipeline.quantization.ranges import take_ranges
 from pipeline.quantization.vectorized import observe_over_all, size_ranges
 
 # The stubs and FloatFunctional are here for the quantizable twins, which must not import torch.ao themselves.
@@ -79,5 +81,6 @@ __all__ = [
     "supported_engines",
     "switch",
     "switch_all",
+    "take_ranges",
     "use_engine",
 ]

@@ -1,18 +1,21 @@
 """Quantization-aware training: prepare the fused model for the backend, and train it with its own schedule.
 
 After each epoch a converted copy is evaluated beside the fake-quantized model: the copy's accuracy is that
-of the model that will run, and decides which epoch is kept.
+of the model that will run, and decides which epoch is kept. With `qat.init=ptq` training begins from post-training
+quantization, whose model is a candidate too: what is kept is never worse than it on the validation part.
 """
 
 from __future__ import annotations
 
 import copy
+import time
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline import forms, optimization, quantization, training
-from pipeline.calibration import calibrate
+from pipeline.calibration import calibrate, calibrated
 from pipeline.config import Config, QatConfig
 from pipeline.datasets.spec import Part
 from pipeline.distillation import distillation_loss
@@ -22,8 +25,13 @@ from pipeline.stage import Context, Inputs, Stage
 def run(config: Config, inputs: Inputs, context: Context) -> None:
     fused = forms.load("fused", inputs["fused"], config, context.info)
     model = quantization.prepare(fused, config.backend)
+    _, validation = context.load_training()
+    start, seconds = None, 0.0
     if config.qat.init == "ptq":
-        _take_ranges(model, config, context)
+        started = time.perf_counter()
+        _begin_from_ptq(model, inputs["float"], config, context)
+        seconds = time.perf_counter() - started
+        start = _predict_converted(model, config, context)
     if config.qat.compile:
         quantization.size_ranges(model)
 
@@ -31,7 +39,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
         freeze_on_schedule(model, epochs_done, config.qat)
 
     def validate_converted(model: nn.Module, validation: Part) -> dict[str, float]:
-        return {"val_int8_accuracy_pct": converted_accuracy_pct(model, validation, config, context)}
+        return {"val_int8_accuracy_pct": training.accuracy_pct(_predict_converted(model, config, context), validation)}
 
     training.fit(
         model,
@@ -43,26 +51,46 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
         before_step,
         _distillation(config, inputs, context),
         validate_converted,
+        None if start is None else training.accuracy_pct(start, validation),
     )
+    if start is not None:
+        _compare_with_start(start, _predict_converted(model, config, context), validation, context)
+        context.metric("qat/start_seconds", seconds)
     context.save_model(model.cpu())
 
 
-def converted_accuracy_pct(model: nn.Module, validation: Part, config: Config, context: Context) -> float:
-    """The accuracy of `model` if it were converted now, on the CPU; the model itself stays as it is."""
+def _predict_converted(model: nn.Module, config: Config, context: Context) -> Tensor:
+    """The class of every validation image, int64 (N), if `model` were converted now; the model stays as it is."""
+    _, validation = context.load_training()
     with torch.random.fork_rng(devices=[]):  # building modules may draw random numbers
         int8 = quantization.convert(copy.deepcopy(model), config.backend)
     size, machine = config.qat.batch_size, context.machine
-    predicted = training.predict(
+    return training.predict(
         int8, validation, config.dataset, size, torch.device("cpu"), "validate int8", machine, context.world
     )
-    return training.accuracy_pct(predicted, validation)
 
 
-def _take_ranges(model: nn.Module, config: Config, context: Context) -> None:
-    """Begin with the ranges of post-training quantization instead of those of the first batches."""
+def _begin_from_ptq(model: nn.Module, checkpoint: Path, config: Config, context: Context) -> None:
+    """Begin with the ranges of post-training quantization instead of those of the first batches.
+
+    Converted now, the model is that of the stage `ptq`. Where there is no fake-quantize, the model's own observers see
+    the calibration images.
+    """
+    if config.backend.fake_quantize:
+        quantization.take_ranges(model, calibrated(checkpoint, config, context))
+        return
     images, _ = context.load_training()
     samples, size = config.ptq.calibration_samples, config.ptq.batch_size
     calibrate(model, images, config.dataset, samples, config.seed, size, context.device, context.machine)
+
+
+def _compare_with_start(start: Tensor, kept: Tensor, validation: Part, context: Context) -> None:
+    """Report what training was worth: on the validation part, the kept int8 model against the one it began from."""
+    start_right, kept_right = start == validation.labels, kept == validation.labels
+    context.metric("qat/start_val_int8_accuracy_pct", training.accuracy_pct(start, validation))
+    context.metric("qat/kept_val_int8_accuracy_pct", training.accuracy_pct(kept, validation))
+    context.metric("qat/val_only_start_right", int((start_right & ~kept_right).sum()))
+    context.metric("qat/val_only_kept_right", int((kept_right & ~start_right).sum()))
 
 
 def _distillation(config: Config, inputs: Inputs, context: Context) -> training.Loss | None:
@@ -91,12 +119,12 @@ STAGE = Stage(
     sections=("model", "dataset", "backend", "fuse", "qat", "seed", "device"),
     also_reads=lambda config: ("ptq",) if config.qat.init == "ptq" else (),
     consumes=("fused",),
-    also_consumes=lambda config: ("float",) if config.qat.distill_weight else (),
+    also_consumes=lambda config: ("float",) if config.qat.distill_weight or config.qat.init == "ptq" else (),
     produces="qat",
-    ignores=("dataset.max_test_samples", "ptq.observer"),
+    ignores=("dataset.max_test_samples",),
     parts=("train",),
     trains=True,
-    version=3,
+    version=4,
     extends=("qat", "epochs"),
     is_open_ended=lambda config: optimization.is_open_ended(config.qat),
 )

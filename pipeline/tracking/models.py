@@ -209,6 +209,9 @@ def _contender(tags: Mapping[str, str]) -> Contender | None:
     try:
         return Contender(
             accuracy_drop_pct=float(tags["accuracy_drop_pct"]),
+            # Versions registered before there were these tags were chosen on the test part.
+            accuracy_pct=float(tags.get("accuracy_pct", "nan")),
+            largest_class_pct=float(tags.get("largest_class_pct", "nan")),
             latency_ms=float(tags["latency_ms"]),
             parity=tags["parity"] == "True",
             conditions=tags["conditions"],
