@@ -65,6 +65,8 @@ def paired_interval(only_first: int, only_second: int, images: int) -> tuple[flo
         share = (math.sqrt(max(linear**2 - 8 * images * constant, 0)) - linear) / (4 * images)
         variance = images * (2 * share + supposed * (1 - supposed))
         distance = only_first - only_second - images * supposed
+        if distance == 0:
+            return 0.0
         return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance)
 
     low = -1.0 if only_second == images else brentq(lambda at: score(at) - quantile, -1 + 1e-12, difference)

@@ -37,6 +37,13 @@ def metrics(accuracy: float = 98.8, latency: float = 2.0, **others: float) -> di
         "fp32/accuracy_pct": fp32["accuracy"],
         "int8/accuracy_pct": accuracy,
         "accuracy_drop_pct": fp32["accuracy"] - accuracy,
+        "accuracy_drop_ci_low_pct": fp32["accuracy"] - accuracy - 0.2,
+        "accuracy_drop_ci_high_pct": fp32["accuracy"] - accuracy + 0.2,
+        "val/fp32_accuracy_pct": fp32["accuracy"],
+        "val/int8_accuracy_pct": accuracy,
+        "val/accuracy_drop_pct": fp32["accuracy"] - accuracy,
+        "val/largest_class_pct": 11.0,
+        "val/images": 6_000.0,
         "fp32/latency_ms": fp32["latency"],
         "int8/latency_ms": latency,
         "fp32/latency_p90_ms": 9.9,
@@ -73,9 +80,35 @@ def test_runs_within_the_drop_come_first_by_latency_and_the_others_by_accuracy()
     assert "lose at most 0.5 points" in text_table(compare(runs))
 
 
+def on_validation(accuracy: float) -> dict[str, float]:
+    return {"val/int8_accuracy_pct": accuracy, "val/accuracy_drop_pct": 99.0 - accuracy}
+
+
+def test_run_that_is_best_on_test_and_worst_on_validation_is_not_first() -> None:
+    good = tracked("good", metrics(98.7, 2.0))
+    lucky = tracked("lucky", metrics(99.5, 2.0, **on_validation(98.6)))
+    harmed = tracked("harmed", metrics(99.5, 1.0, **on_validation(90.0)))
+    assert order([lucky, good, harmed]) == ["good", "lucky", "harmed"]
+    assert compare([good, harmed]).frame.set_index("run_id")["within_max_drop"].to_dict() == {
+        "good": True,
+        "harmed": False,
+    }
+
+
+def test_run_that_always_names_the_largest_class_is_beyond_however_little_it_loses() -> None:
+    nothing_learned = {"val/int8_accuracy_pct": 11.0, "val/fp32_accuracy_pct": 11.0, "val/accuracy_drop_pct": 0.0}
+    assert order([tracked("nothing", metrics(11.0, 1.0, **nothing_learned)), tracked("good")]) == ["good", "nothing"]
+
+
+def test_run_is_left_out_and_why_is_said_when_it_knows_no_validation() -> None:
+    old = {name: value for name, value in metrics().items() if not name.startswith("val/")}
+    comparison = compare([tracked("a"), tracked("old", old)])
+    assert comparison.counted == "1 run compared; 1 left out (1 without val/ metrics: run again)"
+
+
 def test_drop_of_just_the_limit_is_within_when_floating_point_makes_it_a_little_more() -> None:
-    values = metrics(accuracy_drop_pct=100 * 644 / 1000 - 100 * 639 / 1000)
-    assert values["accuracy_drop_pct"] > 0.5
+    values = metrics(**{"val/accuracy_drop_pct": 100 * 644 / 1000 - 100 * 639 / 1000})
+    assert values["val/accuracy_drop_pct"] > 0.5
     assert compare([tracked("a", values)]).frame["within_max_drop"].tolist() == [True]
 
 

@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.plan import Step, make_plan
 from pipeline.quantization import silence_known_warnings
 from pipeline.stage import Context, Stage
-from pipeline.statistics import accuracy_interval, mcnemar_p
+from pipeline.statistics import accuracy_interval, holm, mcnemar_p, paired_interval
 from tests.conftest import SMALL
 from tests.test_stages import Bench
 
@@ -40,6 +40,7 @@ def changed(override: str) -> list[str]:
         ("backend=qnnpack", ["qat", "convert", "evaluate"]),
         ("qat.learning_rate=0.01", ["finetune", "qat", "convert", "evaluate"]),
         ("qat.epochs=3", ["finetune", "qat", "convert", "evaluate"]),
+        ("qat.seed=7", ["finetune", "qat", "convert", "evaluate"]),
         ("qat.freeze_bn_epoch=1", ["finetune", "qat", "convert", "evaluate"]),
         ("qat.freeze_observer_epoch=1", ["qat", "convert", "evaluate"]),
         ("evaluate.fake_quantized=true", ["evaluate"]),
@@ -100,6 +101,8 @@ def test_finetune_goes_on_from_the_float_model_and_freezes_batch_norm_when_qat_d
     assert [(name, step) for name, _, step in context.history] == [
         ("finetune/loss", 0),
         ("finetune/val_accuracy_pct", 0),
+        ("finetune/kept_epoch", None),
+        ("finetune/seconds", None),
     ]
     before = torch.load(bench.models["float"], weights_only=True)
     after = torch.load(bench.models["float_finetuned"], weights_only=True)
@@ -146,6 +149,39 @@ def test_latency_is_that_of_the_models_that_could_be_shipped(evaluated: Context)
         "ptq_int8/latency_ms",
         "int8/latency_ms",
     }
+
+
+def test_validation_accuracies_are_those_of_the_kept_predictions_and_of_other_images(evaluated: Context) -> None:
+    metrics = metrics_of(evaluated)
+    (path,) = (path for path in evaluated.attachments if path.name == "predictions_val.npz")
+    with np.load(path) as kept:
+        labels = kept["labels"]
+        right = {form: kept[form] == labels for form in FORMS}
+    assert len(labels) == metrics["val/images"] == 20
+    for form in FORMS:
+        assert metrics[f"val/{form}_accuracy_pct"] == pytest.approx(100 * right[form].mean())
+    assert metrics["val/largest_class_pct"] == 100 * np.bincount(labels).max() / 20
+    drop = metrics["val/fp32_accuracy_pct"] - metrics["val/int8_accuracy_pct"]
+    assert metrics["val/accuracy_drop_pct"] == pytest.approx(drop)
+    assert metrics["val/accuracy_drop_ci_low_pct"] < drop < metrics["val/accuracy_drop_ci_high_pct"]
+
+
+def test_every_pair_that_a_reader_compares_is_tested_on_the_same_images(evaluated: Context) -> None:
+    metrics = metrics_of(evaluated)
+    (path,) = (path for path in evaluated.attachments if path.name == "predictions.npz")
+    with np.load(path) as kept:
+        right = {form: kept[form] == kept["labels"] for form in FORMS}
+    pairs = [("int8", "fp32"), ("int8", "ptq_int8"), ("int8", "fp32_finetuned"), ("ptq_int8", "fp32")]
+    for first, second in pairs:
+        won, lost = int((right[first] & ~right[second]).sum()), int((right[second] & ~right[first]).sum())
+        of_pair = {name: metrics[f"{first}_vs_{second}/{name}"] for name in ("won_images", "lost_images", "mcnemar_p")}
+        assert of_pair == {"won_images": won, "lost_images": lost, "mcnemar_p": mcnemar_p(won, lost)}
+        interval = paired_interval(won, lost, 60)
+        assert metrics[f"{first}_vs_{second}/difference_ci_low_pct"] == interval[0]
+        assert metrics[f"{first}_vs_{second}/difference_pct"] == pytest.approx(100 * (won - lost) / 60)
+    corrected = holm([metrics[f"{first}_vs_{second}/mcnemar_p"] for first, second in pairs])
+    assert [metrics[f"{first}_vs_{second}/mcnemar_p_holm"] for first, second in pairs] == corrected
+    assert metrics["accuracy_drop_ci_low_pct"] == -metrics["int8_vs_fp32/difference_ci_high_pct"]
 
 
 def test_accuracies_and_mcnemar_are_those_of_the_kept_predictions(evaluated: Context) -> None:

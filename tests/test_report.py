@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config import EvaluateConfig
-from pipeline.report import conditions, in_words, results_table
+from pipeline.report import conditions, in_words, pairs_table, results_table
 
 BOTH = {
     **{f"{form}/{name}": 2.0 for form in ("fp32", "int8") for name in ("latency_ms", "latency_p90_ms")},
@@ -12,7 +12,19 @@ BOTH = {
     **{f"{form}/accuracy_ci_high_pct": 99.37 for form in ("fp32", "int8")},
     **{"fp32/accuracy_pct": 99.0, "int8/accuracy_pct": 98.61},
     **{"accuracy_drop_pct": 0.39, "speedup": 4.0, "compression": 3.5},
-    **{"mcnemar_fp32_only_right": 12.0, "mcnemar_int8_only_right": 9.0, "mcnemar_p": 0.6636},
+    **{"accuracy_drop_ci_low_pct": -0.9, "accuracy_drop_ci_high_pct": 1.7},
+    **{"val/fp32_accuracy_pct": 99.5, "val/int8_accuracy_pct": 98.5},
+    **{
+        f"int8_vs_fp32/{name}": value
+        for name, value in (
+            *(("difference_pct", -0.39), ("difference_ci_low_pct", -1.7), ("difference_ci_high_pct", 0.9)),
+            *(("lost_images", 12.0), ("won_images", 9.0), ("mcnemar_p", 0.6636), ("mcnemar_p_holm", 0.6636)),
+        )
+    },
+}
+CHANCE = {
+    **{"qat/start_val_int8_accuracy_pct": 99.0, "qat/kept_val_int8_accuracy_pct": 99.2, "qat/kept_epoch": 1},
+    **{"qat/val_only_start_right": 3, "qat/val_only_kept_right": 5, "qat/start_seconds": 1.34, "qat/seconds": 224.4},
 }
 CONTROLS = {
     f"{form}/{name}": value
@@ -23,7 +35,7 @@ CONTROLS = {
         ("accuracy_ci_high_pct", 99.0),
         ("size_mb", 44.0),
     )
-}
+} | {f"val/{form}_accuracy_pct": 98.25 for form in ("fp32_finetuned", "ptq_int8", "qat_fake")}
 
 
 def first_cells(table: str) -> list[str]:
@@ -40,19 +52,52 @@ def test_table_has_a_row_for_each_form_that_is_there_and_the_change_last() -> No
 def test_row_has_its_interval_and_a_dash_for_what_was_not_timed() -> None:
     rows = results_table(BOTH | CONTROLS, "github").splitlines()
     cells = {row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:-1]] for row in rows}
-    assert cells["QAT int8"] == ["98.61", "[97.04, 99.37]", "2.00", "2.00", "3.00", "3.00"]
-    assert cells["QAT fake-quantized"] == ["98.00", "[96.00, 99.00]", "–", "–", "–", "44.00"]
-    assert cells["change"] == ["-0.39", "", "4.00x faster", "", "", "3.50x smaller"]
+    assert cells["QAT int8"] == ["98.50", "98.61", "[97.04, 99.37]", "2.00", "2.00", "3.00", "3.00"]
+    assert cells["QAT fake-quantized"] == ["98.25", "98.00", "[96.00, 99.00]", "–", "–", "–", "44.00"]
+    assert cells["change"] == ["", "-0.39", "[-1.70, +0.90]", "4.00x faster", "", "", "3.50x smaller"]
+
+
+def test_pairs_are_those_that_were_compared_with_interval_and_corrected_p() -> None:
+    rows = pairs_table(BOTH, "github").splitlines()[2:]
+    assert [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows] == [
+        ["QAT int8 – fp32", "-0.39", "[-1.70, +0.90]", "12 / 9", "0.66"]
+    ]
 
 
 def test_words_say_whether_the_images_show_a_difference() -> None:
-    assert in_words(BOTH) == (
-        "fp32 right where int8 is wrong: 12 images; the reverse: 9\n"
-        "exact McNemar p = 0.66: no difference that these images show"
+    assert in_words(BOTH) == "int8 against fp32: no difference that these images show (p = 0.66)"
+    beyond = {"int8_vs_fp32/mcnemar_p_holm": 0.012}
+    assert in_words(BOTH | beyond) == "int8 against fp32: int8 is worse, beyond chance (p = 0.012)"
+    assert "int8 is better" in in_words(BOTH | beyond | {"accuracy_drop_pct": -0.39})
+
+
+def test_words_say_that_ptq_reaches_the_same_when_qat_gains_no_more_than_chance() -> None:
+    assert in_words(BOTH | CHANCE).splitlines()[1] == (
+        "QAT gains +0.20 points on validation over PTQ, its start, no more than chance (p = 0.73): PTQ reaches "
+        "the same in 1.3 s; QAT took 224 s"
     )
-    assert in_words(BOTH | {"mcnemar_p": 0.012}).endswith("p = 0.012: a difference beyond chance")
-    assert in_words(BOTH | {"accuracy_drop_vs_finetuned_pct": 0.5}).endswith("QAT int8 is -0.50 points")
+    kept_start = CHANCE | {"qat/kept_epoch": 0, "qat/kept_val_int8_accuracy_pct": 99.0}
+    assert in_words(BOTH | kept_start).splitlines()[1] == (
+        "no epoch of QAT was better on validation than its start, which is kept: PTQ reaches the same in 1.3 s; QAT "
+        "took 224 s"
+    )
+    gain = CHANCE | {"qat/val_only_kept_right": 50}
+    assert (
+        in_words(BOTH | gain)
+        .splitlines()[1]
+        .startswith("QAT gains +0.20 points on validation over PTQ, its start, beyond chance")
+    )
 
 
-def test_conditions_name_the_images_that_the_accuracies_rest_on() -> None:
-    assert conditions(EvaluateConfig(), 360.0, "a processor").startswith("accuracy: 360 images, 95 % Wilson")
+def test_words_say_so_when_a_model_names_one_class_for_everything() -> None:
+    assert "names one class" not in in_words(BOTH | {"int8/named_classes": 10.0})
+    assert (
+        in_words(BOTH | {"int8/named_classes": 1.0}).splitlines()[-1].startswith("QAT int8 names one class for every")
+    )
+
+
+def test_conditions_name_the_images_that_the_accuracies_and_the_choices_rest_on() -> None:
+    known = {"test_images": 360.0, "val/images": 144.0, "test_largest_class_pct": 10.3}
+    text = conditions(EvaluateConfig(), known, "a processor")
+    assert text.startswith("test: 360 images, 10.3 % of them of the largest class; 95 % intervals: Wilson's")
+    assert "validation: 144 images; choices rest on it" in text

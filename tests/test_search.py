@@ -30,7 +30,7 @@ from tests.conftest import SMALL
 
 RATE = "qat.learning_rate=tag(log,interval(1e-5,1e-3))"
 SPACE = ["seed=3", RATE, "qat.epochs=range(1,4)", "backend=fbgemm,qnnpack"]
-OBJECTIVES = {"int8/accuracy_pct": "maximize", "int8/latency_ms": "minimize"}
+OBJECTIVES = {"val/int8_accuracy_pct": "maximize", "int8/latency_ms": "minimize"}
 Values = dict[str, str]
 
 
@@ -65,7 +65,9 @@ class ComputingLauncher:
 def plain_metrics(values: Values) -> dict[str, float]:
     """Accuracy grows with the rate, latency with the epochs."""
     return {
-        "int8/accuracy_pct": float(values["qat.learning_rate"]) * 1e4,
+        "val/int8_accuracy_pct": float(values["qat.learning_rate"]) * 1e4,
+        "int8/accuracy_pct": 50
+        - float(values["qat.learning_rate"]) * 1e4,  # the best on validation is the worst on test
         "int8/latency_ms": float(values["qat.epochs"]),
     }
 
@@ -163,8 +165,8 @@ def test_distribution_is_that_of_the_setting_when_an_override_sweeps(override: s
         ([RATE, "hydra.sweeper.objectives={speedup: maximise}"], "did you mean 'maximize'?"),
         ([RATE, "hydra.sweeper.objectives=speedup"], "allowed: {metric: direction}"),
         (
-            [RATE, "hydra.sweeper.objectives={int8/accuracy_pct: null, int8/latency_ms: null}"],
-            "none has a direction; allowed: fp32/accuracy_pct",
+            [RATE, "hydra.sweeper.objectives={val/int8_accuracy_pct: null, int8/latency_ms: null}"],
+            "none has a direction; allowed: ",
         ),
     ],
 )
@@ -269,8 +271,11 @@ def test_other_trials_go_on_and_the_status_is_not_zero_when_one_fails(
 @pytest.mark.parametrize(
     ("metrics", "words"),
     [
-        ({"int8/accuracy_pct": 90.0}, "no 'int8/latency_ms'"),
-        ({"int8/accuracy_pct": float("nan"), "int8/latency_ms": 1.0}, "int8/accuracy_pct=nan: allowed: a finite"),
+        ({"val/int8_accuracy_pct": 90.0}, "no 'int8/latency_ms'"),
+        (
+            {"val/int8_accuracy_pct": float("nan"), "int8/latency_ms": 1.0},
+            "val/int8_accuracy_pct=nan: allowed: a finite",
+        ),
     ],
 )
 def test_trial_fails_when_its_run_reports_no_number(
@@ -289,9 +294,9 @@ def test_front_is_shown_and_written_with_the_lines_to_type_when_the_search_ends(
     with path.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     every = [plain_metrics(dict(override.split("=", 1) for override in job)) for job in jobs]
-    points = {(metrics["int8/accuracy_pct"], metrics["int8/latency_ms"]) for metrics in every}
+    points = {(metrics["val/int8_accuracy_pct"], metrics["int8/latency_ms"]) for metrics in every}
     best = {point for point in points if not any(o != point and o[0] >= point[0] and o[1] <= point[1] for o in points)}
-    assert {(float(row["int8/accuracy_pct"]), float(row["int8/latency_ms"])) for row in rows} == best
+    assert {(float(row["val/int8_accuracy_pct"]), float(row["int8/latency_ms"])) for row in rows} == best
     shown = capsys.readouterr().out
     for row in rows:
         assert row["command"] == " ".join(["python -m pipeline", *jobs[int(row["trial"])]])
@@ -300,7 +305,7 @@ def test_front_is_shown_and_written_with_the_lines_to_type_when_the_search_ends(
 
 
 def test_one_objective_is_enough_when_the_others_have_no_direction(search: Searcher, outputs: Path) -> None:
-    search(objectives={"int8/accuracy_pct": "maximize", "int8/latency_ms": None})
+    search(objectives={"val/int8_accuracy_pct": "maximize", "int8/latency_ms": None})
     (path,) = outputs.glob("search/*/pareto.csv")
     assert len(path.read_text().splitlines()) == 2
 
@@ -333,7 +338,7 @@ def test_real_search_reaches_its_total_when_killed_and_typed_again(outputs: Path
     ) as killed:
         assert killed.stdout is not None
         lines = iter(killed.stdout.readline, "")
-        assert any(line.startswith("trial 0 finished: int8/accuracy_pct") for line in lines)
+        assert any(line.startswith("trial 0 finished: val/int8_accuracy_pct") for line in lines)
         assert any(line.startswith("train     cached") for line in lines)  # the second trial has begun
         killed.send_signal(signal.SIGKILL)
     assert states(outputs) == ["COMPLETE", "RUNNING"]
@@ -349,7 +354,9 @@ def test_real_search_reaches_its_total_when_killed_and_typed_again(outputs: Path
     assert done.stdout.count("train     cached") == 2
     assert "Pareto front of 3 trials" in done.stdout
     (path,) = outputs.glob("search/*/pareto.csv")
-    assert path.read_text().startswith("trial,int8/accuracy_pct,int8/latency_ms,qat.learning_rate,qat.freeze_bn_epoch")
+    assert path.read_text().startswith(
+        "trial,val/int8_accuracy_pct,int8/latency_ms,qat.learning_rate,qat.freeze_bn_epoch"
+    )
     # And every metric that may be an objective is one that a run reports.
     evaluation = Store(outputs / "artifacts").find(next(outputs.glob("artifacts/evaluate-*")).name)
     assert evaluation is not None

@@ -72,7 +72,7 @@ def test_run_has_its_model_with_it(request_: Request) -> None:
     assert finished.info.status == "FINISHED"
     (output,) = finished.outputs.model_outputs
     assert version.source == f"models:/{output.model_id}"
-    drop = finished.data.metrics["fp32/accuracy_pct"] - finished.data.metrics["onnxruntime/int8/accuracy_pct"]
+    drop = finished.data.metrics["val/fp32_accuracy_pct"] - finished.data.metrics["val/int8_accuracy_pct"]
     assert float(version.tags["accuracy_drop_pct"]) == pytest.approx(drop)
 
 

@@ -40,9 +40,7 @@ class Bench:
             device=torch.device("cpu"),
             info=self.info,
             load_training=lambda: (
-                datasets.load_training(self.config.dataset)
-                if reads_training
-                else (forbidden(), forbidden())
+                datasets.load_training(self.config.dataset) if reads_training else (forbidden(), forbidden())
             ),
             load_test=lambda: datasets.load_test(self.config.dataset) if reads_test else forbidden(),
         )
@@ -103,10 +101,13 @@ def test_fuse_changes_the_graph_but_not_the_outputs_when_run(walked: Walked) -> 
 
 def test_qat_trains_with_fake_quantize_modules_when_run(walked: Walked) -> None:
     bench, contexts = walked
-    assert {name for name, _, _ in contexts["qat"].history} == {
-        "qat/loss",
-        "qat/val_accuracy_pct",
-        "qat/val_int8_accuracy_pct",
+    reported = {name: step for name, _, step in contexts["qat"].history}
+    curves = {"qat/loss", "qat/val_accuracy_pct", "qat/val_int8_accuracy_pct"}
+    assert {name for name, step in reported.items() if step is not None} == curves
+    assert reported.keys() - curves == {
+        *("qat/kept_epoch", "qat/seconds", "qat/start_seconds"),
+        *(f"qat/{which}_val_int8_accuracy_pct" for which in ("start", "kept")),
+        *(f"qat/val_only_{which}_right" for which in ("start", "kept")),
     }
     fused = torch.load(bench.models["fused"], weights_only=True)
     trained = torch.load(bench.models["qat"], weights_only=True)

@@ -12,7 +12,7 @@ _SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
 
 
 def take_ranges(prepared: nn.Module, calibrated: nn.Module) -> None:
-    """Set the ranges of `prepared` (by `prepare`) to those of `calibrated` (by `prepare_ptq`), so that both convert alike.
+    """Set the ranges of `prepared` (by `prepare`) to those of `calibrated` (by `prepare_ptq`): both then convert alike.
 
     Both are of one network, so that a layer has one name in both. Weights are those with the BatchNorm folded; folded
     otherwise, by rounding alone, their extremes would fall to the other side of a level.
