@@ -32,6 +32,7 @@ from pipeline import datasets, environment, models, optimization, quantization, 
 from pipeline.compilation import CompiledForward
 from pipeline.composition import compose_request
 from pipeline.config import Config, OptimizationConfig
+from pipeline.datasets.arrays import Arrays
 from pipeline.datasets.spec import Part
 from pipeline.files import in_project
 from pipeline.stage import Context
@@ -152,7 +153,8 @@ class PilImages(Dataset[tuple[Tensor, int]]):
     def __init__(self, part: Part, config: Config) -> None:
         from torchvision import transforms  # beside its operators, which pipeline.models has declared
 
-        self._images = [Image.fromarray(pixels[0].numpy()) for pixels in part.pixels]
+        assert isinstance(part.pixels, Arrays)
+        self._images = [Image.fromarray(pixels[0].numpy()) for pixels in part.pixels.images]
         self._labels = part.labels.tolist()
         size = config.dataset.image_size
         normalize = transforms.Normalize(config.dataset.mean, config.dataset.std)

@@ -1,8 +1,7 @@
-"""From an image file to what a model takes: the evaluation's preprocessing, with Pillow and numpy alone.
+"""From an image to what a model takes, with Pillow and numpy alone.
 
-Whoever ships a model ships this with it, as `preprocessing.json`. It is the arithmetic of
-`datasets/loader.py` for images that come as arrays, and of `datasets/image_folder.py`, which decodes with
-the functions here, for images that come as files.
+Training, evaluation and predicting prepare images by the functions here, files and arrays alike. Whoever ships a
+model ships what it needs of them as `preprocessing.json`.
 """
 
 from __future__ import annotations
@@ -39,8 +38,6 @@ class Preprocessing:
         mean: subtracted from each channel, scaled to 0 … 1.
         std: divides each channel then.
         class_names: the classes in the order of the outputs.
-        rounds: whether resized pixels are rounded to 8 bits, as files in a data set's folder are when they
-            are decoded; images that come as arrays are resized in float.
         layout: of the input: images, channels, height, width; float32.
     """
 
@@ -49,7 +46,6 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_names: tuple[str, ...]
-    rounds: bool = False
     layout: str = _LAYOUT
 
     def apply(self, path: Path) -> np.ndarray:
@@ -60,21 +56,12 @@ class Preprocessing:
         Raises:
             UserError: naming the file and why it cannot be read as an image.
         """
-        return self.normalize(self._fit(read_image(path, self.channels)))
+        return self.normalize(fit(read_image(path, self.channels), self.image_size))
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels 0 … 255, float32 (C, S, S), as the model takes them: float32 (1, C, S, S)."""
+        """Pixels uint8 (C, S, S) as the model takes them: float32 (1, C, S, S), bit for bit as `loader` makes them."""
         mean, std = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
-        return ((pixels / np.float32(255) - mean) / std)[np.newaxis]
-
-    def _fit(self, image: Image.Image) -> np.ndarray:
-        if self.rounds:
-            fitted = fit_8_bits(image, self.image_size).astype(np.float32)
-        else:
-            # Bilinear with antialiasing, one channel at a time: Pillow resizes floats as torch does with antialias.
-            channels = (channel.convert("F") for channel in image.split())
-            fitted = np.stack([np.asarray(_fitted(channel, self.image_size)) for channel in channels])
-        return fitted
+        return ((pixels.astype(np.float32) / np.float32(255) - mean) / std)[np.newaxis]
 
     def write(self, folder: Path) -> Path:
         """Write `preprocessing.json` into `folder`."""
@@ -84,7 +71,7 @@ class Preprocessing:
 
     @classmethod
     def read(cls, path: Path) -> Preprocessing:
-        """Read what `write` wrote.
+        """Read what `write` wrote, or an earlier version of it.
 
         Raises:
             UserError: when the file is not there or says something else.
@@ -106,6 +93,8 @@ class Preprocessing:
         lacking = [name for name in lacking if name not in content]
         if lacking:
             raise ValueError(f"it lacks {', '.join(lacking)}")
+        # Earlier files have it: arrays were resized in float then, which differs by one of 255 levels at most.
+        content = {name: value for name, value in content.items() if name != "rounds"}
         made = cls(**{**content, **lists})
         if not (isinstance(made.image_size, int) and made.image_size > 0):
             raise ValueError(f"image_size={made.image_size}")
@@ -129,7 +118,7 @@ def read_image(path: Path, channels: int) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return _to_8_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+            return _with_channels(_to_8_bits(ImageOps.exif_transpose(image)), channels)
     except MemoryError as error:
         raise UserError(f"{path}: there is no memory left to decode it") from error
     except OSError as error:
@@ -149,13 +138,19 @@ def _reason(path: Path, error: OSError) -> str:
     return error.strerror or " ".join(str(error).split())
 
 
-def fit_8_bits(image: Image.Image, size: int) -> np.ndarray:
-    """The middle of an image, its shorter side scaled to `size`, rounded: uint8 (C, S, S)."""
-    return np.asarray(_fitted(image, size)).reshape(size, size, -1).transpose(2, 0, 1)
+def from_array(pixels: np.ndarray, channels: int) -> Image.Image:
+    """The image in an array, uint8 (C, H, W) of 1 or 3 channels, as `read_image` gives that in a file."""
+    return _with_channels(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)), channels)
 
 
-def _fitted(image: Image.Image, size: int) -> Image.Image:
-    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+def fit(image: Image.Image, size: int) -> np.ndarray:
+    """The middle of an image, its shorter side scaled to `size`, bilinear with antialiasing: uint8 (C, S, S)."""
+    fitted = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(size, size, -1).transpose(2, 0, 1)
+
+
+def _with_channels(image: Image.Image, channels: int) -> Image.Image:
+    return image.convert("L" if channels == 1 else "RGB")
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What is shipped with a model does to an image what the evaluation does, and without torch."""
+"""What is shipped with a model does to an image what training and evaluation do, bit for bit and without torch."""
 
 from __future__ import annotations
 
@@ -11,80 +11,130 @@ import torch
 from PIL import Image
 
 from pipeline import datasets
+from pipeline.composition import compose_request
 from pipeline.config import DatasetConfig
-from pipeline.datasets.loader import evaluation_batches
+from pipeline.datasets import arrays
+from pipeline.datasets.loader import evaluation_batches, training_batches
 from pipeline.datasets.spec import Part
 from pipeline.errors import UserError
 from pipeline.preprocessing import PREPROCESSING_FILE, Preprocessing
+from tests.array_images import EACH, declare
 
-# A difference of one 8-bit level would be 0.01 and more.
-FLOAT_ROUNDING = 5e-6
+CPU = torch.device("cpu")
 
 
-def config(name: str = "digits", channels: int = 1, **settings: object) -> DatasetConfig:
+def config(name: str, channels: int, **settings: object) -> DatasetConfig:
     mean, std = [0.306, 0.4, 0.5][:channels], [0.377, 0.2, 0.3][:channels]
     return DatasetConfig(name=name, mean=mean, std=std, **settings)  # type: ignore[arg-type]
 
 
-def evaluated(pixels: np.ndarray, settings: DatasetConfig) -> np.ndarray:
-    """The evaluation's batch of one image, uint8 (C, H, W)."""
-    part = Part(torch.from_numpy(pixels)[None], torch.zeros(1, dtype=torch.int64))
-    ((images, _),) = evaluation_batches(part, settings, 1, torch.device("cpu"))
-    return images.numpy()
-
-
 def saved(pixels: np.ndarray, path: Path) -> Path:
+    """An image, uint8 (C, H, W), as a file."""
     Image.fromarray(pixels.transpose(1, 2, 0).squeeze()).save(path)
     return path
 
 
-def noise(channels: int, size: int) -> np.ndarray:
-    return np.random.default_rng(size).integers(0, 256, (channels, size, size), dtype=np.uint8)
+def noise(count: int, channels: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height).integers(0, 256, (count, channels, height, width), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("size", "image_size"), [(8, 32), (32, 32), (28, 224), (100, 32), (333, 96)])
-def test_preprocessing_agrees_with_evaluation_when_image_is_resized(
-    tmp_path: Path, channels: int, size: int, image_size: int
-) -> None:
-    settings = config(channels=channels, image_size=image_size)
-    pixels = noise(channels, size)
-    made = datasets.preprocessing(settings).apply(saved(pixels, tmp_path / "image.png"))
-    assert made.dtype == np.float32
-    np.testing.assert_allclose(made, evaluated(pixels, settings), rtol=0, atol=FLOAT_ROUNDING)
+def evaluated(part: Part, settings: DatasetConfig) -> list[bytes]:
+    """Every image of a part as the evaluation sees it."""
+    return [image.numpy().tobytes() for images, _ in evaluation_batches(part, settings, 3, CPU) for image in images]
 
 
-def test_preprocessing_agrees_with_evaluation_when_image_is_of_the_test_part(tmp_path: Path) -> None:
-    settings = config(image_size=32, max_test_samples=20)
-    part = datasets.load_test(settings)
-    ((images, _),) = evaluation_batches(part, settings, 20, torch.device("cpu"))
+def trained_on(part: Part, settings: DatasetConfig) -> set[bytes]:
+    """Every image of a part as a training sees it."""
+    batches = training_batches(part, settings, 1, CPU, torch.Generator().manual_seed(0))
+    return {image.numpy().tobytes() for images, _ in batches for image in images}
+
+
+def assert_agree(settings: DatasetConfig, train: list[Path], test: list[Path]) -> None:
+    """What is trained on, validated and evaluated is what is shipped makes of the same images as files."""
     preprocessing = datasets.preprocessing(settings)
-    for index, pixels in enumerate(part.pixels.numpy()):
-        made = preprocessing.apply(saved(pixels, tmp_path / "image.png"))[0]
-        np.testing.assert_allclose(made, images[index].numpy(), rtol=0, atol=FLOAT_ROUNDING)
+    shipped = {path: preprocessing.apply(path)[0] for path in {*train, *test}}
+    assert {(image.dtype, image.shape) for image in shipped.values()} == {
+        (np.dtype(np.float32), (len(settings.mean), settings.image_size, settings.image_size))
+    }
+    training, validation = datasets.load_training(settings, 0)
+    seen = trained_on(training, settings) | set(evaluated(validation, settings))
+    assert seen == {shipped[path].tobytes() for path in train}
+    assert evaluated(datasets.load_test(settings), settings) == [shipped[path].tobytes() for path in test]
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "in turn"])
+@pytest.mark.parametrize(("given", "channels"), [(1, 1), (3, 3), (3, 1), (1, 3)])
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [(8, 8, 32), (28, 28, 32), (32, 32, 32), (100, 100, 32), (20, 51, 32), (51, 20, 32), (57, 100, 24), (100, 57, 24)],
+)
+def test_images_agree_when_they_come_as_arrays(
+    height: int,
+    width: int,
+    size: int,
+    given: int,
+    channels: int,
+    kept: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels = noise(2 * EACH, given, height, width)
+    declare(monkeypatch, pixels)
+    monkeypatch.setattr(arrays, "_KEPT", 1_000_000 if kept else 0)
+    files = [saved(image, tmp_path / f"{index:02}.png") for index, image in enumerate(pixels)]
+    assert_agree(config("made", channels, image_size=size), files, files)
+
+
+@pytest.mark.parametrize("loading", ["memory", "stream"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_preprocessing_agrees_with_evaluation_when_images_come_from_a_folder(tmp_path: Path, channels: int) -> None:
-    # Wide, grey, upright only by EXIF, JPEG: as the folder decodes them.
+def test_images_agree_when_they_come_from_a_folder(tmp_path: Path, channels: int, loading: str) -> None:
+    # Wide, tall, grey, of 16 bits, upright only by EXIF, smaller than what is asked for; JPEG and PNG.
     rng = np.random.default_rng(0)
+    turned = Image.Exif()
+    turned[0x0112] = 6
     for part in ("train", "test"):
         for name in ("cat", "dog"):
             folder = tmp_path / part / name
             folder.mkdir(parents=True)
             Image.fromarray(rng.integers(0, 256, (50, 90, 3), dtype=np.uint8)).save(folder / "a.jpg")
             Image.fromarray(rng.integers(0, 256, (70, 40), dtype=np.uint8)).save(folder / "b.png")
-            turned = Image.Exif()
-            turned[0x0112] = 6
             Image.fromarray(rng.integers(0, 256, (50, 90, 3), dtype=np.uint8)).save(folder / "c.jpg", exif=turned)
-    settings = config("image_folder", channels, root=str(tmp_path), image_size=24)
-    ((images, _),) = evaluation_batches(datasets.load_test(settings), settings, 6, torch.device("cpu"))
-    preprocessing = datasets.preprocessing(settings)
-    assert preprocessing.class_names == ("cat", "dog")
-    for index, path in enumerate(sorted((tmp_path / "test").rglob("*.*"))):
-        np.testing.assert_allclose(
-            preprocessing.apply(path)[0], images[index].numpy(), rtol=0, atol=FLOAT_ROUNDING, err_msg=path.name
-        )
+            Image.fromarray(rng.integers(0, 65536, (31, 47), dtype=np.uint16)).save(folder / "d.png")
+            Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(folder / "e.png")
+    settings = config(
+        "image_folder", channels, root=str(tmp_path), image_size=24, loading=loading, workers=2, validation_fraction=0.2
+    )
+    train, test = (sorted((tmp_path / part).rglob("*.*")) for part in ("train", "test"))
+    assert_agree(settings, train, test)
+
+
+@pytest.mark.parametrize(("size", "image_size"), [(8, 32), (28, 32), (28, 224), (100, 32), (333, 96)])
+def test_resizing_is_bilinear_with_antialiasing_within_one_level(tmp_path: Path, size: int, image_size: int) -> None:
+    (pixels,) = noise(1, 3, size, size)
+    made = Preprocessing(image_size, 3, (0.0,) * 3, (1 / 255,) * 3, ("a", "b")).apply(saved(pixels, tmp_path / "a.png"))
+    exact = torch.nn.functional.interpolate(
+        torch.from_numpy(pixels)[None].double(), (image_size, image_size), mode="bilinear", antialias=True
+    )
+    np.testing.assert_allclose(made, exact, rtol=0, atol=1.01)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_middle_is_what_is_left_of_an_array_when_it_is_not_square(wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    thirds = np.repeat(np.eye(3, dtype=np.uint8)[:, None, :] * 255, 16, axis=2).repeat(16, axis=1)  # red, green, blue
+    pixels = np.stack([thirds if wide else thirds.transpose(0, 2, 1)] * 2 * EACH)
+    declare(monkeypatch, pixels)
+    settings = DatasetConfig("made", image_size=16, mean=[0.0] * 3, std=[1.0] * 3)
+    ((images, _),) = evaluation_batches(datasets.load_test(settings), settings, 2 * EACH, CPU)
+    assert torch.equal(images, torch.tensor([0.0, 1, 0]).view(3, 1, 1).expand(2 * EACH, 3, 16, 16))
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "fashion_mnist", "cifar10", "image_folder"])
+def test_normalization_is_the_same_bit_for_bit_when_a_pixel_has_any_level(name: str) -> None:
+    composed = compose_request([f"dataset={name}", "dataset.root=anywhere", "dataset.image_size=16"]).config.dataset
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(1, len(composed.mean), 1, 1)
+    ((images, _),) = evaluation_batches(Part(levels, torch.zeros(1, dtype=torch.int64)), composed, 1, CPU)
+    shipped = Preprocessing(16, len(composed.mean), tuple(composed.mean), tuple(composed.std), ("a", "b"))
+    assert np.array_equal(shipped.normalize(levels[0].numpy()), images.numpy())
 
 
 def grey_ramp() -> Image.Image:
@@ -136,11 +186,19 @@ def test_preprocessing_reads_the_one_bit_image_as_black_and_white(tmp_path: Path
 
 
 def test_preprocessing_is_the_same_when_written_and_read(tmp_path: Path) -> None:
-    made = datasets.preprocessing(config(channels=3, image_size=64))
+    made = datasets.preprocessing(config("digits", 3, image_size=64))
     path = made.write(tmp_path)
     assert path.name == PREPROCESSING_FILE
     assert Preprocessing.read(path) == made
     assert json.loads(path.read_text())["class_names"] == [str(digit) for digit in range(10)]
+
+
+@pytest.mark.parametrize("rounds", [True, False])
+def test_preprocessing_is_read_when_an_earlier_version_wrote_it(rounds: bool, tmp_path: Path) -> None:
+    made = datasets.preprocessing(config("digits", 3, image_size=64))
+    path = made.write(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rounds": rounds}))
+    assert Preprocessing.read(path) == made
 
 
 @pytest.mark.parametrize(

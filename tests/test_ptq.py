@@ -18,6 +18,7 @@ from pipeline.quantization import Form
 from pipeline.request import Request
 from pipeline.runner import artifacts_of, run
 from pipeline.stage import MODEL_FILE
+from tests.array_images import all_pixels
 
 Compose = Callable[..., Request]
 PTQ = ("stages=[train,ptq]", "tracking=off")
@@ -59,7 +60,7 @@ def test_calibration_shows_training_images_alone_without_augmentation(
     batches = calibration.evaluation_batches
 
     def watch(part: Part, *rest):  # type: ignore[no-untyped-def]
-        shown.append(part.pixels)
+        shown.append(all_pixels(part))
         return batches(part, *rest)
 
     monkeypatch.setattr(calibration, "evaluation_batches", watch)
@@ -75,8 +76,8 @@ def test_calibration_shows_training_images_alone_without_augmentation(
         return {image.numpy().tobytes() for image in images}
 
     assert len(rows(pixels)) == 50  # no image twice
-    assert rows(pixels) <= rows(training.pixels)
-    assert not rows(pixels) & rows(validation.pixels)
+    assert rows(pixels) <= rows(all_pixels(training))
+    assert not rows(pixels) & rows(all_pixels(validation))
 
 
 def test_calibration_images_are_another_choice_when_the_seed_is_another() -> None:

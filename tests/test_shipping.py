@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline import datasets, predict
 from pipeline.composition import compose_request
 from pipeline.config import Config
+from pipeline.datasets.arrays import Arrays
 from pipeline.errors import UserError
 from pipeline.request import Request
 from pipeline.runner import check_parts, run
@@ -45,7 +46,8 @@ def test_champion_predicts_the_classes_that_the_run_predicted_when_its_test_imag
     config = request_.config
     test = datasets.load_test(config.dataset)
     names = []
-    for index, pixels in enumerate(test.pixels.numpy()):
+    assert isinstance(test.pixels, Arrays)
+    for index, pixels in enumerate(test.pixels.images.numpy()):  # of 8 px, as they were read
         names.append(str(tmp_path / f"{index}.png"))
         Image.fromarray(pixels[0]).save(names[-1])
     champion = ["--outputs", config.outputs, "--model", "models:/digits@champion"]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline import datasets, forms, models, stages
 from pipeline.composition import compose_request
 from pipeline.config import Config
+from pipeline.datasets.arrays import Arrays
 from pipeline.datasets.spec import Part
 from pipeline.plan import visible_config
 from pipeline.quantization import Form, silence_known_warnings
@@ -145,10 +148,11 @@ def test_evaluate_accuracy_is_that_of_a_plain_loop_when_run(walked: Walked, metr
     test, settings = datasets.load_test(bench.config.dataset), bench.config.dataset
     network = forms.load(form, bench.models[form], bench.config, bench.info).eval()
     correct = 0
-    for pixels, label in zip(test.pixels, test.labels, strict=True):
-        image = torch.nn.functional.interpolate(pixels[None].float(), (32, 32), mode="bilinear", antialias=True)
+    assert isinstance(test.pixels, Arrays)
+    for pixels, label in zip(test.pixels.images, test.labels, strict=True):
+        image = Image.fromarray(pixels[0].numpy()).resize((32, 32), Image.Resampling.BILINEAR)
         with torch.no_grad():
-            logits = network((image / 255 - settings.mean[0]) / settings.std[0])
+            logits = network((torch.tensor(np.asarray(image))[None, None] / 255 - settings.mean[0]) / settings.std[0])
         correct += int(logits.argmax()) == int(label)
     # One image of 60 may fall on the other side of a tie when batches are summed in another order.
     assert metrics[metric] == pytest.approx(100 * correct / len(test), abs=100 / 60 + 0.01)

@@ -11,19 +11,15 @@ import importlib
 import pkgutil
 
 import numpy as np
-import torch
-from torch import Tensor
 
 import pipeline.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
 from pipeline.config import DatasetConfig
+from pipeline.datasets.arrays import prepared
 from pipeline.datasets.labels import check_labels
 from pipeline.datasets.spec import DatasetInfo, DatasetSpec, Part, PartName
 from pipeline.datasets.splitting import split_stratified, take_stratified
 from pipeline.errors import UserError, suggestion
 from pipeline.preprocessing import Preprocessing
-
-# Rec. 601 luma, as PIL and torchvision compute grey from RGB.
-_LUMA = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
 
 
 @functools.cache
@@ -58,8 +54,7 @@ def info(config: DatasetConfig) -> DatasetInfo:
 def preprocessing(config: DatasetConfig) -> Preprocessing:
     """What `loader.evaluation_batches` does to the images of this data set, for whoever uses the model elsewhere."""
     mean, std = tuple(map(float, config.mean)), tuple(map(float, config.std))
-    spec = find(config)
-    return Preprocessing(config.image_size, len(mean), mean, std, spec.class_names(config), spec.decodes_to_size)
+    return Preprocessing(config.image_size, len(mean), mean, std, find(config).class_names(config))
 
 
 def load_training(config: DatasetConfig) -> tuple[Part, Part]:
@@ -94,7 +89,9 @@ def load_test(config: DatasetConfig) -> Part:
 
 def fingerprint(config: DatasetConfig, part: PartName) -> str:
     """What identifies the content of a part in artifact keys; as it was first seen since `look_again`."""
-    return find(config).fingerprint(config, part)
+    found = find(config)
+    # Arrays were prepared otherwise before, and what was made of them then has keys without this word.
+    return found.fingerprint(config, part) + ("" if found.has_files else " fitted")
 
 
 def look_again() -> None:
@@ -108,15 +105,4 @@ def _load(config: DatasetConfig, name: PartName) -> Part:
     spec.prepare(config)
     part = spec.read(config, name)
     check_labels(part, config.name, name, spec.class_names(config))
-    return _with_channels(part, len(config.mean))
-
-
-def _with_channels(part: Part, channels: int) -> Part:
-    have = part.pixels.shape[1]
-    if have == channels:
-        return part
-    assert isinstance(part.pixels, Tensor), "what is decoded file by file has its channels already"
-    if have == 1:
-        return Part(part.pixels.expand(-1, channels, -1, -1).contiguous(), part.labels)
-    grey: Tensor = (part.pixels * _LUMA).sum(dim=1, keepdim=True).round().to(torch.uint8)
-    return Part(grey, part.labels)
+    return prepared(part, config)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline import terminal, torchrun
 from pipeline.errors import UserError
-from pipeline.preprocessing import Unreadable, fit_8_bits, read_image
+from pipeline.preprocessing import Unreadable, fit, read_image
 
 _MOST_WORKERS = 32
 # Files given to the threads at a time: a million futures would take a gigabyte.
@@ -60,7 +60,7 @@ def decode(file: ImageFile, channels: int, size: int) -> np.ndarray:
         UserError: when it is not the file any more that it was when the run began.
     """
     try:
-        return fit_8_bits(read_image(Path(file.path), channels), size)
+        return fit(read_image(Path(file.path), channels), size)
     except Unreadable as error:
         raise Unreadable(f"dataset.root: {error}") from error
     except UserError as error:

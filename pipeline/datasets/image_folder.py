@@ -139,7 +139,6 @@ DATASETS = (
         read=_read,
         fingerprint=folder_listing.fingerprint,
         origin=lambda config: str(in_project(config.root)),
-        decodes_to_size=True,
         has_files=True,
         look_again=folder_listing.look_again,
     ),

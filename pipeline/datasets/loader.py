@@ -1,10 +1,7 @@
-"""Batches of images: chosen, moved, resized, augmented and normalized as a whole.
+"""Batches of images: chosen, moved, augmented and normalized as a whole.
 
-Where the pixels come from, memory or files, is the part's affair (`Part.batches`); what is done to them is the
-same, here, in the main process.
-
-One image at a time through PIL costs more than a small network's forward pass; a batch at a time on
-the training device costs next to nothing.
+Where the pixels come from, prepared, is the part's affair (`Part.batches`); what is done to them is the same, here,
+in the main process. A batch at a time on the training device costs next to nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +48,7 @@ def training_batches(
     with contextlib.closing(part.batches(chosen, device)) as fetched:
         for batch, mine, indices, pixels in zip(batches, shares, chosen, fetched, strict=True):
             drawn = _draw(len(batch), config, generator)
-            images = _augment(_resize(pixels, config.image_size), config, drawn, mine)
+            images = _augment(pixels, config, drawn, mine)
             yield _normalize(images, config), part.labels[indices].to(device)
 
 
@@ -62,14 +59,7 @@ def evaluation_batches(
     chosen = torch.arange(len(part)).split(batch_size)
     with contextlib.closing(part.batches(chosen, device)) as fetched:
         for indices, pixels in zip(chosen, fetched, strict=True):
-            yield _normalize(_resize(pixels, config.image_size), config), part.labels[indices].to(device)
-
-
-def _resize(pixels: Tensor, size: int) -> Tensor:
-    images = pixels.float()
-    if images.shape[-2:] == (size, size):
-        return images
-    return functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
+            yield _normalize(pixels, config), part.labels[indices].to(device)
 
 
 def _draw(count: int, config: DatasetConfig, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
@@ -99,7 +89,10 @@ def _augment(images: Tensor, config: DatasetConfig, drawn: tuple[Tensor | None, 
     return images
 
 
-def _normalize(images: Tensor, config: DatasetConfig) -> Tensor:
+def _normalize(pixels: Tensor, config: DatasetConfig) -> Tensor:
+    """`Preprocessing.normalize` of a batch, uint8 (B, C, S, S), on its device, bit for bit."""
+    images = pixels.float()
     mean = images.new_tensor(config.mean).view(1, -1, 1, 1)
     std = images.new_tensor(config.std).view(1, -1, 1, 1)
-    return (images / 255 - mean) / std
+    # A divisor that lies on the device: by a plain number CUDA would multiply by its reciprocal.
+    return (images / images.new_tensor(255) - mean) / std

@@ -49,8 +49,9 @@ class Pixels(Protocol):
 class Part:
     """Images and their labels, int64 (N).
 
-    `pixels`: in memory uint8 (N, C, H, W) as read, or where they can be had batch by batch. Who wants images
-    asks for `batches`, which are the same bit for bit wherever the pixels are.
+    `pixels`: in memory uint8 (N, C, H, W), or where they can be had batch by batch. Who wants images asks for
+    `batches`, which are the same bit for bit wherever the pixels are. Those of a part that stages get are prepared:
+    of the channels and the size that the configuration says.
     """
 
     pixels: Tensor | Pixels
@@ -85,10 +86,9 @@ class DatasetSpec:
         name: what `dataset.name` says.
         class_names: the classes, cheaply, without reading the images.
         prepare: fetches or checks the files; raises UserError when they cannot be had.
-        read: one part, as `Part` with grey or RGB pixels.
+        read: one part, as `Part`: arrays grey or RGB, of any height and width; files prepared.
         fingerprint: identifies the content of a part in artifact keys, wherever it lies.
         origin: where it comes from, for the record.
-        decodes_to_size: `read` gives images of `dataset.image_size`, resized and rounded when they were decoded.
         has_files: its images are files of their own, which can be streamed (`dataset.loading`) and left out
             (`dataset.unreadable`).
         look_again: forgets what was seen of the files, so that they are looked at anew.
@@ -100,6 +100,5 @@ class DatasetSpec:
     read: Callable[[DatasetConfig, PartName], Part]
     fingerprint: Callable[[DatasetConfig, PartName], str]
     origin: Callable[[DatasetConfig], str]
-    decodes_to_size: bool = False
     has_files: bool = False
     look_again: Callable[[], None] = lambda: None

@@ -1,0 +1,61 @@
+"""Images that a data set gives as arrays: prepared as files are, by the same functions."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.config import DatasetConfig
+from pipeline.datasets.spec import Part
+from pipeline.preprocessing import fit, from_array
+
+# Bytes of a part's prepared images that are kept. More come of large images: there a batch is prepared in far less
+# time than a network takes for it, and all of them would take gigabytes (docs/data.md).
+_KEPT = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images uint8 (N, C, H, W), prepared when they are first asked for, or batch by batch; `Pixels` of a part."""
+
+    images: Tensor
+    channels: int
+    size: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.images), self.channels, self.size, self.size
+
+    def __getitem__(self, indices: np.ndarray) -> Arrays:
+        return Arrays(self.images[indices], self.channels, self.size)
+
+    def batches(self, chosen: Sequence[Tensor], device: torch.device) -> Generator[Tensor, None, None]:
+        """For each of `chosen` (B) its images: uint8 (B, C, S, S) on `device`."""
+        kept = math.prod(self.shape) <= _KEPT
+        for indices in chosen:
+            yield (self._all[indices] if kept else self._prepare(self.images[indices])).to(device)
+
+    @functools.cached_property
+    def _all(self) -> Tensor:
+        return self._prepare(self.images)
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        pixels = np.empty((len(images), *self.shape[1:]), np.uint8)
+        for index, image in enumerate(images.numpy()):
+            pixels[index] = fit(from_array(image, self.channels), self.size)
+        return torch.from_numpy(pixels)
+
+
+def prepared(part: Part, config: DatasetConfig) -> Part:
+    """The part with the channels and the size that `config` says; as it is, where it has them."""
+    channels, size = len(config.mean), config.image_size
+    if tuple(part.pixels.shape[1:]) == (channels, size, size):
+        return part
+    assert isinstance(part.pixels, Tensor), "what is decoded file by file is prepared already"
+    return Part(Arrays(part.pixels, channels, size), part.labels)
