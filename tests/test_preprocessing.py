@@ -56,7 +56,7 @@ def assert_agree(settings: DatasetConfig, train: list[Path], test: list[Path]) -
     assert {(image.dtype, image.shape) for image in shipped.values()} == {
         (np.dtype(np.float32), (len(settings.mean), settings.image_size, settings.image_size))
     }
-    training, validation = datasets.load_training(settings, 0)
+    training, validation = datasets.load_training(settings)
     seen = trained_on(training, settings) | set(evaluated(validation, settings))
     assert seen == {shipped[path].tobytes() for path in train}
     assert evaluated(datasets.load_test(settings), settings) == [shipped[path].tobytes() for path in test]
