@@ -185,7 +185,7 @@ def _table(candidates: list[Candidate], accuracies: dict[str, float], test: Part
         taken = latency.take_turns_afresh({candidate.name: loader(candidate) for candidate in candidates}, method)
     samples = taken.samples_ms
     ours = [candidate.name for candidate in candidates if candidate.by == "ours, int8"]
-    recommended = min(ours, key=lambda name: np.median(samples[name]))
+    recommended = min(ours, key=lambda name: latency.median_interval(samples[name])[0])
     rows = []
     for candidate in candidates:
         name, accuracy = candidate.name, accuracies[candidate.name]

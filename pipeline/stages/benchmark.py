@@ -18,6 +18,7 @@ from pipeline.config import Config
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.errors import UserError
 from pipeline.latency import Taken
+from pipeline.pinning import pinned
 from pipeline.quantization import Form
 from pipeline.roofline import Network, Peak
 from pipeline.runtime_report import Measured, runtimes_table
@@ -30,12 +31,12 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     method = latency.Method(settings.min_repeats, settings.interval_pct, settings.max_seconds, passes=settings.passes)
     images = _images(config, context)
     rows: list[Measured] = []
-    raw: dict[str, dict[str, list[float]]] = {}
+    raw: dict[str, dict[str, list[list[float]]]] = {}
     peaks: list[Peak] = []
     with context.machine.measuring(), parity.torch_threads_kept():
         for threads in dict.fromkeys(settings.threads):
             _warn_if_busy()
-            with latency.pinned(threads if settings.pin else None):
+            with pinned(threads if settings.pin else None):
                 peaks.append(roofline.measure_peak(threads))
                 for batch_size in dict.fromkeys(settings.batch_sizes):
                     taken = latency.take_turns_afresh(
@@ -94,23 +95,24 @@ def _load_eager(form: Form, checkpoint: Path, config: Config, context: Context, 
 
 def _rows(taken: Taken, threads: int, batch_size: int) -> list[Measured]:
     samples = taken.samples_ms
-    fp32 = {name: values for name, values in samples.items() if name.endswith("/fp32")}
-    best = min(fp32, key=lambda name: float(np.median(fp32[name])))
+    medians = {name: latency.median_interval(passes) for name, passes in samples.items()}
+    best = min((name for name in samples if name.endswith("/fp32")), key=lambda name: medians[name][0])
     return [
         Measured(
             runtime=name.split("/")[0],
             form=name.split("/")[1],
             threads=threads,
             batch_size=batch_size,
-            median_ms=latency.median_interval(values),
-            p90_ms=float(np.percentile(values, 90)),
-            p99_ms=float(np.percentile(values, 99)),
-            to_eager_fp32=latency.ratio_interval(samples[f"{EAGER}/fp32"], values),
-            to_best_fp32=latency.ratio_interval(samples[best], values),
+            median_ms=medians[name],
+            p90_ms=float(np.percentile(np.concatenate(passes), 90)),
+            p99_ms=float(np.percentile(np.concatenate(passes), 99)),
+            to_eager_fp32=latency.ratio_interval(samples[f"{EAGER}/fp32"], passes),
+            to_best_fp32=latency.ratio_interval(samples[best], passes),
             best_fp32=best.split("/")[0],
             rounds=taken.rounds,
+            passes=len(taken.passes),
         )
-        for name, values in samples.items()
+        for name, passes in samples.items()
     ]
 
 
@@ -171,15 +173,18 @@ def _warn_if_busy() -> None:
 
 
 def _tell_limits(taken: Taken, threads: int, batch_size: int, config: Config) -> None:
-    """Say when a loop ended by its time limit instead of by what it was to reach."""
+    """Say what a loop did not reach, and which setting lets it."""
     where = f"benchmark, {threads} thread{'s' if threads > 1 else ''}, batch {batch_size}"
     if not taken.stable:
         terminal.warn(f"{where}: the times were not stable after {taken.warmup_rounds} rounds of warm-up")
-    if not taken.narrow:
-        over = f"benchmark.max_seconds={config.benchmark.max_seconds:g} were over: " if taken.timed_out else ""
+    name, width_pct = taken.widest()
+    if width_pct >= config.benchmark.interval_pct:
+        # Where the rounds of each pass told enough, what is left is how the passes differ.
+        over = f"benchmark.max_seconds={config.benchmark.max_seconds:g} were over: more of them, and "
         terminal.warn(
-            f"{where}: {over}after {taken.rounds} rounds not every median's interval is narrower than "
-            f"benchmark.interval_pct={config.benchmark.interval_pct:g}"
+            f"{where}: after {taken.rounds} rounds in {len(taken.passes)} passes the 95 % interval of {name} is "
+            f"{width_pct:.1f} % of its median wide (benchmark.interval_pct={config.benchmark.interval_pct:g}); "
+            f"{over if taken.timed_out else ''}more benchmark.passes narrow it"
         )
 
 
@@ -204,5 +209,6 @@ STAGE = Stage(
         "evaluate.repeats",
     ),
     parts=("test",),
+    version=2,
     measures_machine=True,
 )
