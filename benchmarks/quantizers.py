@@ -31,6 +31,7 @@ from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
 from pipeline.errors import UserError
 from pipeline.files import in_project
+from pipeline.machine import UNSHARED
 from pipeline.request import Request
 from pipeline.runner import artifacts_of, run
 from pipeline.runtimes import Predictor, registry
@@ -169,7 +170,8 @@ def _quantize_by_nncf(float_file: Path, file: Path, part: Part, config: Config, 
 
 def _accuracy(candidate: Candidate, test: Part, config: Config) -> float:
     """In percent, of the whole test part."""
-    logits = parity.outputs(candidate.load(torch.get_num_threads()), test, config.dataset, _BATCH, candidate.by)
+    predictor = candidate.load(torch.get_num_threads())
+    logits = parity.outputs(predictor, test, config.dataset, _BATCH, candidate.by, UNSHARED)
     return 100 * float((logits.argmax(1) == test.labels.numpy()).mean())
 
 

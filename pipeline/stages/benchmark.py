@@ -18,6 +18,7 @@ from pipeline.config import Config
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.errors import UserError
 from pipeline.latency import Taken
+from pipeline.machine import Machine
 from pipeline.pinning import pinned
 from pipeline.quantization import Form
 from pipeline.roofline import Network, Peak
@@ -45,12 +46,13 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
                     _tell_limits(taken, threads, batch_size, config)
                     raw[f"{threads} threads, batch {batch_size}"] = taken.samples_ms
                     rows += _rows(taken, threads, batch_size)
-    model = forms.load("float", inputs["float"], config, context.info)
-    network = Network(
-        macs=roofline.count_macs(model, torch.from_numpy(images[1])),
-        weights=sum(parameter.numel() for parameter in model.parameters()),
-    )
-    peak_memory = _peak_memory(config, inputs["exports"], rows) if settings.memory else {}
+    with context.machine.computing():
+        model = forms.load("float", inputs["float"], config, context.info)
+        network = Network(
+            macs=roofline.count_macs(model, torch.from_numpy(images[1])),
+            weights=sum(parameter.numel() for parameter in model.parameters()),
+        )
+    peak_memory = _peak_memory(config, inputs["exports"], rows, context.machine) if settings.memory else {}
     _report(rows, peaks, network, peak_memory, context)
     context.attach("benchmark_samples_ms.json").write_text(json.dumps(raw))
 
@@ -116,14 +118,15 @@ def _rows(taken: Taken, threads: int, batch_size: int) -> list[Measured]:
     ]
 
 
-def _peak_memory(config: Config, exports: Path, rows: list[Measured]) -> dict[tuple[str, str], float]:
+def _peak_memory(config: Config, exports: Path, rows: list[Measured], machine: Machine) -> dict[tuple[str, str], float]:
     """Of each exported file that was measured, with the fewest threads and images."""
     threads, batch_size = min(config.benchmark.threads), min(config.benchmark.batch_sizes)
     pairs = dict.fromkeys((row.runtime, row.form) for row in rows if row.runtime != EAGER)
     found = {}
     for runtime, form in pairs:
         try:
-            found[runtime, form] = memory.peak_memory_mb(exports / form / runtime, threads, batch_size)
+            with machine.computing():
+                found[runtime, form] = memory.peak_memory_mb(exports / form / runtime, threads, batch_size)
         except UserError as error:  # the latencies are measured and shall not be lost for it
             terminal.warn(f"benchmark: {error}")
     return found
@@ -159,8 +162,9 @@ def _report(
     table = runtimes_table(rows, by_threads, macs, peak_memory, environment.cpu_name(), "github")
     context.attach("runtimes.md").write_text(table)
     terminal.say(f"\n{runtimes_table(rows, by_threads, macs, peak_memory, environment.cpu_name(), 'simple')}\n")
-    runtime_plots.bars(rows, context.attach("runtimes.png"))
-    runtime_plots.roofline(rows, by_threads, macs, network.weights, context.attach("roofline.png"))
+    with context.machine.computing():
+        runtime_plots.bars(rows, context.attach("runtimes.png"))
+        runtime_plots.roofline(rows, by_threads, macs, network.weights, context.attach("roofline.png"))
 
 
 def _warn_if_busy() -> None:

@@ -13,8 +13,9 @@ from pipeline.stage import Context, Inputs, Stage
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
-    twin = forms.load_float_into_twin(inputs["float"], config, context.info)
-    prepared = quantization.prepare_ptq(twin, config.backend, config.ptq.observer)
+    with context.machine.computing():
+        twin = forms.load_float_into_twin(inputs["float"], config, context.info)
+        prepared = quantization.prepare_ptq(twin, config.backend, config.ptq.observer)
     training, _ = context.load_training()
     calibrate(
         prepared,
@@ -26,7 +27,9 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
         context.device,
         context.machine,
     )
-    context.save_model(quantization.convert(prepared, config.backend))
+    with context.machine.computing():
+        int8 = quantization.convert(prepared, config.backend)
+    context.save_model(int8)
 
 
 STAGE = Stage(
