@@ -31,6 +31,7 @@ from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
 from pipeline.errors import UserError
 from pipeline.files import in_project
+from pipeline.machine import UNSHARED
 from pipeline.request import Request
 from pipeline.runner import artifacts_of, run
 from pipeline.runtimes import Predictor, registry
@@ -169,7 +170,8 @@ def _quantize_by_nncf(float_file: Path, file: Path, part: Part, config: Config, 
 
 def _accuracy(candidate: Candidate, test: Part, config: Config) -> float:
     """In percent, of the whole test part."""
-    logits = parity.outputs(candidate.load(torch.get_num_threads()), test, config.dataset, _BATCH, candidate.by)
+    predictor = candidate.load(torch.get_num_threads())
+    logits = parity.outputs(predictor, test, config.dataset, _BATCH, candidate.by, UNSHARED)
     return 100 * float((logits.argmax(1) == test.labels.numpy()).mean())
 
 
@@ -185,7 +187,7 @@ def _table(candidates: list[Candidate], accuracies: dict[str, float], test: Part
         taken = latency.take_turns_afresh({candidate.name: loader(candidate) for candidate in candidates}, method)
     samples = taken.samples_ms
     ours = [candidate.name for candidate in candidates if candidate.by == "ours, int8"]
-    recommended = min(ours, key=lambda name: np.median(samples[name]))
+    recommended = min(ours, key=lambda name: latency.median_interval(samples[name])[0])
     rows = []
     for candidate in candidates:
         name, accuracy = candidate.name, accuracies[candidate.name]

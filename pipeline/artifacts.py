@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from pipeline import terminal
 from pipeline.files import sha256, write_and_rename
+from pipeline.machine import Machine
 from pipeline.stage import MODEL_FILE, PROGRESS_FILE, Metric
 
 _MANIFEST = "manifest.json"
@@ -67,6 +68,11 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._locks = root / ".locks"
+
+    def machine(self) -> Machine:
+        """The lock of this machine among all runs that use this store."""
+        return Machine(self._locks)
 
     def find(self, name: str) -> Artifact | None:
         """The artifact `<stage>-<key>`, or None when there is none or it is damaged (then it says so, once)."""
@@ -95,9 +101,8 @@ class Store:
     @contextmanager
     def making(self, name: str) -> Iterator[None]:
         """Hold `<stage>-<key>` for this process alone; others wait, and say so."""
-        locks = self.root / ".locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / name)
+        self._locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._locks / name)
         try:
             lock.acquire(timeout=0)
         except Timeout:

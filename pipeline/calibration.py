@@ -30,8 +30,9 @@ def calibrated(checkpoint: Path, config: Config, context: Context) -> nn.Module:
 
     Reads `config.model`, `backend`, `ptq`, `dataset` and `seed`. What is left to do is to convert it.
     """
-    twin = forms.load_float_into_twin(checkpoint, config, context.info)
-    prepared = quantization.prepare_ptq(twin, config.backend, config.ptq.observer)
+    with context.machine.computing():
+        twin = forms.load_float_into_twin(checkpoint, config, context.info)
+        prepared = quantization.prepare_ptq(twin, config.backend, config.ptq.observer)
     training, _ = context.load_training()
     samples, size = config.ptq.calibration_samples, config.ptq.batch_size
     calibrate(prepared, training, config.dataset, samples, config.seed, size, context.device, context.machine)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline import datasets
+from pipeline.artifacts import Store
 from pipeline.config import Config
+from pipeline.datasets.spec import Part
 from pipeline.errors import UserError
+from pipeline.files import in_project
+from pipeline.machine import UNSHARED
 from pipeline.plan import Plan, Step, visible_config
 from pipeline.stage import Context, Inputs
 from pipeline.world import World
@@ -61,8 +66,14 @@ def follow(config: Config, plan: Plan, world: World, device: torch.device) -> No
     Raises:
         UserError: when it announces what is not planned here: the processes see other data or settings.
     """
-    steps = {step.artifact: step for step in plan.steps}
-    load_training = functools.cache(lambda: datasets.load_training(config.dataset))
+    steps, outputs = {step.artifact: step for step in plan.steps}, in_project(config.outputs)
+
+    @functools.cache
+    def load_training() -> tuple[Part, Part]:
+        training, validation = datasets.load_training(config.dataset, Store(outputs / "artifacts").machine())
+        # No batch waits for a measurement: rank 0 may wait for it within `computing`, and the measurement for rank 0.
+        return replace(training, machine=UNSHARED), replace(validation, machine=UNSHARED)
+
     while (announced := world.tell()) is not None:
         artifact, inputs, folder = announced
         _agree(world, artifact, planned=artifact in steps)
@@ -72,7 +83,7 @@ def follow(config: Config, plan: Plan, world: World, device: torch.device) -> No
             info=datasets.info(config.dataset),
             load_training=load_training,
             load_test=_no_test_part,
-            world=world,  # and no lock of the machine: rank 0 has it, and the others wait for rank 0
+            world=world,  # and no lock of the machine to train: rank 0 has it, and the others wait for rank 0
         )
         stage = steps[artifact].stage
         stage.run(visible_config(stage, config), inputs, context)

@@ -1,7 +1,10 @@
 """Latency that can be trusted: the method of docs/latency.md.
 
 Everything that is compared is timed turn by turn in one loop, so that whatever else the machine does falls on all of
-it alike; a loop begins when its times are stable and ends when its medians are known well enough.
+it alike; a loop begins when its times are stable and ends when its medians are known well enough. It is done in
+several passes, for each of which everything is loaded anew: where a model comes to lie in memory can make it a tenth
+slower or faster for as long as it lies there. So a pass is one draw, however many rounds it has, and the intervals
+are those of passes.
 """
 
 from __future__ import annotations
@@ -9,10 +12,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +22,13 @@ from pipeline import terminal
 
 Call = Callable[[], object]
 Loader = Callable[[], Call]
+# a value with the ends of its 95 % interval
+Interval = tuple[float, float, float]
+# what was measured of one call: for each pass its rounds, in milliseconds
+Passes = Sequence[Sequence[float]]
 _CONFIDENCE = 0.95
-_RESAMPLES = 2000
 # Rounds between two looks at how well the medians are known.
-_LOOK_EVERY = 50
+_LOOK_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -33,22 +37,24 @@ class Method:
 
     Attributes:
         min_repeats: rounds that are measured at least, unless `max_seconds` are over.
-        interval_pct: the loop ends when the 95 % interval of every median is narrower than this share of it.
-        max_seconds: the loop ends then in any case; the warm-up takes a quarter of it at most.
-        stable_pct: the warm-up ends when the median of no call differs more from that of the window before.
+        interval_pct: the 95 % interval of every median shall be narrower than this share of it. A pass ends when its
+            own rounds allow that.
+        max_seconds: all passes end by then in any case, each by its share; the warm-up takes half of that at most.
+        stable_pct: the warm-up ends when no median differs more than this from that of the window before, beyond
+            what the rounds of a window differ among themselves.
         window: rounds of a warm-up's window.
-        passes: how often everything is loaded anew, in another order.
+        passes: how often everything is loaded anew, in another order; at least 2.
     """
 
     min_repeats: int = 200
     interval_pct: float = 2.0
     max_seconds: float = 60.0
     stable_pct: float = 5.0
-    window: int = 10
-    passes: int = 3
+    window: int = 5
+    passes: int = 10
 
     def of_a_pass(self) -> Method:
-        """The share of it that one of the passes has to do; together their medians are as well known."""
+        """The share of it that one of the passes has to do; together their rounds are as many and say as much."""
         return dataclasses.replace(
             self,
             min_repeats=-(-self.min_repeats // self.passes),
@@ -58,43 +64,68 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What a loop has measured: milliseconds by name, one number a round, and whether it could end as it should."""
+class Pass:
+    """What one pass has measured: milliseconds by name, one number a round, and whether it could end as it should.
+
+    Attributes:
+        stable: the warm-up ended by itself.
+        timed_out: the time was over before the rounds said enough of every median.
+    """
 
     samples_ms: dict[str, list[float]]
     warmup_rounds: int
     stable: bool
-    narrow: bool
     timed_out: bool
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What all passes have measured."""
+
+    passes: tuple[Pass, ...]
+
+    @property
+    def samples_ms(self) -> dict[str, list[list[float]]]:
+        """By name: for each pass, one number a round."""
+        return {name: [taken.samples_ms[name] for taken in self.passes] for name in self.passes[0].samples_ms}
 
     @property
     def rounds(self) -> int:
-        return len(next(iter(self.samples_ms.values())))
+        return sum(len(next(iter(taken.samples_ms.values()))) for taken in self.passes)
+
+    @property
+    def warmup_rounds(self) -> int:
+        return sum(taken.warmup_rounds for taken in self.passes)
+
+    @property
+    def stable(self) -> bool:
+        return all(taken.stable for taken in self.passes)
+
+    @property
+    def timed_out(self) -> bool:
+        return any(taken.timed_out for taken in self.passes)
+
+    def widest(self) -> tuple[str, float]:
+        """Which median is known least, and how wide its interval is, in percent of it."""
+        intervals = {name: median_interval(passes) for name, passes in self.samples_ms.items()}
+        widths = {name: 100 * (high - low) / middle for name, (middle, low, high) in intervals.items()}
+        return max(widths.items(), key=lambda item: item[1])
 
 
 def take_turns_afresh(
     loaders: Mapping[str, Loader], method: Method, clock: Callable[[], float] = time.perf_counter
 ) -> Taken:
-    """Take turns in several passes, for each of which everything is loaded anew, in random order.
-
-    Where a model comes to lie in memory can make it a tenth slower or faster, as long as it lies there.
-    """
+    """Take turns in several passes, for each of which everything is loaded anew, in random order."""
     rng = np.random.default_rng(0)
     passes = []
     for _ in range(method.passes):
         calls = {name: loaders[name]() for name in rng.permutation(list(loaders)).tolist()}
-        passes.append(take_turns(calls, method.of_a_pass(), clock))
-    samples = {name: [value for taken in passes for value in taken.samples_ms[name]] for name in loaders}
-    return Taken(
-        samples_ms=samples,
-        warmup_rounds=sum(taken.warmup_rounds for taken in passes),
-        stable=all(taken.stable for taken in passes),
-        narrow=all(width_pct(values) < method.interval_pct for values in samples.values()),
-        timed_out=any(taken.timed_out for taken in passes),
-    )
+        taken = take_turns(calls, method.of_a_pass(), clock)
+        passes.append(dataclasses.replace(taken, samples_ms={name: taken.samples_ms[name] for name in loaders}))
+    return Taken(tuple(passes))
 
 
-def take_turns(calls: Mapping[str, Call], method: Method, clock: Callable[[], float] = time.perf_counter) -> Taken:
+def take_turns(calls: Mapping[str, Call], method: Method, clock: Callable[[], float] = time.perf_counter) -> Pass:
     """Time calls turn by turn, the order reversed every other round, until their medians are known.
 
     No call always follows the same neighbour and finds the cache as that one left it.
@@ -102,90 +133,90 @@ def take_turns(calls: Mapping[str, Call], method: Method, clock: Callable[[], fl
     began = clock()
     orders = itertools.cycle([list(calls), list(calls)[::-1]])
 
-    def rounds(count: int, samples: dict[str, list[float]]) -> None:
-        for _ in range(count):
-            for name in next(orders):
-                started = clock()
-                calls[name]()
-                samples[name].append(1000 * (clock() - started))
+    def time_a_round(samples: dict[str, list[float]]) -> None:
+        for name in next(orders):
+            started = clock()
+            calls[name]()
+            samples[name].append(1000 * (clock() - started))
 
-    warmup_rounds, stable, before = 0, False, None
-    while not stable and (before is None or clock() - began < method.max_seconds / 4):
-        window: dict[str, list[float]] = {name: [] for name in calls}
-        rounds(method.window, window)
-        medians = np.array([np.median(window[name]) for name in calls])
-        stable = before is not None and bool((np.abs(medians / before - 1) <= method.stable_pct / 100).all())
-        warmup_rounds, before = warmup_rounds + method.window, medians
+    warmup_rounds, stable = 0, False
+    before: dict[str, list[float]] | None = None
+    window: dict[str, list[float]] = {name: [] for name in calls}
+    while not stable and clock() - began < method.max_seconds / 2:
+        time_a_round(window)
+        warmup_rounds += 1
+        if warmup_rounds % method.window == 0:
+            stable = before is not None and all(_agree(before[name], window[name], method) for name in calls)
+            before, window = window, {name: [] for name in calls}
 
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    measured, narrow, timed_out, done, began = 0, False, False, False, clock()
+    measured, narrow, done = 0, False, False
     with terminal.bar("latency", method.min_repeats, unit="round") as bar:
         while not done:
-            count = min(_LOOK_EVERY, max(1, method.min_repeats - measured))
-            for _ in range(count):
-                rounds(1, samples)
+            for _ in range(max(0, method.min_repeats - measured) or _LOOK_EVERY):
+                time_a_round(samples)
                 bar.update(1)
                 measured += 1
-                if clock() - began >= method.max_seconds:
-                    timed_out = done = True
+                done = clock() - began >= method.max_seconds
+                if done:
                     break
-            narrow = measured > 1 and all(width_pct(taken) < method.interval_pct for taken in samples.values())
-            done = done or (measured >= method.min_repeats and narrow)
-    return Taken(samples, warmup_rounds, stable, narrow, timed_out and not narrow)
+            narrow = measured > 1 and all(_own_width_pct(taken) < method.interval_pct for taken in samples.values())
+            done = done or narrow
+    return Pass(samples, warmup_rounds, stable, timed_out=not narrow)
 
 
-def median_interval(samples: Sequence[float]) -> tuple[float, float, float]:
-    """The median and its 95 % interval, by order statistics (David and Nagaraja 2003, section 7.1): no distribution
-    is assumed."""
+def _agree(before: Sequence[float], now: Sequence[float], method: Method) -> bool:
+    """Whether the rounds of two windows are alike: in their medians, or in that they mix."""
+    moved_pct = 100 * abs(np.median(now) / np.median(before) - 1)
+    return bool(moved_pct <= method.stable_pct) or (min(now) <= max(before) and min(before) <= max(now))
+
+
+def median_interval(passes: Passes) -> Interval:
+    """The median in milliseconds, as the geometric mean of the passes' medians, and its 95 % interval.
+
+    It is Student's interval of the medians' logarithms, one number a pass: rounds of a pass share where the model
+    lies, and only passes are independent (Kalibera and Jones 2013, "Rigorous benchmarking in reasonable time").
+
+    Raises:
+        ValueError: for fewer than two passes, which say nothing of their spread.
+    """
+    return _of_passes(_log_medians(passes))
+
+
+def ratio_interval(slower: Passes, faster: Passes) -> Interval:
+    """How many times as fast `faster` is, the ratio of the medians, and its 95 % interval, of the passes' ratios.
+
+    Raises:
+        ValueError: for fewer than two passes.
+    """
+    return _of_passes(_log_medians(slower) - _log_medians(faster))
+
+
+def _log_medians(passes: Passes) -> np.ndarray:
+    return np.log([np.median(rounds) for rounds in passes])
+
+
+def _of_passes(logarithms: np.ndarray) -> Interval:
+    """Student's interval: a percentile bootstrap of so few passes is too narrow."""
     from scipy import stats  # slow to import, and not needed where results are cached
 
+    count = len(logarithms)
+    if count < 2:
+        raise ValueError("the passes must be two at least")
+    middle = logarithms.mean()
+    reach = stats.t.ppf((1 + _CONFIDENCE) / 2, count - 1) * logarithms.std(ddof=1) / math.sqrt(count)
+    return math.exp(middle), math.exp(middle - reach), math.exp(middle + reach)
+
+
+def _own_width_pct(samples: Sequence[float]) -> float:
+    """How wide the 95 % interval of a pass's median is, in percent of it, as long as everything lies where it does.
+
+    By order statistics (David and Nagaraja 2003, section 7.1): no distribution is assumed.
+    """
+    from scipy import stats
+
     found = stats.quantile_test(np.asarray(samples), p=0.5).confidence_interval(_CONFIDENCE)
-    middle = float(np.median(samples))
     # Of too few samples no interval has that confidence; then it is all of them.
     low = found.low if np.isfinite(found.low) else min(samples)
     high = found.high if np.isfinite(found.high) else max(samples)
-    return middle, float(low), float(high)
-
-
-def width_pct(samples: Sequence[float]) -> float:
-    """How wide the median's interval is, in percent of it."""
-    middle, low, high = median_interval(samples)
-    return 100 * (high - low) / middle
-
-
-def ratio_interval(slower: Sequence[float], faster: Sequence[float]) -> tuple[float, float, float]:
-    """How many times as fast `faster` is: the ratio of the medians and its 95 % percentile-bootstrap interval.
-
-    Rounds are drawn, not samples (Efron and Tibshirani 1993, chapter 13): what disturbs a round disturbs both.
-    """
-
-    def ratio(one: np.ndarray, other: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.median(one, axis=axis) / np.median(other, axis=axis)
-
-    pair = np.asarray(slower), np.asarray(faster)
-    middle = float(ratio(*pair))
-    if len(pair[0]) < 2 or np.array_equal(*pair):
-        return middle, middle, middle
-    from scipy import stats
-
-    found = stats.bootstrap(
-        pair, ratio, paired=True, method="percentile", n_resamples=_RESAMPLES, rng=np.random.default_rng(0)
-    ).confidence_interval
-    return middle, float(found.low), float(found.high)
-
-
-@contextmanager
-def pinned(processors: int | None) -> Iterator[None]:
-    """Keep this process on its first processors within the block (None, or a system that cannot: on all of them).
-
-    Threads inherit it that are started within the block, as runtimes do when they load a model.
-    """
-    if processors is None or not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, set(sorted(before)[:processors]))
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+    return 100 * float(high - low) / float(np.median(samples))

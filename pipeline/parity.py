@@ -13,6 +13,7 @@ from pipeline import terminal
 from pipeline.config import DatasetConfig
 from pipeline.datasets.loader import count_batches, evaluation_batches
 from pipeline.datasets.spec import Part
+from pipeline.machine import Machine
 from pipeline.runtimes import Predictor
 from pipeline.statistics import SIGNIFICANCE, mcnemar_p
 
@@ -38,13 +39,16 @@ class Parity:
     mcnemar_p: float
 
 
-def outputs(predictor: Predictor, part: Part, dataset: DatasetConfig, batch_size: int, description: str) -> np.ndarray:
+def outputs(
+    predictor: Predictor, part: Part, dataset: DatasetConfig, batch_size: int, description: str, machine: Machine
+) -> np.ndarray:
     """The logits for every image of a part, in order: float32 (N, classes)."""
     found = []
     cpu = torch.device("cpu")
     with terminal.bar(description, count_batches(part, batch_size, training=False), unit="batch") as bar:
         for images, _ in evaluation_batches(part, dataset, batch_size, cpu):
-            found.append(predictor(images.numpy()))
+            with machine.computing():
+                found.append(predictor(images.numpy()))
             bar.update(1)
     return np.concatenate(found)
 

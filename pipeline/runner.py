@@ -17,7 +17,6 @@ from pipeline.errors import UserError, suggestion
 from pipeline.files import in_project, make_writable_folder
 from pipeline.followers import announce, check_processes, dismiss, follow
 from pipeline.interruption import stop_if_interrupted, termination_as_interrupt
-from pipeline.machine import Machine
 from pipeline.models import weights
 from pipeline.plan import Plan, Step, make_plan, visible_config
 from pipeline.registration import check_registration, keep_model
@@ -147,10 +146,10 @@ class _Walk:
     def __init__(self, config: Config, store: Store, tracker: Tracker, done: dict[str, Artifact], world: World) -> None:
         self.config, self.store, self.tracker, self.done, self.world = config, store, tracker, done, world
         self.metrics: dict[str, float] = {}
-        self.machine = Machine(store.root / ".locks")
+        self.machine = store.machine()
         self.device = environment.resolve_device(config.device)
-        self.load_training = functools.cache(lambda: datasets.load_training(config.dataset))
-        self.load_test = functools.cache(lambda: datasets.load_test(config.dataset))
+        self.load_training = functools.cache(lambda: datasets.load_training(config.dataset, self.machine))
+        self.load_test = functools.cache(lambda: datasets.load_test(config.dataset, self.machine))
 
     def folder_of(self, stage: str) -> Path | None:
         """The folder of a stage's result, or None where the walk has not been there."""

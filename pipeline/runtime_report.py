@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
+from pipeline.latency import Interval
 from pipeline.roofline import Peak
-
-# a value with the ends of its 95 % interval
-Interval = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -19,6 +17,7 @@ class Measured:
 
     Attributes:
         median_ms: of a batch, in milliseconds.
+        p90_ms, p99_ms: of the rounds of all passes.
         to_eager_fp32, to_best_fp32: how many times as fast as eager fp32, and as the fastest fp32 of the same loop.
         best_fp32: the runtime of that one.
     """
@@ -34,6 +33,7 @@ class Measured:
     to_best_fp32: Interval
     best_fp32: str
     rounds: int
+    passes: int
 
     @property
     def images_a_second(self) -> float:
@@ -97,7 +97,7 @@ def _conditions(rows: Sequence[Measured], peaks: Mapping[int, Peak], macs: int, 
     fewest, most = min(row.rounds for row in rows), max(row.rounds for row in rows)
     rounds = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     return (
-        f"{rounds} rounds, turn by turn, {cpu}; {macs / 1e9:.3f} GMAC an image; best fp32: "
+        f"{rounds} rounds, turn by turn, in {rows[0].passes} passes, {cpu}; {macs / 1e9:.3f} GMAC an image; best fp32: "
         f"{' and '.join(sorted({row.best_fp32 for row in rows}))}\n"
         f"measured peak in GMAC/s, {limits}\n"
         "memory: the peak of a process that loads the runtime and the model"

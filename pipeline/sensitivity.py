@@ -93,9 +93,10 @@ def analyse(model: nn.Module, calibration: Batches, validation: Batches, machine
             quantization.switch(layer, weight=False, activation=True)
             alone_float[name] = accuracy()
             quantization.switch(layer, weight=True, activation=True)
+    with machine.computing():
+        weight_snr = {name: _weight_snr_db(layer) for name, layer in layers.items()}
     found = [
-        LayerSensitivity(name, _weight_snr_db(layer), snr[name], alone_int8[name], alone_float[name])
-        for name, layer in layers.items()
+        LayerSensitivity(name, weight_snr[name], snr[name], alone_int8[name], alone_float[name]) for name in layers
     ]
     ranked = sorted(found, key=lambda layer: (layer.alone_int8_pct, layer.activation_snr_db))
     return Sensitivity(tuple(ranked), float_pct, int8_pct)

@@ -30,7 +30,7 @@ class BenchmarkConfig:
     min_repeats: int = setting(200, minimum=1)
     interval_pct: float = setting(2.0, above=0)
     max_seconds: float = setting(60.0, above=0)
-    passes: int = setting(3, minimum=1)
+    passes: int = setting(10, minimum=2)
     pin: bool = setting(False)
     memory: bool = setting(True)
 

@@ -53,7 +53,7 @@ TINY = [
     "ptq.calibration_samples=20",
     "sensitivity.samples=10",
     "export.min_agreement=0",
-    *(f"benchmark.{given}" for given in ("min_repeats=3", "passes=1", "memory=false", "max_seconds=1")),
+    *(f"benchmark.{given}" for given in ("min_repeats=3", "passes=2", "memory=false", "max_seconds=1")),
     "benchmark.batch_sizes=[1]",
 ]
 LIMIT = 600

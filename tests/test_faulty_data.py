@@ -27,6 +27,7 @@ from pipeline.datasets import archives
 from pipeline.datasets.spec import Part
 from pipeline.errors import UserError
 from pipeline.files import PROJECT_ROOT
+from pipeline.machine import UNSHARED
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_unreadable_files_are_left_out_and_named_when_they_are_to_be_skipped(
 
 def parts(config: DatasetConfig) -> dict[str, Part]:
     """Both parts as they are read, in the order of the files."""
-    return {name: datasets.find(config).read(config, name) for name in ("train", "test")}
+    return {name: datasets.find(config).read(config, name, UNSHARED) for name in ("train", "test")}
 
 
 def test_first_unreadable_files_are_named_and_the_others_counted_when_there_are_many(
@@ -118,7 +119,7 @@ def test_first_unreadable_files_are_named_and_the_others_counted_when_there_are_
 ) -> None:
     for index in range(7):
         (folder / "train" / "dog" / f"{index}.png").write_bytes(b"GIF89a")
-    datasets.find(config := settings(folder, unreadable="skip")).read(config, "train")
+    datasets.find(config := settings(folder, unreadable="skip")).read(config, "train", UNSHARED)
     *named, count = capsys.readouterr().err.splitlines()
     assert len(named) == 5
     assert count == (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from pipeline.datasets.labels import check_labels
 from pipeline.datasets.spec import DatasetInfo, DatasetSpec, Part, PartName
 from pipeline.datasets.splitting import split_stratified, take_stratified
 from pipeline.errors import UserError, suggestion
+from pipeline.machine import UNSHARED, Machine
 from pipeline.preprocessing import Preprocessing
 
 
@@ -57,13 +59,13 @@ def preprocessing(config: DatasetConfig) -> Preprocessing:
     return Preprocessing(config.image_size, len(mean), mean, std, find(config).class_names(config))
 
 
-def load_training(config: DatasetConfig) -> tuple[Part, Part]:
-    """The training and the validation part.
+def load_training(config: DatasetConfig, machine: Machine = UNSHARED) -> tuple[Part, Part]:
+    """The training and the validation part, read and later decoded on `machine` while nobody measures.
 
     Raises:
         UserError: when the images or their labels cannot be, or a class has too few images to appear in both.
     """
-    part = _load(config, "train")
+    part = _load(config, "train", machine)
     if config.max_train_samples is not None and config.max_train_samples < len(part):
         key = f"dataset.max_train_samples={config.max_train_samples}"
         part = take_stratified(part, config.max_train_samples, config.split_seed, key)
@@ -74,13 +76,13 @@ def load_training(config: DatasetConfig) -> tuple[Part, Part]:
     return split_stratified(part, held_out, config.split_seed, key)
 
 
-def load_test(config: DatasetConfig) -> Part:
-    """The test part, or `max_test_samples` of it, the same for every seed.
+def load_test(config: DatasetConfig, machine: Machine = UNSHARED) -> Part:
+    """The test part, or `max_test_samples` of it, the same for every seed; of `machine` as above.
 
     Raises:
         UserError: when the images or their labels cannot be.
     """
-    part = _load(config, "test")
+    part = _load(config, "test", machine)
     if config.max_test_samples is not None and config.max_test_samples < len(part):
         chosen = np.random.default_rng(0).permutation(len(part))[: config.max_test_samples]
         part = part.select(np.sort(chosen))
@@ -100,9 +102,9 @@ def look_again() -> None:
         spec.look_again()
 
 
-def _load(config: DatasetConfig, name: PartName) -> Part:
+def _load(config: DatasetConfig, name: PartName, machine: Machine) -> Part:
     spec = find(config)
     spec.prepare(config)
-    part = spec.read(config, name)
+    part = spec.read(config, name, machine)
     check_labels(part, config.name, name, spec.class_names(config))
-    return prepared(part, config)
+    return replace(prepared(part, config), machine=machine)

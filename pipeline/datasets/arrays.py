@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,11 +12,14 @@ from torch import Tensor
 
 from pipeline.config import DatasetConfig
 from pipeline.datasets.spec import Part
+from pipeline.machine import Machine
 from pipeline.preprocessing import fit, from_array
 
 # Bytes of a part's prepared images that are kept. More come of large images: there a batch is prepared in far less
 # time than a network takes for it, and all of them would take gigabytes (docs/data.md).
 _KEPT = 1_000_000_000
+# Images that are prepared while a measurement waits.
+_SLICE = 1024
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Arrays:
     images: Tensor
     channels: int
     size: int
+    _kept: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -35,15 +38,24 @@ class Arrays:
     def __getitem__(self, indices: np.ndarray) -> Arrays:
         return Arrays(self.images[indices], self.channels, self.size)
 
-    def batches(self, chosen: Sequence[Tensor], device: torch.device) -> Generator[Tensor, None, None]:
-        """For each of `chosen` (B) its images: uint8 (B, C, S, S) on `device`."""
-        kept = math.prod(self.shape) <= _KEPT
-        for indices in chosen:
-            yield (self._all[indices] if kept else self._prepare(self.images[indices])).to(device)
+    def batches(
+        self, chosen: Sequence[Tensor], device: torch.device, machine: Machine
+    ) -> Generator[Tensor, None, None]:
+        """For each of `chosen` (B) its images: uint8 (B, C, S, S) on `device`, prepared while nobody measures."""
+        if math.prod(self.shape) <= _KEPT:
+            if not self._kept:
+                self._kept.append(torch.cat(list(self._slices(self.images.split(_SLICE), machine))))
+            for indices in chosen:
+                yield self._kept[0][indices].to(device)
+        else:
+            for pixels in self._slices((self.images[indices] for indices in chosen), machine):
+                yield pixels.to(device)
 
-    @functools.cached_property
-    def _all(self) -> Tensor:
-        return self._prepare(self.images)
+    def _slices(self, images: Iterable[Tensor], machine: Machine) -> Iterator[Tensor]:
+        for some in images:
+            with machine.computing():
+                pixels = self._prepare(some)
+            yield pixels
 
     def _prepare(self, images: Tensor) -> Tensor:
         pixels = np.empty((len(images), *self.shape[1:]), np.uint8)
@@ -58,4 +70,4 @@ def prepared(part: Part, config: DatasetConfig) -> Part:
     if tuple(part.pixels.shape[1:]) == (channels, size, size):
         return part
     assert isinstance(part.pixels, Tensor), "what is decoded file by file is prepared already"
-    return Part(Arrays(part.pixels, channels, size), part.labels)
+    return replace(part, pixels=Arrays(part.pixels, channels, size))

@@ -10,6 +10,7 @@ from pipeline.config import DatasetConfig
 from pipeline.datasets import archives
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
 from pipeline.files import in_project
+from pipeline.machine import Machine
 
 _CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -41,10 +42,12 @@ def _is_unpacked(config: DatasetConfig) -> bool:
     return all(archives.is_whole(folder / name, md5) for name, md5 in files)
 
 
-def _read(config: DatasetConfig, part: PartName) -> Part:
-    # torchvision unpickles these files; they are the ones whose MD5 it states, or it refuses.
-    whole = _dataset()(str(in_project(config.root)), train=part == "train", download=False)
-    pixels = torch.from_numpy(whole.data).permute(0, 3, 1, 2).contiguous()
+def _read(config: DatasetConfig, part: PartName, machine: Machine) -> Part:
+    dataset = _dataset()
+    with machine.computing():
+        # torchvision unpickles these files; they are the ones whose MD5 it states, or it refuses.
+        whole = dataset(str(in_project(config.root)), train=part == "train", download=False)
+        pixels = torch.from_numpy(whole.data).permute(0, 3, 1, 2).contiguous()
     return Part(pixels, torch.tensor(whole.targets))
 
 

@@ -17,11 +17,12 @@ from PIL import Image
 
 from pipeline import terminal, torchrun
 from pipeline.errors import UserError
+from pipeline.machine import Machine
 from pipeline.preprocessing import Unreadable, fit, read_image
 
 _MOST_WORKERS = 32
-# Files given to the threads at a time: a million futures would take a gigabyte.
-_CHUNK = 1024
+# Files given to the threads at a time: a million futures would take a gigabyte, and a measurement waits for them.
+_CHUNK = 256
 UNKNOWN = -1
 
 
@@ -107,8 +108,9 @@ def decode_each(
     description: str,
     keep: Callable[[int, np.ndarray], None],
     skip: bool,
+    machine: Machine,
 ) -> dict[int, str]:
-    """Decode every file in threads, and give each image with its index to `keep`.
+    """Decode every file in threads, and give each image with its index to `keep`; some files, then let others measure.
 
     With `skip`, what cannot be read is left out: the index and the reason of each such file are returned.
 
@@ -131,10 +133,11 @@ def decode_each(
         try:
             for start in range(0, len(files), _CHUNK):
                 indices = range(start, min(start + _CHUNK, len(files)))
-                for index, reason in zip(indices, pool.map(work, indices), strict=True):
-                    if reason is not None:
-                        reasons[index] = reason
-                    progress.update(1)
+                with machine.computing():
+                    for index, reason in zip(indices, pool.map(work, indices), strict=True):
+                        if reason is not None:
+                            reasons[index] = reason
+                        progress.update(1)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -8,12 +8,14 @@ import torch
 from pipeline.config import DatasetConfig
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
 from pipeline.datasets.splitting import split_stratified
+from pipeline.machine import Machine
 
 
-def _read(config: DatasetConfig, part: PartName) -> Part:
+def _read(config: DatasetConfig, part: PartName, machine: Machine) -> Part:
     from sklearn.datasets import load_digits  # seconds, which the other data sets need not wait for
 
-    digits = load_digits()
+    with machine.computing():
+        digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     whole = Part(torch.from_numpy(pixels).unsqueeze(1), torch.from_numpy(digits.target.astype(np.int64)))
     key = f"dataset.test_fraction={config.test_fraction}"

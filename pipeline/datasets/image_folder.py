@@ -21,6 +21,7 @@ from pipeline.datasets.splitting import split_indices
 from pipeline.datasets.streaming import Streamed
 from pipeline.errors import UserError
 from pipeline.files import in_project
+from pipeline.machine import Machine
 
 # Of the files that are left out, so many are named.
 _NAMED = 5
@@ -30,7 +31,7 @@ def _prepare(config: DatasetConfig) -> None:
     _is_streamed(config)
 
 
-def _read(config: DatasetConfig, part: PartName) -> Part:
+def _read(config: DatasetConfig, part: PartName, machine: Machine) -> Part:
     listing = folder_listing.files_of(config, part)
     if not folder_listing.is_split(config):
         key = f"dataset.test_fraction={config.test_fraction}"
@@ -38,7 +39,7 @@ def _read(config: DatasetConfig, part: PartName) -> Part:
         listing = listing.select(training if part == "train" else test)
     streamed, line = _is_streamed(config)
     _say_once(config.root, line)
-    return _stream(listing, config, part) if streamed else _decode(listing, config, part)
+    return (_stream if streamed else _decode)(listing, config, part, machine)
 
 
 def _is_streamed(config: DatasetConfig) -> tuple[bool, str]:
@@ -79,19 +80,19 @@ def _amount(size: int) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
-def _decode(listing: Listing, config: DatasetConfig, part: PartName) -> Part:
+def _decode(listing: Listing, config: DatasetConfig, part: PartName, machine: Machine) -> Part:
     """Decode every file into one tensor of its final size."""
     channels, size, skip = len(config.mean), config.image_size, config.unreadable == "skip"
     pixels = np.empty((len(listing), channels, size, size), dtype=np.uint8)
     files, keep = list(listing.files), pixels.__setitem__
-    reasons = decode_each(files, channels, size, config.workers, f"decode {part}", keep, skip)
+    reasons = decode_each(files, channels, size, config.workers, f"decode {part}", keep, skip, machine)
     if reasons:
         kept = _leave_out(listing, reasons, config, part)
         pixels, listing = pixels[kept], listing.select(kept)
     return Part(torch.from_numpy(pixels), torch.from_numpy(listing.labels))
 
 
-def _stream(listing: Listing, config: DatasetConfig, part: PartName) -> Part:
+def _stream(listing: Listing, config: DatasetConfig, part: PartName, machine: Machine) -> Part:
     """Leave the files where they are; where unreadable ones are left out, decode each once to find them."""
     channels, size = len(config.mean), config.image_size
     if config.unreadable == "skip":
@@ -100,8 +101,9 @@ def _stream(listing: Listing, config: DatasetConfig, part: PartName) -> Part:
             f"image_folder: dataset.unreadable=skip: {count} is decoded once before the first batch, to check it"
         )
         started = time.perf_counter()
+        files, description = list(listing.files), f"check {part}"
         reasons = decode_each(
-            list(listing.files), channels, size, config.workers, f"check {part}", lambda index, pixels: None, skip=True
+            files, channels, size, config.workers, description, lambda index, pixels: None, skip=True, machine=machine
         )
         terminal.say(f"image_folder: checked {count} in {time.perf_counter() - started:.1f} s")
         if reasons:

@@ -15,6 +15,7 @@ from pipeline.datasets import archives
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
 from pipeline.errors import UserError
 from pipeline.files import in_project, write_and_rename
+from pipeline.machine import Machine
 
 _IMAGES: dict[PartName, str] = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 # Of a file of images: a magic number, the count, height and width, 4 bytes each.
@@ -48,12 +49,13 @@ def _spec(name: str, class_name: str) -> DatasetSpec:
             for archive in resources:
                 _unpack(folder / archive, folder / archive.removesuffix(".gz"))
 
-    def read(config: DatasetConfig, part: PartName) -> Part:
+    def read(config: DatasetConfig, part: PartName, machine: Machine) -> Part:
         images = folder_of(config) / _IMAGES[part]
         if images.stat().st_size <= _HEADER_BYTES:
             raise UserError(f"dataset={config.name}: the {part} part has no images: {images}; allowed: at least one")
         try:
-            whole = dataset()(str(in_project(config.root)), train=part == "train", download=False)
+            with machine.computing():
+                whole = dataset()(str(in_project(config.root)), train=part == "train", download=False)
         except (AssertionError, RuntimeError, ValueError, LookupError, OSError) as error:
             raise UserError(
                 f"dataset={config.name}: an unpacked file in {folder_of(config)} is damaged ({type(error).__name__}: "

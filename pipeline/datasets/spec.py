@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import DatasetConfig
+from pipeline.machine import UNSHARED, Machine
 
 PartName = Literal["train", "test"]
 
@@ -37,7 +38,9 @@ class Pixels(Protocol):
     def __getitem__(self, indices: np.ndarray) -> Pixels:
         """Those at `indices` (M), in that order, still not in memory."""
 
-    def batches(self, chosen: Sequence[Tensor], device: torch.device) -> Generator[Tensor, None, None]:
+    def batches(
+        self, chosen: Sequence[Tensor], device: torch.device, machine: Machine
+    ) -> Generator[Tensor, None, None]:
         """For each of `chosen`, int64 indices (B), its images: uint8 (B, C, H, W) on `device`.
 
         Raises:
@@ -51,22 +54,25 @@ class Part:
 
     `pixels`: in memory uint8 (N, C, H, W), or where they can be had batch by batch. Who wants images asks for
     `batches`, which are the same bit for bit wherever the pixels are. Those of a part that stages get are prepared:
-    of the channels and the size that the configuration says.
+    of the channels and the size that the configuration says. `machine`: where they are prepared
+    for that, while nobody measures.
     """
 
     pixels: Tensor | Pixels
     labels: Tensor
+    machine: Machine = UNSHARED
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def select(self, indices: np.ndarray) -> Part:
-        return Part(self.pixels[indices], self.labels[indices])
+        return replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
 
     def batches(self, chosen: Sequence[Tensor], device: torch.device) -> Generator[Tensor, None, None]:
         """For each of `chosen`, int64 indices (B) on the CPU, its images: uint8 (B, C, H, W) on `device`.
 
         Close the iterator (`contextlib.closing`) where it may be left before its end: processes may work for it.
+        Do not ask for the next batch within `machine.computing`: these processes wait for it.
 
         Raises:
             UserError: for an image that cannot be read, or has changed since the run began.
@@ -75,7 +81,7 @@ class Part:
             for indices in chosen:
                 yield self.pixels[indices].to(device)
         else:
-            yield from self.pixels.batches(chosen, device)
+            yield from self.pixels.batches(chosen, device, self.machine)
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,8 @@ class DatasetSpec:
         name: what `dataset.name` says.
         class_names: the classes, cheaply, without reading the images.
         prepare: fetches or checks the files; raises UserError when they cannot be had.
-        read: one part, as `Part`: arrays grey or RGB, of any height and width; files prepared.
+        read: one part, as `Part`: arrays grey or RGB, of any height and width; files prepared. Whatever takes a while
+            is done within `Machine.computing`, in slices.
         fingerprint: identifies the content of a part in artifact keys, wherever it lies.
         origin: where it comes from, for the record.
         has_files: its images are files of their own, which can be streamed (`dataset.loading`) and left out
@@ -97,7 +104,7 @@ class DatasetSpec:
     name: str
     class_names: Callable[[DatasetConfig], tuple[str, ...]]
     prepare: Callable[[DatasetConfig], None]
-    read: Callable[[DatasetConfig, PartName], Part]
+    read: Callable[[DatasetConfig, PartName, Machine], Part]
     fingerprint: Callable[[DatasetConfig, PartName], str]
     origin: Callable[[DatasetConfig], str]
     has_files: bool = False

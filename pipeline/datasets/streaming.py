@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from types import TracebackType
 
@@ -24,9 +25,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.datasets.decoding import ImageFile, decode_each, decode_or_refuse, guard_against_bombs, worker_count
 from pipeline.errors import UserError
+from pipeline.machine import Machine
 
 # Batches that each worker has ready or under way.
 _PREFETCH = 2
+# How long a worker waits for a measurement until it asks whether it is still needed: leaving would wait for it.
+_PATIENCE_S = 0.5
 _SHARED_MEMORY = Path("/dev/shm")
 # Bytes, more than enough for those by which processes take turns.
 _FOR_SEMAPHORES = 1_000_000
@@ -48,42 +52,50 @@ class Streamed:
     def __getitem__(self, indices: np.ndarray) -> Streamed:
         return Streamed(self.files[indices], self.channels, self.size, self.workers)
 
-    def batches(self, chosen: Sequence[Tensor], device: torch.device) -> Generator[Tensor, None, None]:
+    def batches(
+        self, chosen: Sequence[Tensor], device: torch.device, machine: Machine
+    ) -> Generator[Tensor, None, None]:
         """For each of `chosen` (B) its images: uint8 (B, C, S, S) on `device`.
 
-        Worker processes start with the first batch and end with the last, or when the iterator is closed. A
-        single batch is decoded here, by threads: processes would only be ready when it is done.
+        Worker processes start with the first batch and end with the last, or when the iterator is closed. Each
+        asks `machine` before a batch, so that they do not work ahead while somebody measures. A single batch is
+        decoded here, by threads: processes would only be ready when it is done.
 
         Raises:
             UserError: for an image that cannot be read or has changed, a worker that was killed, or too little
                 shared memory.
         """
         if len(chosen) == 1:
-            yield self._decode_here(chosen[0]).to(device)
+            yield self._decode_here(chosen[0], machine).to(device)
         elif chosen:
-            yield from self._decode_ahead(chosen, device)
+            yield from self._decode_ahead(chosen, device, machine)
 
-    def _decode_here(self, indices: Tensor) -> Tensor:
+    def _decode_here(self, indices: Tensor, machine: Machine) -> Tensor:
         pixels = np.empty((len(indices), *self.shape[1:]), np.uint8)
         files = list(self.files[indices.numpy()])
-        decode_each(files, self.channels, self.size, self.workers, "decode", pixels.__setitem__, skip=False)
+        keep = pixels.__setitem__
+        decode_each(files, self.channels, self.size, self.workers, "decode", keep, skip=False, machine=machine)
         return torch.from_numpy(pixels)
 
-    def _decode_ahead(self, chosen: Sequence[Tensor], device: torch.device) -> Generator[Tensor, None, None]:
+    def _decode_ahead(
+        self, chosen: Sequence[Tensor], device: torch.device, machine: Machine
+    ) -> Generator[Tensor, None, None]:
         workers = min(worker_count(self.workers), len(chosen))
         self._check_shared_memory(max(map(len, chosen)), workers)
-        loader = DataLoader(
-            _Decoder(self.channels, self.size),
-            batch_size=None,  # an index is a batch already
-            sampler=_FilesOfBatches(self.files, chosen),
-            num_workers=workers,
-            prefetch_factor=_PREFETCH,
-            pin_memory=device.type == "cuda",
-            multiprocessing_context=_clean_processes(),
-            worker_init_fn=_prepare_worker,
-            generator=torch.Generator(),  # torch's own, which dropout draws from, is left alone
-        )
         with _told_in_one_line(workers):
+            processes = _clean_processes()
+            left = processes.Event()
+            loader = DataLoader(
+                _Decoder(self.channels, self.size, machine, left),
+                batch_size=None,  # an index is a batch already
+                sampler=_FilesOfBatches(self.files, chosen),
+                num_workers=workers,
+                prefetch_factor=_PREFETCH,
+                pin_memory=device.type == "cuda",
+                multiprocessing_context=processes,
+                worker_init_fn=_prepare_worker,
+                generator=torch.Generator(),  # torch's own, which dropout draws from, is left alone
+            )
             batches = iter(loader)
         try:
             for _ in chosen:
@@ -93,6 +105,7 @@ class Streamed:
                     raise found
                 yield found.to(device, non_blocking=True)
         finally:
+            left.set()
             # Now, and not when the last traceback that knows of the iterator is gone: a sweep goes on after a failure.
             batches._shutdown_workers()  # type: ignore[attr-defined]
 
@@ -129,8 +142,21 @@ class _Decoder(Dataset[Tensor | UserError]):
 
     channels: int
     size: int
+    machine: Machine
+    left: Event  # set when nobody takes the batches any more
 
     def __getitem__(self, files: list[ImageFile]) -> Tensor | UserError:
+        with contextlib.ExitStack() as turn:
+            while True:
+                try:
+                    turn.enter_context(self.machine.computing(_PATIENCE_S))
+                    break
+                except TimeoutError:
+                    if self.left.is_set():
+                        return torch.empty(0)
+            return self._decode(files)
+
+    def _decode(self, files: list[ImageFile]) -> Tensor | UserError:
         guard_against_bombs()
         try:
             # Allocated before anything is decoded, and not while it is sent, where a failure would be lost.

@@ -18,6 +18,8 @@ from pipeline.config import Config
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.errors import UserError
 from pipeline.latency import Taken
+from pipeline.machine import Machine
+from pipeline.pinning import pinned
 from pipeline.quantization import Form
 from pipeline.roofline import Network, Peak
 from pipeline.runtime_report import Measured, runtimes_table
@@ -30,12 +32,12 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     method = latency.Method(settings.min_repeats, settings.interval_pct, settings.max_seconds, passes=settings.passes)
     images = _images(config, context)
     rows: list[Measured] = []
-    raw: dict[str, dict[str, list[float]]] = {}
+    raw: dict[str, dict[str, list[list[float]]]] = {}
     peaks: list[Peak] = []
     with context.machine.measuring(), parity.torch_threads_kept():
         for threads in dict.fromkeys(settings.threads):
             _warn_if_busy()
-            with latency.pinned(threads if settings.pin else None):
+            with pinned(threads if settings.pin else None):
                 peaks.append(roofline.measure_peak(threads))
                 for batch_size in dict.fromkeys(settings.batch_sizes):
                     taken = latency.take_turns_afresh(
@@ -44,12 +46,13 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
                     _tell_limits(taken, threads, batch_size, config)
                     raw[f"{threads} threads, batch {batch_size}"] = taken.samples_ms
                     rows += _rows(taken, threads, batch_size)
-    model = forms.load("float", inputs["float"], config, context.info)
-    network = Network(
-        macs=roofline.count_macs(model, torch.from_numpy(images[1])),
-        weights=sum(parameter.numel() for parameter in model.parameters()),
-    )
-    peak_memory = _peak_memory(config, inputs["exports"], rows) if settings.memory else {}
+    with context.machine.computing():
+        model = forms.load("float", inputs["float"], config, context.info)
+        network = Network(
+            macs=roofline.count_macs(model, torch.from_numpy(images[1])),
+            weights=sum(parameter.numel() for parameter in model.parameters()),
+        )
+    peak_memory = _peak_memory(config, inputs["exports"], rows, context.machine) if settings.memory else {}
     _report(rows, peaks, network, peak_memory, context)
     context.attach("benchmark_samples_ms.json").write_text(json.dumps(raw))
 
@@ -94,34 +97,36 @@ def _load_eager(form: Form, checkpoint: Path, config: Config, context: Context, 
 
 def _rows(taken: Taken, threads: int, batch_size: int) -> list[Measured]:
     samples = taken.samples_ms
-    fp32 = {name: values for name, values in samples.items() if name.endswith("/fp32")}
-    best = min(fp32, key=lambda name: float(np.median(fp32[name])))
+    medians = {name: latency.median_interval(passes) for name, passes in samples.items()}
+    best = min((name for name in samples if name.endswith("/fp32")), key=lambda name: medians[name][0])
     return [
         Measured(
             runtime=name.split("/")[0],
             form=name.split("/")[1],
             threads=threads,
             batch_size=batch_size,
-            median_ms=latency.median_interval(values),
-            p90_ms=float(np.percentile(values, 90)),
-            p99_ms=float(np.percentile(values, 99)),
-            to_eager_fp32=latency.ratio_interval(samples[f"{EAGER}/fp32"], values),
-            to_best_fp32=latency.ratio_interval(samples[best], values),
+            median_ms=medians[name],
+            p90_ms=float(np.percentile(np.concatenate(passes), 90)),
+            p99_ms=float(np.percentile(np.concatenate(passes), 99)),
+            to_eager_fp32=latency.ratio_interval(samples[f"{EAGER}/fp32"], passes),
+            to_best_fp32=latency.ratio_interval(samples[best], passes),
             best_fp32=best.split("/")[0],
             rounds=taken.rounds,
+            passes=len(taken.passes),
         )
-        for name, values in samples.items()
+        for name, passes in samples.items()
     ]
 
 
-def _peak_memory(config: Config, exports: Path, rows: list[Measured]) -> dict[tuple[str, str], float]:
+def _peak_memory(config: Config, exports: Path, rows: list[Measured], machine: Machine) -> dict[tuple[str, str], float]:
     """Of each exported file that was measured, with the fewest threads and images."""
     threads, batch_size = min(config.benchmark.threads), min(config.benchmark.batch_sizes)
     pairs = dict.fromkeys((row.runtime, row.form) for row in rows if row.runtime != EAGER)
     found = {}
     for runtime, form in pairs:
         try:
-            found[runtime, form] = memory.peak_memory_mb(exports / form / runtime, threads, batch_size)
+            with machine.computing():
+                found[runtime, form] = memory.peak_memory_mb(exports / form / runtime, threads, batch_size)
         except UserError as error:  # the latencies are measured and shall not be lost for it
             terminal.warn(f"benchmark: {error}")
     return found
@@ -157,8 +162,9 @@ def _report(
     table = runtimes_table(rows, by_threads, macs, peak_memory, environment.cpu_name(), "github")
     context.attach("runtimes.md").write_text(table)
     terminal.say(f"\n{runtimes_table(rows, by_threads, macs, peak_memory, environment.cpu_name(), 'simple')}\n")
-    runtime_plots.bars(rows, context.attach("runtimes.png"))
-    runtime_plots.roofline(rows, by_threads, macs, network.weights, context.attach("roofline.png"))
+    with context.machine.computing():
+        runtime_plots.bars(rows, context.attach("runtimes.png"))
+        runtime_plots.roofline(rows, by_threads, macs, network.weights, context.attach("roofline.png"))
 
 
 def _warn_if_busy() -> None:
@@ -171,15 +177,18 @@ def _warn_if_busy() -> None:
 
 
 def _tell_limits(taken: Taken, threads: int, batch_size: int, config: Config) -> None:
-    """Say when a loop ended by its time limit instead of by what it was to reach."""
+    """Say what a loop did not reach, and which setting lets it."""
     where = f"benchmark, {threads} thread{'s' if threads > 1 else ''}, batch {batch_size}"
     if not taken.stable:
         terminal.warn(f"{where}: the times were not stable after {taken.warmup_rounds} rounds of warm-up")
-    if not taken.narrow:
-        over = f"benchmark.max_seconds={config.benchmark.max_seconds:g} were over: " if taken.timed_out else ""
+    name, width_pct = taken.widest()
+    if width_pct >= config.benchmark.interval_pct:
+        # Where the rounds of each pass told enough, what is left is how the passes differ.
+        over = f"benchmark.max_seconds={config.benchmark.max_seconds:g} were over: more of them, and "
         terminal.warn(
-            f"{where}: {over}after {taken.rounds} rounds not every median's interval is narrower than "
-            f"benchmark.interval_pct={config.benchmark.interval_pct:g}"
+            f"{where}: after {taken.rounds} rounds in {len(taken.passes)} passes the 95 % interval of {name} is "
+            f"{width_pct:.1f} % of its median wide (benchmark.interval_pct={config.benchmark.interval_pct:g}); "
+            f"{over if taken.timed_out else ''}more benchmark.passes narrow it"
         )
 
 
@@ -204,5 +213,6 @@ STAGE = Stage(
         "evaluate.repeats",
     ),
     parts=("test",),
+    version=2,
     measures_machine=True,
 )

@@ -8,8 +8,10 @@ from pipeline.stage import Context, Inputs, Stage
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
-    prepared = forms.load("qat", inputs["qat"], config, context.info)
-    context.save_model(quantization.convert(prepared, config.backend))
+    with context.machine.computing():
+        prepared = forms.load("qat", inputs["qat"], config, context.info)
+        int8 = quantization.convert(prepared, config.backend)
+    context.save_model(int8)
 
 
 STAGE = Stage(name="convert", run=run, sections=("model", "backend", "fuse"), consumes=("qat",), produces="int8")

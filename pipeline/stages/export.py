@@ -46,10 +46,12 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     with parity.torch_threads_kept():
         for form, checkpoint in inputs.items():
             assert form != "exports"
-            prefix, model = forms.PREFIXES[form], forms.load(form, checkpoint, config, context.info).eval()
+            prefix = forms.PREFIXES[form]
+            with context.machine.computing():
+                model = forms.load(form, checkpoint, config, context.info).eval()
             predictor = eager.predictor(model, torch.get_num_threads())
             size, labels = config.evaluate.batch_size, test.labels.numpy()
-            logits = parity.outputs(predictor, test, config.dataset, size, f"eager {prefix}")
+            logits = parity.outputs(predictor, test, config.dataset, size, f"eager {prefix}", context.machine)
             if form == "float":
                 fp32_logits = logits
             assert fp32_logits is not None, "the float form comes first"
@@ -106,13 +108,14 @@ def _export_and_compare(
     shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
     folder.mkdir(parents=True)
     size = config.dataset.image_size
-    runtime.export(reference.model, torch.zeros(1, context.info.channels, size, size), folder)
+    with context.machine.computing():
+        runtime.export(reference.model, torch.zeros(1, context.info.channels, size, size), folder)
     datasets.preprocessing(config.dataset).write(folder)
-    predictor = runtime.load(folder, torch.get_num_threads())
+    with context.machine.computing():
+        predictor = runtime.load(folder, torch.get_num_threads())
     description = f"{runtime.name} {reference.prefix}"
     test, batch_size = context.load_test(), config.evaluate.batch_size
-    with context.machine.computing():
-        logits = parity.outputs(predictor, test, config.dataset, batch_size, description)
+    logits = parity.outputs(predictor, test, config.dataset, batch_size, description, context.machine)
     return parity.compare(logits, reference.logits, reference.labels)
 
 

@@ -8,8 +8,10 @@ from pipeline.stage import Context, Inputs, Stage
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
-    twin = forms.load_float_into_twin(inputs["float"], config, context.info)
-    context.save_model(quantization.fuse(twin, config.fuse.mode))
+    with context.machine.computing():
+        twin = forms.load_float_into_twin(inputs["float"], config, context.info)
+        fused = quantization.fuse(twin, config.fuse.mode)
+    context.save_model(fused)
 
 
 STAGE = Stage(name="fuse", run=run, sections=("model", "fuse"), consumes=("float",), produces="fused")

@@ -17,7 +17,9 @@ from pipeline.stage import Context, Inputs, Stage
 def run(config: Config, inputs: Inputs, context: Context) -> None:
     context.load_training()  # reading images is no part of what quantization takes
     started = time.perf_counter()
-    int8 = quantization.convert(calibrated(inputs["float"], config, context), config.backend)
+    prepared = calibrated(inputs["float"], config, context)
+    with context.machine.computing():
+        int8 = quantization.convert(prepared, config.backend)
     context.metric("ptq/seconds", time.perf_counter() - started)
     context.save_model(int8)
 

@@ -62,7 +62,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
 def _predict_converted(model: nn.Module, config: Config, context: Context) -> Tensor:
     """The class of every validation image, int64 (N), if `model` were converted now; the model stays as it is."""
     _, validation = context.load_training()
-    with torch.random.fork_rng(devices=[]):  # building modules may draw random numbers
+    with context.machine.computing(), torch.random.fork_rng(devices=[]):  # building modules may draw random numbers
         int8 = quantization.convert(copy.deepcopy(model), config.backend)
     size, machine = config.qat.batch_size, context.machine
     return training.predict(

@@ -17,8 +17,9 @@ from pipeline.stage import Context, Inputs, Stage
 def run(config: Config, inputs: Inputs, context: Context) -> None:
     training, validation = context.load_training()
     ptq, measured = config.ptq, config.sensitivity
-    twin = forms.load_float_into_twin(inputs["float"], config, context.info)
-    model = quantization.prepare_simulation(twin, config.backend, ptq.observer)
+    with context.machine.computing():
+        twin = forms.load_float_into_twin(inputs["float"], config, context.info)
+        model = quantization.prepare_simulation(twin, config.backend, ptq.observer)
     calibrate(
         model,
         training,
@@ -39,7 +40,8 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     )
     context.attach("sensitivity.md").write_text(markdown_table(found, len(held_out)))
     context.attach("sensitivity.csv").write_text(csv_table(found))
-    plots.sensitivity(found, context.attach("sensitivity.png"))
+    with context.machine.computing():
+        plots.sensitivity(found, context.attach("sensitivity.png"))
     context.metric("sensitivity/float_accuracy_pct", found.float_pct)
     context.metric("sensitivity/int8_accuracy_pct", found.int8_pct)
     context.metric("sensitivity/worst_snr_db", min(layer.activation_snr_db for layer in found.layers))

@@ -1,0 +1,202 @@
+"""One measures alone: with real locks, and processes that hold them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import multiprocessing
+import pickle
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import datasets, forms, parity, quantization
+from pipeline.composition import compose_request
+from pipeline.config import DatasetConfig
+from pipeline.datasets import decoding
+from pipeline.datasets.loader import evaluation_batches
+from pipeline.datasets.spec import Part
+from pipeline.machine import UNSHARED, Machine
+from pipeline.request import Request
+from pipeline.runner import run
+from tests.machine_lock import could_measure, measuring_elsewhere
+
+CPU = torch.device("cpu")
+COUNT = 12
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "locks"
+
+
+@pytest.fixture
+def machine(folder: Path) -> Machine:
+    return Machine(folder)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> DatasetConfig:
+    """A folder of small images."""
+    for part in ("train", "test"):
+        for label in ("cat", "dog"):
+            (tmp_path / part / label).mkdir(parents=True)
+            for index in range(COUNT // 2):
+                Image.fromarray(np.full((8, 8, 3), 20 * index, np.uint8)).save(tmp_path / part / label / f"{index}.png")
+    return dataclasses.replace(composed(), root=str(tmp_path))
+
+
+@functools.cache
+def composed() -> DatasetConfig:
+    overrides = ["dataset=image_folder", "dataset.root=anywhere", "dataset.image_size=8", "dataset.workers=2"]
+    return compose_request(overrides).config.dataset
+
+
+class Work:
+    """Something that is done in another thread, and whether it is done."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.result: object = None
+
+        def run() -> None:
+            self.result = work()
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+
+    def ends_within(self, seconds: float) -> bool:
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+
+def test_measurement_waits_for_what_computes_and_what_computes_for_it(machine: Machine, folder: Path) -> None:
+    assert could_measure(folder)
+    with machine.computing():
+        assert not could_measure(folder)
+        with machine.computing():  # of what it calls
+            pass
+        assert not could_measure(folder)
+    assert could_measure(folder)
+    with measuring_elsewhere(folder), pytest.raises(TimeoutError), machine.computing(patience_s=0.1):
+        pass
+    with machine.computing(patience_s=30):
+        pass
+
+
+def test_lock_is_the_same_when_it_is_sent_to_another_process(machine: Machine, folder: Path) -> None:
+    sent, unshared = (pickle.loads(pickle.dumps(one)) for one in (machine, UNSHARED))  # noqa: S301
+    with sent.computing():
+        assert not could_measure(folder)
+    with unshared.measuring(), UNSHARED.computing():
+        pass
+
+
+def test_decoding_into_memory_waits_when_another_process_measures(
+    pictures: DatasetConfig, machine: Machine, folder: Path
+) -> None:
+    with measuring_elsewhere(folder):
+        loading = Work(lambda: datasets.load_test(pictures, machine))
+        assert not loading.ends_within(1)
+    assert loading.ends_within(60)
+    assert isinstance(loading.result, Part)
+    assert len(loading.result) == COUNT
+
+
+@pytest.mark.parametrize("changes", [{}, {"loading": "stream", "unreadable": "skip"}])
+def test_every_file_is_decoded_while_nobody_can_measure_and_between_the_slices_one_can(
+    changes: dict[str, str], pictures: DatasetConfig, machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, free, between = decoding.read_image, [], []
+
+    def watched(path: Path, channels: int) -> Image.Image:
+        free.append(could_measure(folder))
+        return read(path, channels)
+
+    computing = machine.computing
+
+    def counted() -> object:
+        between.append(could_measure(folder))
+        return computing()
+
+    monkeypatch.setattr(decoding, "read_image", watched)
+    monkeypatch.setattr(decoding, "_CHUNK", 5)
+    monkeypatch.setattr(machine, "computing", counted)
+    config = dataclasses.replace(pictures, **changes)
+    part = datasets.load_test(config, machine)
+    assert free == [False] * COUNT
+    assert between[:3] == [True] * 3
+    list(evaluation_batches(part.select(np.arange(3)), config, 3, CPU))  # a single batch is decoded in this process
+    assert not any(free)
+    assert len(free) == COUNT + (3 if changes else 0)
+
+
+def test_workers_decode_no_further_while_another_process_measures(
+    pictures: DatasetConfig, machine: Machine, folder: Path
+) -> None:
+    config = dataclasses.replace(pictures, loading="stream")
+    batches = evaluation_batches(datasets.load_test(config, machine), config, 1, CPU)
+    first = next(batches)  # the workers have started; of 12 batches 5 are under way
+    with measuring_elsewhere(folder):
+        rest = Work(lambda: list(batches))
+        assert not rest.ends_within(2)
+    assert rest.ends_within(60)
+    assert isinstance(rest.result, list)
+    in_memory = evaluation_batches(datasets.load_test(pictures), pictures, 1, CPU)
+    for (images, labels), (same, alike) in zip([first, *rest.result], in_memory, strict=True):
+        assert torch.equal(images, same)
+        assert torch.equal(labels, alike)
+
+
+def test_workers_end_by_themselves_when_the_epoch_is_left_while_another_process_measures(
+    pictures: DatasetConfig, machine: Machine, folder: Path
+) -> None:
+    config = dataclasses.replace(pictures, loading="stream")
+    batches = evaluation_batches(datasets.load_test(config, machine), config, 1, CPU)
+    next(batches)
+    with measuring_elsewhere(folder):
+        next(batches)  # those under way are there, and the workers wait for the lock
+        workers = multiprocessing.active_children()
+        assert len(workers) == 2
+        batches.close()
+    assert [worker.exitcode for worker in workers] == [0, 0]  # and not torch's SIGTERM, which comes after 5 seconds
+
+
+def test_logits_are_computed_while_nobody_can_measure(pictures: DatasetConfig, machine: Machine, folder: Path) -> None:
+    free = []
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        free.append(could_measure(folder))
+        return images.mean((2, 3))
+
+    part = datasets.load_test(pictures, machine)
+    assert parity.outputs(predict, part, pictures, 5, "", machine).shape == (COUNT, 3)
+    assert free == [False] * 3
+    assert could_measure(folder)
+
+
+def test_stages_that_prepare_a_model_hold_the_lock(
+    small_request: Callable[..., Request], outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free: list[bool] = []
+
+    def watch(module: Any, name: str) -> None:
+        real = getattr(module, name)
+
+        def call(*args: Any) -> Any:
+            free.append(could_measure(outputs / "artifacts" / ".locks"))
+            return real(*args)
+
+        monkeypatch.setattr(module, name, call)
+
+    watch(forms, "load_float_into_twin")
+    for name in ("fuse", "prepare_ptq", "prepare_simulation", "convert"):
+        watch(quantization, name)
+    few = ["sensitivity.samples=20", "ptq.calibration_samples=20"]
+    run(small_request("tracking=off", "stages=[train,fuse,ptq,sensitivity]", *few))
+    assert free == [False] * 7
