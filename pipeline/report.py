@@ -24,8 +24,8 @@ FORMS = {
 _COLUMNS = (
     ("test %", "accuracy_pct", 2),
     ("latency ms", "latency_ms", 2),
-    ("p90 ms", "latency_p90_ms", 2),
-    ("p99 ms", "latency_p99_ms", 2),
+    ("p90", "latency_p90_ms", 2),
+    ("p99", "latency_p99_ms", 2),
     ("size MB", "size_mb", 2),
 )
 _PAIR_NUMBERS = (
@@ -56,7 +56,7 @@ def results_table(metrics: Mapping[str, float], style: str) -> str:
     others = (change.get(metric, "") for _, metric, _ in _COLUMNS[1:])
     rows.append(["change", "", change.pop("accuracy_pct"), between, *others])
     align = ("left", *["right"] * (len(rows[0]) - 1))
-    headers = ["", "validation %", _COLUMNS[0][0], "95 % interval", *(column for column, _, _ in _COLUMNS[1:])]
+    headers = ["", "val %", _COLUMNS[0][0], "95 % interval", *(column for column, _, _ in _COLUMNS[1:])]
     return tabulate(rows, headers, tablefmt=style, disable_numparse=True, colalign=align)
 
 

@@ -14,8 +14,9 @@ _SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
 def take_ranges(prepared: nn.Module, calibrated: nn.Module) -> None:
     """Set the ranges of `prepared` (by `prepare`) to those of `calibrated` (by `prepare_ptq`): both then convert alike.
 
-    Both are of one network, so that a layer has one name in both. Weights are those with the BatchNorm folded; folded
-    otherwise, by rounding alone, their extremes would fall to the other side of a level.
+    Both are of one network, so that a layer has one name in both. The observers of `prepared` go by minima and maxima,
+    not by a histogram. Weights are taken with the BatchNorm folded: folded otherwise, by rounding alone, their extremes
+    would fall to the other side of a level.
     """
     observers = {name: module for name, module in calibrated.named_modules() if isinstance(module, ObserverBase)}
     for name, module in prepared.named_modules():
@@ -56,12 +57,9 @@ def _range_of(fake_quantize: Any, scale: Tensor, zero_point: Tensor) -> tuple[Te
 
 
 def _set_ends(fake_quantize: Any, low: Tensor, high: Tensor) -> None:
-    """Let the observer within have seen exactly these extremes."""
+    """Let the observer within, which has seen nothing yet, see exactly these extremes."""
     observer = fake_quantize.activation_post_process
-    for buffer, value in ((observer.min_val, low), (observer.max_val, high)):
-        # One number is a scalar in an observer, and a list of one in what it calculates.
-        buffer.resize_(value.shape if value.numel() > 1 else buffer.shape if buffer.numel() == 1 else ())
-        buffer.copy_(value.view(buffer.shape))
+    observer(torch.stack((low, high), dim=-1))
     scale, zero_point = observer.calculate_qparams()
     for buffer, value in ((fake_quantize.scale, scale), (fake_quantize.zero_point, zero_point)):
         buffer.resize_(value.shape)

@@ -73,10 +73,10 @@ def _predict_converted(model: nn.Module, config: Config, context: Context) -> Te
 def _begin_from_ptq(model: nn.Module, checkpoint: Path, config: Config, context: Context) -> None:
     """Begin with the ranges of post-training quantization instead of those of the first batches.
 
-    Converted now, the model is that of the stage `ptq`. Where there is no fake-quantize, the model's own observers see
-    the calibration images.
+    Converted now, the model is that of the stage `ptq`. Where there is no fake-quantize, and of
+    histograms, which cannot be told a range, the model's own observers see the calibration images.
     """
-    if config.backend.fake_quantize:
+    if config.backend.fake_quantize and config.backend.observer != "histogram":
         quantization.take_ranges(model, calibrated(checkpoint, config, context))
         return
     images, _ = context.load_training()
