@@ -27,7 +27,8 @@ OWNERS = {
     "yaml": {"config_files.py"},
     "optuna": {"search_space.py", "study.py"},
     "torch.ao": {
-        f"quantization/{name}.py" for name in ("__init__", "fake_quantize", "graph", "layers", "qconfig", "vectorized")
+        f"quantization/{name}.py"
+        for name in ("__init__", "fake_quantize", "graph", "layers", "qconfig", "ranges", "vectorized")
     },
     "onnx": {"tracking/models.py"},
     "onnxruntime": {"runtimes/onnx.py"},
