@@ -31,21 +31,24 @@ _TIMED = ("fp32", "ptq_int8", "int8")
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
     (_, validation), test = context.load_training(), context.load_test()
-    models = {
-        prefix: forms.load(form, inputs[form], config, context.info)
-        for form, prefix in forms.PREFIXES.items()
-        if form in inputs
-    }
+    with context.machine.computing():
+        models = {
+            prefix: forms.load(form, inputs[form], config, context.info)
+            for form, prefix in forms.PREFIXES.items()
+            if form in inputs
+        }
     validated = {name: _predict(name, model, validation, config, context) for name, model in models.items()}
     _keep_predictions(validation, validated, "predictions_val.npz", context)
     predicted = {name: _predict(name, model, test, config, context) for name, model in models.items()}
     _keep_predictions(test, predicted, "predictions.npz", context)
     names = context.info.class_names
-    plots.confusion_matrix(test.labels, predicted["int8"], names, context.attach("confusion_matrix_int8.png"))
+    with context.machine.computing():
+        plots.confusion_matrix(test.labels, predicted["int8"], names, context.attach("confusion_matrix_int8.png"))
     latency = _measure_latency(config, {name: models[name] for name in _TIMED if name in models}, test, context)
     _report_validation(validation, validated, context)
     _report_test(test, predicted, context)
-    size = {name: size_mb(model) for name, model in models.items()}
+    with context.machine.computing():
+        size = {name: size_mb(model) for name, model in models.items()}
     for name in models:
         context.metric(f"{name}/size_mb", size[name])
     context.metric("speedup", latency["fp32"] / latency["int8"])
