@@ -107,20 +107,45 @@ def test_markdown_keeps_the_summary_when_its_rows_are_cut() -> None:
     assert "Over seeds" in markdown.splitlines()[-5]
 
 
+def test_seeds_of_qat_alone_are_seeds_too() -> None:
+    runs = [
+        tracked(f"q{seed}", metrics(98.0 + seed), parameters={"seed": "0", "qat.seed": str(seed)}) for seed in range(3)
+    ]
+    (row,) = summary(runs).frame.to_dict("records")
+    assert (row["seeds"], row["int8_accuracy_mean_pct"]) == (3, pytest.approx(99.0))
+
+
+def child_runs(client: mlflow.MlflowClient, parent: mlflow.entities.Run, runs: list[TrackedRun]) -> None:
+    """Log runs as the jobs of a sweep would."""
+    for run in runs:
+        tags = {"mlflow.parentRunId": parent.info.run_id}
+        child = client.create_run(parent.info.experiment_id, tags=tags, run_name=run.name).info.run_id
+        for name, value in run.parameters.items():
+            client.log_param(child, name, value)
+        for name, number in run.metrics.items():
+            client.log_metric(child, name, number)
+        client.set_terminated(child)
+
+
+def test_best_job_of_a_sweep_is_the_one_that_validation_says_when_the_test_part_says_another(
+    small_request: Callable[..., Request], outputs: Path
+) -> None:
+    lucky = {"val/int8_accuracy_pct": 97.0, "val/accuracy_drop_pct": 2.0}
+    runs = [seeded("fbgemm", 0, 98.9), seeded("qnnpack", 0, 99.9, **lucky)]
+    with sweep_session(["backend=fbgemm,qnnpack"], [], small_request().config) as sweep:
+        client = mlflow.MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
+        parent = client.get_run(str(sweep.parent_run_id))
+        child_runs(client, parent, runs)
+    assert client.get_run(parent.info.run_id).data.tags["sweep.best"] == "fbgemm-0"
+
+
 def test_sweep_over_seeds_ends_with_its_summary_in_the_terminal_and_the_parent_run(
     small_request: Callable[..., Request], outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with sweep_session(["seed=0,1,2"], [], small_request().config) as sweep:
         client = mlflow.MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
         parent = client.get_run(str(sweep.parent_run_id))
-        for run in THREE:  # as the jobs would
-            tags = {"mlflow.parentRunId": parent.info.run_id}
-            child = client.create_run(parent.info.experiment_id, tags=tags, run_name=run.name).info.run_id
-            for name, value in run.parameters.items():
-                client.log_param(child, name, value)
-            for name, number in run.metrics.items():
-                client.log_metric(child, name, number)
-            client.set_terminated(child)
+        child_runs(client, parent, THREE)
     assert "Over seeds" in capsys.readouterr().out
     parent = client.get_run(parent.info.run_id)
     assert parent.data.metrics == pytest.approx(summary(THREE).metrics())
