@@ -243,6 +243,4 @@ def _report(request: Request, metrics: dict[str, float], tracker: Tracker) -> No
     tracker.text(markdown, "results.md")
     terminal.say(f"\n{report.results_table(metrics, 'simple')}\n\n{words}\n{conditions}\n")
     if request.job is None:
-        own_store = request.config.tracking.enabled and request.config.tracking.uri is None
-        default_store = own_store and in_project(request.config.outputs) == in_project("outputs")
-        terminal.say(report.next_lines(request.overrides, default_store))
+        terminal.say(report.next_lines(request.overrides, tracker.way_to_runs))

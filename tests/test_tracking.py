@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,9 @@ import yaml
 from pipeline.config import TrackingConfig
 from pipeline.files import PROJECT_ROOT
 from pipeline.request import Request
-from pipeline.runner import run
+from pipeline.runner import Outcome, run
 from pipeline.tracking import RunRecord, open_run
+from pipeline.tracking.views import results
 from tests.conftest import SMALL
 
 RECORD = RunRecord("a run", {}, {}, "seed: 0\n", ("digits", "0123", "nowhere"))
@@ -42,6 +46,15 @@ def runs(outputs: Path) -> list[Any]:
 def finished_run(finished_outputs: Path) -> Any:
     (found,) = runs(finished_outputs)
     return found
+
+
+@pytest.fixture
+def once(
+    capsys: pytest.CaptureFixture[str], finished_outputs: Path, small_request: Callable[..., Request], outputs: Path
+) -> Outcome:
+    """The one run of a store, with all of its artifacts; what it says is still to be read."""
+    shutil.copytree(finished_outputs / "artifacts", outputs / "artifacts")
+    return run(small_request())
 
 
 def test_run_has_the_nine_metrics_when_finished(finished_run: Any) -> None:
@@ -92,13 +105,38 @@ def test_run_has_yaml_table_and_confusion_matrix_as_artifacts(finished_run: Any,
 def test_replayed_run_logs_what_the_first_one_did_when_everything_is_cached(
     finished_outputs: Path, finished_run: Any, small_request: Callable[..., Request], outputs: Path
 ) -> None:
-    import shutil
-
     shutil.copytree(finished_outputs / "artifacts", outputs / "artifacts")
     run(small_request())
     (replayed,) = runs(outputs)
     assert replayed.data.metrics == finished_run.data.metrics
     assert replayed.data.tags["mlflow.note.content"] == finished_run.data.tags["mlflow.note.content"]
+
+
+def test_printed_link_opens_the_view_that_the_experiment_keeps(
+    once: Outcome, outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = re.search(r"/#/experiments/(\w+)/runs\?(\S+)$", capsys.readouterr().out, re.MULTILINE)
+    assert found is not None
+    asked = urllib.parse.parse_qs(found[2])
+    assert asked.pop("workflowType") == ["machine_learning"]
+    (key,) = asked.pop("viewStateShareKey")
+    assert not asked
+    assert results().value == client(outputs).get_experiment(found[1]).tags[f"mlflow.sharedViewState.{key}"]
+
+
+def test_experiment_gets_the_view_of_today_when_it_has_none_or_another_and_is_left_alone_when_it_has_it(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_run(TrackingConfig(), outputs, RECORD):
+        pass
+    experiment = runs(outputs)[0].info.experiment_id
+    client(outputs).set_experiment_tag(experiment, results().tag, "drawn up yesterday")
+    with open_run(TrackingConfig(), outputs, RECORD):
+        pass
+    assert client(outputs).get_experiment(experiment).tags[results().tag] == results().value
+    monkeypatch.setattr(mlflow.MlflowClient, "set_experiment_tag", lambda *_: pytest.fail("it is written again"))
+    with open_run(TrackingConfig(), outputs, RECORD):
+        pass
 
 
 def test_run_is_failed_with_the_error_as_tag_when_a_stage_raises(
@@ -147,8 +185,6 @@ def test_run_is_killed_when_interrupted(outputs: Path, sent: signal.Signals) -> 
 def test_nothing_is_tracked_when_tracking_is_off(
     finished_outputs: Path, small_request: Callable[..., Request], outputs: Path
 ) -> None:
-    import shutil
-
     shutil.copytree(finished_outputs / "artifacts", outputs / "artifacts")
     run(small_request("tracking=off"))
     assert sorted(path.name for path in outputs.iterdir()) == ["artifacts"]
@@ -170,8 +206,6 @@ def test_store_lies_under_the_project_when_the_command_is_typed_elsewhere(tmp_pa
         assert found.info.artifact_uri.startswith((target / "mlartifacts").as_uri())
         assert list(tmp_path.rglob("*.db")) == []
     finally:
-        import shutil
-
         shutil.rmtree(target, ignore_errors=True)
 
 

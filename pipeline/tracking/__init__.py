@@ -23,11 +23,13 @@ from pipeline.shipping import RegisterConfig
 from pipeline.tracking.channels import Channel
 from pipeline.tracking.delivery import thing
 from pipeline.tracking.models import ModelRecord
+from pipeline.tracking.pages import way_to_view
 from pipeline.tracking.starting import RunRecord, start
+from pipeline.tracking.views import RESULTS
 
 __all__ = ["RunRecord", "Tracker", "open_run"]
 
-_MAX_PARAM_LENGTH = 6000
+_MAX_ERROR_LENGTH = 6000
 
 
 class Tracker(Protocol):
@@ -35,9 +37,11 @@ class Tracker(Protocol):
 
     Attributes:
         run_id: the run's id in the store, or None where nothing is tracked.
+        way_to_runs: what to type and open to see it among all runs; empty where no browser shows them.
     """
 
     run_id: str | None
+    way_to_runs: str
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
         """A number; `step` is the epoch of a curve's point."""
@@ -59,6 +63,7 @@ class Tracker(Protocol):
 
 class _Silent:
     run_id: str | None = None
+    way_to_runs = ""
 
     def metric(self, name: str, value: float, step: int | None = None) -> None: ...
     def file(self, path: Path) -> None: ...
@@ -72,9 +77,10 @@ class _Silent:
 class _Told:
     """Puts what a run says into the channel to its store."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, way_to_runs: str) -> None:
         self._put = channel.put
         self.run_id: str | None = channel.run_id
+        self.way_to_runs = way_to_runs
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
         self._put(thing("metric", name=name, value=float(value), step=step))
@@ -115,21 +121,21 @@ def open_run(config: TrackingConfig, outputs: Path, record: RunRecord) -> Iterat
     if not config.enabled:
         yield _Silent()
         return
-    channel, mark = start(config, outputs, record)
+    channel, experiment, mark = start(config, outputs, record)
     status = "KILLED"
     try:
-        channel.put(thing("params", values={k: str(v)[:_MAX_PARAM_LENGTH] for k, v in record.parameters.items()}))
+        channel.put(thing("params", values=record.logged_parameters()))
         name, digest, origin = record.dataset
         channel.put(thing("dataset", name=name, digest=digest, origin=origin))
         channel.put(thing("text", content=record.config_yaml, name="config.yaml"))
-        yield _Told(channel)
+        yield _Told(channel, way_to_view(config, outputs, experiment, RESULTS))
         status = "FINISHED"
     except INTERRUPTIONS:
         raise
     except BaseException as error:
         status = "FAILED"
         text = mask_text(f"{type(error).__name__}: {error}")
-        channel.put(thing("tags", values={"error": text[:_MAX_PARAM_LENGTH]}))
+        channel.put(thing("tags", values={"error": text[:_MAX_ERROR_LENGTH]}))
         raise
     finally:
         with undisturbed() if status == "KILLED" else nullcontext():
