@@ -17,7 +17,7 @@ OWNERS = {
         f"tracking/{name}.py"
         for name in (
             *("channels", "delivery", "leftovers", "models", "parents", "reading", "registry"),
-            "starting",
+            *("repeats", "starting"),
             "torchscript_model",
         )
     },

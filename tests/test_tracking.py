@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import signal
@@ -137,6 +138,50 @@ def test_experiment_gets_the_view_of_today_when_it_has_none_or_another_and_is_le
     monkeypatch.setattr(mlflow.MlflowClient, "set_experiment_tag", lambda *_: pytest.fail("it is written again"))
     with open_run(TrackingConfig(), outputs, RECORD):
         pass
+
+
+def test_cached_repeat_adds_no_run_and_names_the_one_that_is_there(
+    once: Outcome, small_request: Callable[..., Request], outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = capsys.readouterr().out.partition("next:")[0]
+    again = run(small_request("tracking.patience_s=1"))
+    assert (again.run_id, again.metrics) == (once.run_id, once.metrics)
+    assert len(runs(outputs)) == 1
+    said_again = capsys.readouterr().out
+    assert f"runs/{once.run_id}?workflowType=machine_learning" in said_again
+    assert "tracking.run_name=" in said_again
+    assert "force=true" in said_again
+    assert said_again.startswith(said)  # the table is shown as ever
+
+
+def test_run_is_added_when_another_name_other_stages_or_settings_or_new_work_are_asked_for(
+    once: Outcome, small_request: Callable[..., Request], outputs: Path
+) -> None:
+    named = run(small_request("tracking.run_name=mine"))
+    assert run(small_request("tracking.run_name=mine")).run_id == named.run_id
+    assert len(runs(outputs)) == 2
+    asked = ("stages=[convert,evaluate]", "dataset.workers=1", "force=evaluate", "evaluate.repeats=2")
+    for count, override in enumerate(asked, start=3):
+        run(small_request(override))
+        assert len(runs(outputs)) == count
+
+
+def test_run_is_added_when_the_one_that_is_there_did_not_finish(
+    once: Outcome, small_request: Callable[..., Request], outputs: Path
+) -> None:
+    client(outputs).update_run(str(once.run_id), status="FAILED")
+    assert run(small_request()).run_id != once.run_id
+
+
+def test_cached_job_gets_a_child_of_its_own_sweep_once(
+    once: Outcome, small_request: Callable[..., Request], outputs: Path
+) -> None:
+    parent = client(outputs).create_run(runs(outputs)[0].info.experiment_id).info.run_id
+    job = dataclasses.replace(small_request(), name="seed=0", parent_run_id=parent, job="0123")
+    child = run(job)
+    assert client(outputs).get_run(str(child.run_id)).data.tags["mlflow.parentRunId"] == parent
+    assert run(job).run_id == child.run_id
+    assert run(dataclasses.replace(job, job="4567")).run_id != child.run_id
 
 
 def test_run_is_failed_with_the_error_as_tag_when_a_stage_raises(

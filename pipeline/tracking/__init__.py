@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
+from pipeline import terminal
 from pipeline.champion import Contender
 from pipeline.config import TrackingConfig
 from pipeline.interruption import INTERRUPTIONS, undisturbed
@@ -24,10 +25,11 @@ from pipeline.tracking.channels import Channel
 from pipeline.tracking.delivery import thing
 from pipeline.tracking.models import ModelRecord
 from pipeline.tracking.pages import way_to_view
+from pipeline.tracking.repeats import Earlier, find_earlier
 from pipeline.tracking.starting import RunRecord, start
 from pipeline.tracking.views import RESULTS
 
-__all__ = ["RunRecord", "Tracker", "open_run"]
+__all__ = ["RunRecord", "Tracker", "find_earlier", "open_run"]
 
 _MAX_ERROR_LENGTH = 6000
 
@@ -62,8 +64,8 @@ class Tracker(Protocol):
 
 
 class _Silent:
-    run_id: str | None = None
-    way_to_runs = ""
+    def __init__(self, run_id: str | None = None, way_to_runs: str = "") -> None:
+        self.run_id, self.way_to_runs = run_id, way_to_runs
 
     def metric(self, name: str, value: float, step: int | None = None) -> None: ...
     def file(self, path: Path) -> None: ...
@@ -112,14 +114,23 @@ class _Told:
 
 
 @contextmanager
-def open_run(config: TrackingConfig, outputs: Path, record: RunRecord) -> Iterator[Tracker]:
-    """Start a run and end it with the status that the block deserves.
+def open_run(
+    config: TrackingConfig, outputs: Path, record: RunRecord, earlier: Earlier | None = None
+) -> Iterator[Tracker]:
+    """Start a run and end it with the status that the block deserves; with an `earlier` one, point to that instead.
 
     Raises:
         UserError: when the tracking store cannot be opened. The job of a sweep waits for a server that is away.
     """
     if not config.enabled:
         yield _Silent()
+        return
+    if earlier is not None:
+        yield _Silent(earlier.run_id, way_to_view(config, outputs, earlier.experiment, RESULTS))
+        terminal.say(
+            f"nothing new: in MLflow this is run '{earlier.name}', {earlier.page or earlier.run_id}\n"
+            "  tracking.run_name=… logs it once more under that name, force=true makes it again"
+        )
         return
     channel, experiment, mark = start(config, outputs, record)
     status = "KILLED"
