@@ -22,6 +22,7 @@ from pipeline.interruption import INTERRUPTIONS
 from pipeline.redaction import mask_text
 from pipeline.request import Request
 from pipeline.runner import artifacts_of, run
+from pipeline.schema import flatten
 from pipeline.sweep import (
     FAILED,
     FINISHED,
@@ -51,9 +52,11 @@ def sweep_session(overrides: list[str], jobs: list[list[str]], config: Config) -
     """
     outputs = in_project(config.outputs)
     sweep = Sweep(outputs / "sweeps" / sweep_id(overrides), overrides, jobs)
-    tracked = config.tracking.enabled
-    if tracked:
-        sweep.parent_run_id = parents.open_parent(config.tracking, outputs, sweep.id, sweep.name)
+    parent = None
+    if config.tracking.enabled:
+        parent = parents.open_parent(config.tracking, outputs, sweep.id, sweep.name, _varying(sweep, config))
+    if parent is not None:
+        sweep.parent_run_id = parent.run_id
     sweep.save()
     _settle_killed(sweep, config)
     terminal.say(f"sweep {sweep.id}: {len(jobs) or 'a search of'} jobs in {sweep.folder}")
@@ -71,15 +74,25 @@ def sweep_session(overrides: list[str], jobs: list[list[str]], config: Config) -
     finally:
         if status != "KILLED":
             summary = _compare_jobs(sweep, config)
-        if tracked and sweep.parent_run_id is not None:
+        if parent is not None:
             try:
-                parents.close_parent(config.tracking, outputs, sweep.parent_run_id, sweep.name, status, summary)
+                parents.close_parent(config.tracking, outputs, parent.run_id, sweep.name, status, summary)
             except UserError as error:  # the results, which are about to be told, do not depend on it
                 terminal.warn(str(error))
     terminal.say(status_table(sweep))
+    if parent is not None and parent.way_to_jobs:
+        terminal.say(f"\nin MLflow:  {parent.way_to_jobs}")
     if sweep.failures():
         print(f"error: {failure_lines(sweep)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _varying(sweep: Sweep, config: Config) -> list[str]:
+    """The parameters in which the jobs were asked to differ; of a search, which finds its jobs, all that was typed."""
+    asked = [text for text in sweep.overrides if all(text not in job for job in sweep.jobs)]
+    keys = [text.lstrip("+").split("=")[0] for text in asked]
+    known = dict(flatten(dataclasses.asdict(config)))
+    return [name for key in keys for name in (key, f"{key}.name") if name in known]
 
 
 def _compare_jobs(sweep: Sweep, config: Config) -> parents.Summary | None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline import datasets, environment, runtimes, stages
+from pipeline.artifacts import Artifact
 from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
 from pipeline.models import weights
@@ -110,6 +112,22 @@ def _settings(section: str, value: Any, ignores: tuple[str, ...]) -> Any:
         for spec in dataclasses.fields(value)
         if spec.metadata.get("in_key", True) and f"{section}.{spec.name}" not in ignores
     }
+
+
+def input_hashes(step: Step, done: Mapping[str, Artifact]) -> dict[str, str | None]:
+    """Which results a step is made from, by their content."""
+    return {name: done[name].content_hash for name in step.consumes.values() if name in done}
+
+
+def is_current(step: Step, artifact: Artifact, done: Mapping[str, Artifact]) -> bool:
+    """Whether an artifact was made from the very results that are there now."""
+    return all(artifact.inputs.get(name) == digest for name, digest in input_hashes(step, done).items())
+
+
+def is_replay(plan: Plan, done: Mapping[str, Artifact]) -> bool:
+    """Whether the result of every step is there and current, so that a walk makes nothing."""
+    found = [(step, done.get(step.artifact)) for step in plan.steps]
+    return bool(found) and all(artifact is not None and is_current(step, artifact, done) for step, artifact in found)
 
 
 class _Undeclared:

@@ -144,13 +144,12 @@ def conditions(evaluate: EvaluateConfig, metrics: Mapping[str, float], cpu: str)
     )
 
 
-def next_lines(overrides: list[str], default_store: bool) -> str:
-    """The lines that a user is likely to type next."""
+def next_lines(overrides: list[str], way_to_runs: str) -> str:
+    """The lines that a user is likely to type next; `way_to_runs` is how to see them, where a browser shows them."""
     dropped = ("backend", "qat.epochs", "force", "stages", "tracking.run_name")
     kept = [shlex.quote(text) for text in overrides if text.lstrip("+").split("=")[0] not in dropped]
     sweep = " ".join(["python -m pipeline -m", *kept, "backend=fbgemm,qnnpack qat.epochs=1,2,3"])
-    ui = "make ui    # compare the runs at http://127.0.0.1:5000\n       " if default_store else ""
-    return f"next:  {ui}{sweep}"
+    return "next:  " + "\n       ".join([*([way_to_runs] if way_to_runs else []), sweep])
 
 
 def _times(ratio: float, better: str, worse: str) -> str:

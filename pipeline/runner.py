@@ -18,12 +18,12 @@ from pipeline.files import in_project, make_writable_folder
 from pipeline.followers import announce, check_processes, dismiss, follow
 from pipeline.interruption import stop_if_interrupted, termination_as_interrupt
 from pipeline.models import weights
-from pipeline.plan import Plan, Step, make_plan, visible_config
+from pipeline.plan import Plan, Step, input_hashes, is_current, is_replay, make_plan, visible_config
 from pipeline.registration import check_registration, keep_model
 from pipeline.request import Request, describe, tell_qconfigs
 from pipeline.runtimes import check_runtimes
 from pipeline.stage import Context
-from pipeline.tracking import Tracker, open_run
+from pipeline.tracking import Tracker, find_earlier, open_run
 from pipeline.world import SOLO, World, join
 
 
@@ -62,7 +62,11 @@ def _run(request: Request, plan: Plan, world: World) -> Outcome:
     done = _find_artifacts(plan, store, config, forced)
     if any(step.stage.parts and step.artifact not in done for step in plan.steps):
         datasets.find(config.dataset).prepare(config.dataset)
-    with open_run(config.tracking, outputs, describe(request, plan)) as tracker:
+    record = describe(request, plan)
+    # To be registered, a model is logged: that takes a run.
+    repeats = is_replay(plan, done) and config.register.name is None
+    earlier = find_earlier(config.tracking, outputs, record) if repeats else None
+    with open_run(config.tracking, outputs, record, earlier) as tracker:
         walk = _Walk(config, store, tracker, done, world)
         for step in plan.steps:
             walk.take(step, step.stage.name in forced)
@@ -155,13 +159,8 @@ class _Walk:
         """The folder of a stage's result, or None where the walk has not been there."""
         return next((artifact.folder for name, artifact in self.done.items() if name.startswith(f"{stage}-")), None)
 
-    def _hashes(self, step: Step) -> dict[str, str | None]:
-        """Which results a step is made from, by their content."""
-        return {name: self.done[name].content_hash for name in step.consumes.values() if name in self.done}
-
     def _is_current(self, step: Step, artifact: Artifact) -> bool:
-        """Whether an artifact was made from the very results that are there now."""
-        current = all(artifact.inputs.get(name) == digest for name, digest in self._hashes(step).items())
+        current = is_current(step, artifact, self.done)
         if not current:
             terminal.warn(f"{step.artifact} was made from another result than is there now, and will be made again")
         return current
@@ -213,7 +212,7 @@ class _Walk:
         seconds = time.perf_counter() - started
         record = {
             "hashed": step.hashed,
-            "inputs": self._hashes(step),
+            "inputs": input_hashes(step, self.done),
             "seconds": seconds,
             "device": str(self.device),
             "processes": self.world.size if step.stage.trains else 1,
@@ -243,6 +242,4 @@ def _report(request: Request, metrics: dict[str, float], tracker: Tracker) -> No
     tables = f"{report.results_table(metrics, 'simple')}\n\n{report.pairs_table(metrics, 'simple')}"
     terminal.say(f"\n{tables}\n\n{words}\n{conditions}\n")
     if request.job is None:
-        own_store = request.config.tracking.enabled and request.config.tracking.uri is None
-        default_store = own_store and in_project(request.config.outputs) == in_project("outputs")
-        terminal.say(report.next_lines(request.overrides, default_store))
+        terminal.say(report.next_lines(request.overrides, tracker.way_to_runs))

@@ -59,9 +59,8 @@ def metrics(accuracy: float = 98.8, latency: float = 2.0, **others: float) -> di
 
 def tracked(name: str, values: Mapping[str, float] | None = None, **others: Any) -> TrackedRun:
     parameters = {"backend.name": "fbgemm", "qat.epochs": "1", **others.pop("parameters", {})}
-    return TrackedRun(
-        name, others.pop("title", name), others.pop("status", "FINISHED"), parameters, values or metrics()
-    )
+    title, status, tags = others.pop("title", name), others.pop("status", "FINISHED"), others.pop("tags", {})
+    return TrackedRun(name, title, status, parameters, values or metrics(), tags)
 
 
 def order(runs: list[TrackedRun], **settings: float) -> list[str]:
@@ -128,6 +127,21 @@ def test_run_is_counted_and_left_out_when_it_has_not_all_metrics(broken: dict[st
     comparison = compare([tracked("a"), tracked("b", partial), tracked("c", status="FAILED")])
     assert list(comparison.frame["run_id"]) == ["a"]
     assert comparison.counted == "1 run compared; 2 left out (1 failed, 1 without all metrics)"
+
+
+def test_result_is_compared_once_when_several_runs_have_its_artifacts() -> None:
+    same, other = ({"artifact.evaluate": key, "artifact.train": "train-0", "cpu": "a"} for key in ("e-0", "e-1"))
+    runs = [
+        tracked("killed", status="KILLED", tags=same),
+        tracked("newest", tags={**same, "cpu": "b"}),
+        tracked("other", tags=other),
+        tracked("oldest", tags=same),
+        tracked("with more", tags={**same, "artifact.ptq": "ptq-0"}),
+    ]
+    comparison = compare(runs)
+    assert sorted(comparison.frame["run_id"]) == ["newest", "other", "with more"]
+    assert comparison.counted == "3 runs compared; 2 left out (1 killed, 1 repeated)"
+    assert len(compare([tracked("a"), tracked("b")]).frame) == 2  # whose artifacts are not known
 
 
 def test_one_line_says_why_when_nothing_can_be_compared() -> None:

@@ -16,7 +16,8 @@ OWNERS = {
     "mlflow": {
         f"tracking/{name}.py"
         for name in (
-            *("channels", "delivery", "leftovers", "models", "parents", "reading", "registry", "starting"),
+            *("channels", "delivery", "leftovers", "models", "parents", "reading", "registry"),
+            *("repeats", "starting"),
             "torchscript_model",
         )
     },

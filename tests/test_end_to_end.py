@@ -32,7 +32,8 @@ def test_mnist_experiment_reaches_int8_accuracy_when_given_a_sample(
     assert metrics["int8/accuracy_pct"] == pytest.approx(metrics["qat/val_accuracy_pct"], abs=4)
     assert metrics["compression"] == pytest.approx(3.96, abs=0.05)
     assert "int8" in done.stdout
-    assert "next:  python -m pipeline -m" in done.stdout
+    assert f"next:  mlflow ui --backend-store-uri sqlite:///{outputs / 'mlflow.db'} " in done.stdout
+    assert "\n       python -m pipeline -m" in done.stdout
 
 
 def test_sweep_trains_the_float_model_once_and_logs_every_job(outputs: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable
@@ -56,6 +57,12 @@ def test_groups_are_the_runs_that_agree_in_all_else_and_a_single_one_has_no_devi
 def test_run_that_was_made_twice_counts_as_one_seed() -> None:
     again = seeded("fbgemm", 0, 98.0, name="again")
     assert summary([*THREE, again]).metrics() == summary(THREE).metrics()
+
+
+def test_newest_alone_counts_when_a_seed_has_several_runs_of_one_result() -> None:
+    tags = {"artifact.evaluate": "evaluate-0"}
+    newest, oldest = (dataclasses.replace(seeded("fbgemm", 3, 97.0 + i, name=f"{i}"), tags=tags) for i in range(2))
+    assert summary([newest, *THREE, oldest]).metrics() == summary([newest, *THREE]).metrics()
 
 
 def test_runs_with_and_without_controls_are_one_group_but_what_a_seed_lacks_is_left_open() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.preprocessing import PREPROCESSING_FILE
 from pipeline.registration import check_registration, keep_model
 from pipeline.request import Request
+from pipeline.runner import run
 from pipeline.tracking import RunRecord, Tracker, open_run
 from tests.onnx_models import write_brightness_model
 
@@ -152,6 +154,17 @@ def test_nothing_is_champion_when_it_loses_too_much_on_validation_however_good_i
     assert client.get_registered_model(name).aliases == {}
     keep(f"register.name={name}", "register.max_drop_pct=0.6", val__accuracy_drop_pct=0.6, accuracy_drop_pct=-1.0)
     assert float(champion(name)["accuracy_drop_pct"]) == pytest.approx(0.6)
+
+
+def test_cached_repeat_is_logged_and_registered_when_a_name_is_given(
+    finished_outputs: Path, small_request: Callable[..., Request], outputs: Path
+) -> None:
+    shutil.copytree(finished_outputs / "artifacts", outputs / "artifacts")
+    asked = (STAGES, "runtime.names=[torchscript]", "export.min_agreement=0")
+    before = run(small_request(*asked))
+    again = run(small_request(*asked, "register.name=again"))
+    (version,) = mlflow.MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}").search_model_versions("name='again'")
+    assert before.run_id != again.run_id == version.run_id
 
 
 @pytest.mark.parametrize(

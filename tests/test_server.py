@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from pipeline.files import PROJECT_ROOT
 from pipeline.jobs import run_job, sweep_session
 from pipeline.shipping import RegisterConfig
 from pipeline.sweep import RUNNING, JobRecord
-from pipeline.tracking import RunRecord, Tracker, open_run, parents
+from pipeline.tracking import RunRecord, Tracker, find_earlier, open_run, parents
 from pipeline.tracking.leftovers import send_leftovers
 from pipeline.tracking.models import ModelRecord
 from pipeline.tracking.outbox import Address, Outbox, lock_of
@@ -604,6 +605,23 @@ def test_saying_everything_twice_changes_nothing(
     (again / "sent").unlink(missing_ok=True)
     send_leftovers(outputs, ["again"])
     assert_whole(client, tracker.run_id, tmp_path)
+
+
+def test_finished_run_with_the_same_artifacts_is_found_on_the_server_with_its_page(
+    config: TrackingConfig, outputs: Path
+) -> None:
+    record = replace(RECORD, tags={**RECORD.tags, "artifact.train": f"train-{uuid.uuid4().hex}"})
+    assert find_earlier(config, outputs, record) is None
+    with open_run(config, outputs, record) as tracker:
+        assert find_earlier(config, outputs, record) is None  # it has not finished
+    earlier = find_earlier(config, outputs, record)
+    assert earlier is not None
+    assert earlier.run_id == tracker.run_id
+    assert earlier.page.startswith(
+        f"{config.uri}/#/experiments/{earlier.experiment}/runs/{tracker.run_id}?workflowType="
+    )
+    assert tracker.way_to_runs.startswith(f"open {config.uri}/#/experiments/{earlier.experiment}/runs?workflowType=")
+    assert find_earlier(config, outputs, replace(record, parameters={"qat.epochs": 3})) is None
 
 
 def test_start_is_refused_in_one_line_when_the_server_is_not_there(gate: Gate, outputs: Path) -> None:

@@ -20,9 +20,10 @@ import pytest
 from pipeline.composition import compose_request
 from pipeline.files import PROJECT_ROOT, sha256
 from pipeline.jobs import sweep_session
+from pipeline.request import Request
 from pipeline.sweep import RUNNING, JobRecord, Sweep, sweep_id
 from tests.conftest import SMALL
-from tests.test_tracking import runs
+from tests.test_tracking import client, runs
 
 TWO_JOBS = [*SMALL, "qat.schedule=constant", "qat.epochs=1,2"]
 # What `make test-kills` asks for.
@@ -241,6 +242,23 @@ def test_failed_job_is_told_with_its_reason_and_the_others_go_on_when_one_fails(
     assert "too few of 11 images" in failed.data.tags["error"]
     (parent,) = parents(outputs)
     assert parent.info.status == "FAILED"
+
+
+def test_link_at_the_end_of_a_sweep_opens_a_view_of_its_jobs(
+    small_request: Callable[..., Request], outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed, jobs = (
+        ["backend=fbgemm,qnnpack", "+qat.epochs=1,2", "seed=3"],
+        [["backend=fbgemm", "+qat.epochs=1", "seed=3"]],
+    )
+    with sweep_session(typed, jobs, small_request().config) as sweep:
+        (parent,) = parents(outputs)
+    assert f"/#/experiments/{parent.info.experiment_id}/runs?" in capsys.readouterr().out.splitlines()[-1]
+    tags = client(outputs).get_experiment(parent.info.experiment_id).tags
+    shown = json.loads(tags[f"mlflow.sharedViewState.{sweep.id}"])
+    assert shown["name"] == sweep.name
+    assert parent.info.run_id in shown["searchFilter"]
+    assert shown["compareRunCharts"][-1]["selectedParams"] == ["backend.name", "qat.epochs"]
 
 
 def test_parent_is_failed_and_the_error_not_hidden_when_no_job_began(

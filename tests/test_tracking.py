@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +20,9 @@ import yaml
 from pipeline.config import TrackingConfig
 from pipeline.files import PROJECT_ROOT
 from pipeline.request import Request
-from pipeline.runner import run
+from pipeline.runner import Outcome, run
 from pipeline.tracking import RunRecord, open_run
+from pipeline.tracking.views import results
 from tests.conftest import SMALL
 
 RECORD = RunRecord("a run", {}, {}, "seed: 0\n", ("digits", "0123", "nowhere"))
@@ -42,6 +47,15 @@ def runs(outputs: Path) -> list[Any]:
 def finished_run(finished_outputs: Path) -> Any:
     (found,) = runs(finished_outputs)
     return found
+
+
+@pytest.fixture
+def once(
+    capsys: pytest.CaptureFixture[str], finished_outputs: Path, small_request: Callable[..., Request], outputs: Path
+) -> Outcome:
+    """The one run of a store, with all of its artifacts; what it says is still to be read."""
+    shutil.copytree(finished_outputs / "artifacts", outputs / "artifacts")
+    return run(small_request())
 
 
 def test_run_has_the_nine_metrics_when_finished(finished_run: Any) -> None:
@@ -92,13 +106,82 @@ def test_run_has_yaml_table_and_confusion_matrix_as_artifacts(finished_run: Any,
 def test_replayed_run_logs_what_the_first_one_did_when_everything_is_cached(
     finished_outputs: Path, finished_run: Any, small_request: Callable[..., Request], outputs: Path
 ) -> None:
-    import shutil
-
     shutil.copytree(finished_outputs / "artifacts", outputs / "artifacts")
     run(small_request())
     (replayed,) = runs(outputs)
     assert replayed.data.metrics == finished_run.data.metrics
     assert replayed.data.tags["mlflow.note.content"] == finished_run.data.tags["mlflow.note.content"]
+
+
+def test_printed_link_opens_the_view_that_the_experiment_keeps(
+    once: Outcome, outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = re.search(r"/#/experiments/(\w+)/runs\?(\S+)$", capsys.readouterr().out, re.MULTILINE)
+    assert found is not None
+    asked = urllib.parse.parse_qs(found[2])
+    assert asked.pop("workflowType") == ["machine_learning"]
+    (key,) = asked.pop("viewStateShareKey")
+    assert not asked
+    assert results().value == client(outputs).get_experiment(found[1]).tags[f"mlflow.sharedViewState.{key}"]
+
+
+def test_experiment_gets_the_view_of_today_when_it_has_none_or_another_and_is_left_alone_when_it_has_it(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_run(TrackingConfig(), outputs, RECORD):
+        pass
+    experiment = runs(outputs)[0].info.experiment_id
+    client(outputs).set_experiment_tag(experiment, results().tag, "drawn up yesterday")
+    with open_run(TrackingConfig(), outputs, RECORD):
+        pass
+    assert client(outputs).get_experiment(experiment).tags[results().tag] == results().value
+    monkeypatch.setattr(mlflow.MlflowClient, "set_experiment_tag", lambda *_: pytest.fail("it is written again"))
+    with open_run(TrackingConfig(), outputs, RECORD):
+        pass
+
+
+def test_cached_repeat_adds_no_run_and_names_the_one_that_is_there(
+    once: Outcome, small_request: Callable[..., Request], outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = capsys.readouterr().out.partition("next:")[0]
+    again = run(small_request("tracking.patience_s=1"))
+    assert (again.run_id, again.metrics) == (once.run_id, once.metrics)
+    assert len(runs(outputs)) == 1
+    said_again = capsys.readouterr().out
+    assert f"runs/{once.run_id}?workflowType=machine_learning" in said_again
+    assert "tracking.run_name=" in said_again
+    assert "force=true" in said_again
+    assert said_again.startswith(said)  # the table is shown as ever
+
+
+def test_run_is_added_when_another_name_other_stages_or_settings_or_new_work_are_asked_for(
+    once: Outcome, small_request: Callable[..., Request], outputs: Path
+) -> None:
+    named = run(small_request("tracking.run_name=mine"))
+    assert run(small_request("tracking.run_name=mine")).run_id == named.run_id
+    assert len(runs(outputs)) == 2
+    asked = ("stages=[convert,evaluate]", "dataset.workers=1", "force=evaluate", "evaluate.repeats=2")
+    for count, override in enumerate(asked, start=3):
+        run(small_request(override))
+        assert len(runs(outputs)) == count
+
+
+def test_run_is_added_when_the_one_that_is_there_did_not_finish(
+    once: Outcome, small_request: Callable[..., Request], outputs: Path
+) -> None:
+    client(outputs).update_run(str(once.run_id), status="FAILED")
+    assert run(small_request()).run_id != once.run_id
+
+
+def test_cached_job_gets_a_child_of_its_own_sweep_once(
+    once: Outcome, small_request: Callable[..., Request], outputs: Path
+) -> None:
+    parent = client(outputs).create_run(runs(outputs)[0].info.experiment_id).info.run_id
+    job = dataclasses.replace(small_request(), name="seed=0", parent_run_id=parent, job="0123")
+    child = run(job)
+    assert client(outputs).get_run(str(child.run_id)).data.tags["mlflow.parentRunId"] == parent
+    assert run(job).run_id == child.run_id
+    assert run(dataclasses.replace(job, job="4567")).run_id != child.run_id
 
 
 def test_run_is_failed_with_the_error_as_tag_when_a_stage_raises(
@@ -147,8 +230,6 @@ def test_run_is_killed_when_interrupted(outputs: Path, sent: signal.Signals) -> 
 def test_nothing_is_tracked_when_tracking_is_off(
     finished_outputs: Path, small_request: Callable[..., Request], outputs: Path
 ) -> None:
-    import shutil
-
     shutil.copytree(finished_outputs / "artifacts", outputs / "artifacts")
     run(small_request("tracking=off"))
     assert sorted(path.name for path in outputs.iterdir()) == ["artifacts"]
@@ -170,8 +251,6 @@ def test_store_lies_under_the_project_when_the_command_is_typed_elsewhere(tmp_pa
         assert found.info.artifact_uri.startswith((target / "mlartifacts").as_uri())
         assert list(tmp_path.rglob("*.db")) == []
     finally:
-        import shutil
-
         shutil.rmtree(target, ignore_errors=True)
 
 

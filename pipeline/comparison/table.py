@@ -129,12 +129,16 @@ class Comparison:
 
 
 def compare(runs: Sequence[TrackedRun], max_drop_pct: float = MAX_DROP_PCT) -> Comparison:
-    """Put the runs that finished with all their metrics side by side.
+    """Put the runs that finished with all their metrics side by side; of those with one result, the first alone.
+
+    Args:
+        runs: the newest first, as `read_runs` gives them.
+        max_drop_pct: points of accuracy that an int8 model may lose.
 
     Raises:
         UserError: when none of them did.
     """
-    reasons = {run.run_id: _why_left_out(run) for run in runs}
+    reasons = _told_once(runs, {run.run_id: _why_left_out(run) for run in runs})
     left_out = dict(Counter(reason for reason in reasons.values() if reason))
     compared = [run for run in runs if not reasons[run.run_id]]
     if not compared:
@@ -170,6 +174,17 @@ def _why_left_out(run: TrackedRun) -> str | None:
         return "without all metrics"
     known = all(math.isfinite(run.metrics.get(name, math.nan)) for name in VALIDATION)
     return None if known else "without val/ metrics: run again"
+
+
+def _told_once(runs: Sequence[TrackedRun], reasons: Mapping[str, str | None]) -> dict[str, str | None]:
+    """The reasons, and one for each run that has the very artifacts of an earlier one in the list."""
+    told, seen = dict(reasons), set()
+    for run in runs:
+        artifacts = frozenset(item for item in run.tags.items() if item[0].startswith("artifact."))
+        if artifacts and not told[run.run_id]:
+            told[run.run_id] = "repeated" if artifacts in seen else None
+            seen.add(artifacts)
+    return told
 
 
 def _left_out_text(left_out: Mapping[str, int]) -> str:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
+from pipeline import terminal
 from pipeline.champion import Contender
 from pipeline.config import TrackingConfig
 from pipeline.interruption import INTERRUPTIONS, undisturbed
@@ -23,11 +24,14 @@ from pipeline.shipping import RegisterConfig
 from pipeline.tracking.channels import Channel
 from pipeline.tracking.delivery import thing
 from pipeline.tracking.models import ModelRecord
+from pipeline.tracking.pages import way_to_view
+from pipeline.tracking.repeats import Earlier, find_earlier
 from pipeline.tracking.starting import RunRecord, start
+from pipeline.tracking.views import RESULTS
 
-__all__ = ["RunRecord", "Tracker", "open_run"]
+__all__ = ["RunRecord", "Tracker", "find_earlier", "open_run"]
 
-_MAX_PARAM_LENGTH = 6000
+_MAX_ERROR_LENGTH = 6000
 
 
 class Tracker(Protocol):
@@ -35,9 +39,11 @@ class Tracker(Protocol):
 
     Attributes:
         run_id: the run's id in the store, or None where nothing is tracked.
+        way_to_runs: what to type and open to see it among all runs; empty where no browser shows them.
     """
 
     run_id: str | None
+    way_to_runs: str
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
         """A number; `step` is the epoch of a curve's point."""
@@ -58,7 +64,8 @@ class Tracker(Protocol):
 
 
 class _Silent:
-    run_id: str | None = None
+    def __init__(self, run_id: str | None = None, way_to_runs: str = "") -> None:
+        self.run_id, self.way_to_runs = run_id, way_to_runs
 
     def metric(self, name: str, value: float, step: int | None = None) -> None: ...
     def file(self, path: Path) -> None: ...
@@ -72,9 +79,10 @@ class _Silent:
 class _Told:
     """Puts what a run says into the channel to its store."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, way_to_runs: str) -> None:
         self._put = channel.put
         self.run_id: str | None = channel.run_id
+        self.way_to_runs = way_to_runs
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
         self._put(thing("metric", name=name, value=float(value), step=step))
@@ -106,8 +114,10 @@ class _Told:
 
 
 @contextmanager
-def open_run(config: TrackingConfig, outputs: Path, record: RunRecord) -> Iterator[Tracker]:
-    """Start a run and end it with the status that the block deserves.
+def open_run(
+    config: TrackingConfig, outputs: Path, record: RunRecord, earlier: Earlier | None = None
+) -> Iterator[Tracker]:
+    """Start a run and end it with the status that the block deserves; with an `earlier` one, point to that instead.
 
     Raises:
         UserError: when the tracking store cannot be opened. The job of a sweep waits for a server that is away.
@@ -115,21 +125,28 @@ def open_run(config: TrackingConfig, outputs: Path, record: RunRecord) -> Iterat
     if not config.enabled:
         yield _Silent()
         return
-    channel, mark = start(config, outputs, record)
+    if earlier is not None:
+        yield _Silent(earlier.run_id, way_to_view(config, outputs, earlier.experiment, RESULTS))
+        terminal.say(
+            f"nothing new: in MLflow this is run '{earlier.name}', {earlier.page or earlier.run_id}\n"
+            "  tracking.run_name=… logs it once more under that name, force=true makes it again"
+        )
+        return
+    channel, experiment, mark = start(config, outputs, record)
     status = "KILLED"
     try:
-        channel.put(thing("params", values={k: str(v)[:_MAX_PARAM_LENGTH] for k, v in record.parameters.items()}))
+        channel.put(thing("params", values=record.logged_parameters()))
         name, digest, origin = record.dataset
         channel.put(thing("dataset", name=name, digest=digest, origin=origin))
         channel.put(thing("text", content=record.config_yaml, name="config.yaml"))
-        yield _Told(channel)
+        yield _Told(channel, way_to_view(config, outputs, experiment, RESULTS))
         status = "FINISHED"
     except INTERRUPTIONS:
         raise
     except BaseException as error:
         status = "FAILED"
         text = mask_text(f"{type(error).__name__}: {error}")
-        channel.put(thing("tags", values={"error": text[:_MAX_PARAM_LENGTH]}))
+        channel.put(thing("tags", values={"error": text[:_MAX_ERROR_LENGTH]}))
         raise
     finally:
         with undisturbed() if status == "KILLED" else nullcontext():

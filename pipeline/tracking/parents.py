@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline import terminal
 from pipeline.config import TrackingConfig
@@ -14,7 +15,9 @@ from pipeline.tracking.channels import Channel, channel_to
 from pipeline.tracking.delivery import thing
 from pipeline.tracking.leftovers import send_leftover
 from pipeline.tracking.outbox import of_run
+from pipeline.tracking.pages import way_to_view
 from pipeline.tracking.store import asking, connect, few_retries, one_try, short_name, store_uri, waiting
+from pipeline.tracking.views import of_sweep
 
 JOB_TAG = "sweep.job"
 SWEEP_TAG = "sweep.id"
@@ -38,8 +41,23 @@ class Summary:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def open_parent(config: TrackingConfig, outputs: Path, sweep_id: str, name: str) -> str:
-    """The parent run of a sweep, made or, for a sweep that goes on, taken up again; gives its id.
+@dataclass(frozen=True)
+class Parent:
+    """The parent run of a sweep: its id, and what to type and open to see its jobs (empty where no browser can)."""
+
+    run_id: str
+    way_to_jobs: str
+
+
+def open_parent(config: TrackingConfig, outputs: Path, sweep_id: str, name: str, varying: Sequence[str]) -> Parent:
+    """The parent run of a sweep, made or, for a sweep that goes on, taken up again; its experiment gets its view.
+
+    Args:
+        config: which store.
+        outputs: the folder of the default store.
+        sweep_id: of the sweep.
+        name: of the sweep, and of its run.
+        varying: the parameters that the jobs differ in.
 
     Raises:
         UserError: when the store cannot be opened.
@@ -47,7 +65,14 @@ def open_parent(config: TrackingConfig, outputs: Path, sweep_id: str, name: str)
     import mlflow
 
     experiment = connect(mlflow, config, outputs)
-    uri = store_uri(config, outputs)
+    run_id = _parent_run(mlflow, store_uri(config, outputs), experiment, sweep_id, name)
+    view = of_sweep(sweep_id, name, run_id, varying)
+    with asking(mlflow, store_uri(config, outputs), "the sweep's view cannot be kept"), few_retries():
+        mlflow.MlflowClient().set_experiment_tag(experiment, view.tag, view.value)
+    return Parent(run_id, way_to_view(config, outputs, experiment, view.key))
+
+
+def _parent_run(mlflow: Any, uri: str, experiment: str, sweep_id: str, name: str) -> str:
     with asking(mlflow, uri, "the sweep's run cannot be opened"), few_retries():
         client = mlflow.MlflowClient()
         found = client.search_runs([experiment], f"tags.`{SWEEP_TAG}` = '{sweep_id}'", max_results=1)

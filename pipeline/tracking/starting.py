@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.config import TrackingConfig
 from pipeline.interruption import INTERRUPTIONS, deferred, undisturbed
@@ -16,7 +16,11 @@ from pipeline.tracking.channels import Channel, Direct, Posted
 from pipeline.tracking.delivery import MARK, marked_runs
 from pipeline.tracking.living import Living
 from pipeline.tracking.outbox import Address
+from pipeline.tracking.pages import run_page
 from pipeline.tracking.store import asking, connect, one_try, short_name, store_uri, waiting
+from pipeline.tracking.views import COLOR_TAG, color
+
+_MAX_PARAM_LENGTH = 6000
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,21 @@ class RunRecord:
     dataset: tuple[str, str, str]
     parent_run_id: str | None = None
 
+    def logged_parameters(self) -> dict[str, str]:
+        """The parameters as a store keeps them."""
+        return {name: str(value)[:_MAX_PARAM_LENGTH] for name, value in self.parameters.items()}
 
-def start(config: TrackingConfig, outputs: Path, record: RunRecord) -> tuple[Channel, str]:
-    """Start a run; gives the way to it, and the mark that it alone has on its server (empty: there is no server).
+
+class Begun(NamedTuple):
+    """A run that has begun: the way to it, its experiment's id, and the mark that it alone has on its server."""
+
+    channel: Channel
+    experiment: str
+    mark: str
+
+
+def start(config: TrackingConfig, outputs: Path, record: RunRecord) -> Begun:
+    """Start a run; its mark is empty where there is no server.
 
     Raises:
         UserError: when the tracking store cannot be opened. The job of a sweep waits for a server that is away.
@@ -49,10 +65,15 @@ def start(config: TrackingConfig, outputs: Path, record: RunRecord) -> tuple[Cha
     import mlflow
 
     name, uri = mask_text(config.run_name or record.name), store_uri(config, outputs)
+    experiment = waiting(uri, first_patience_s(config, record), lambda: connect(mlflow, config, outputs))
+    tags = {**record.tags, COLOR_TAG: color(record.tags.get("backend", ""), name)}
     if is_server(uri):
-        mark = uuid.uuid4().hex
-        return Posted(outputs, _create(mlflow, config, outputs, record, Address(uri, "", short_name(name)), mark)), mark
-    experiment = connect(mlflow, config, outputs)
+        name, tags[MARK] = short_name(name), uuid.uuid4().hex
+        if record.parent_run_id is not None:
+            tags["mlflow.parentRunId"] = record.parent_run_id
+        run_id = _create(mlflow, uri, config.patience_s, experiment, name, tags)
+        address = Address(uri, run_id, name, run_page(uri, experiment, run_id))
+        return Begun(Posted(outputs, address), experiment, tags[MARK])
     client = mlflow.MlflowClient()
     living, begun = Living(outputs, uri), list[Direct]()
     with asking(mlflow, uri, "no run can be started"), living.door():
@@ -60,7 +81,7 @@ def start(config: TrackingConfig, outputs: Path, record: RunRecord) -> tuple[Cha
         try:
             with deferred():  # a run that has begun is known here
                 started = mlflow.start_run(
-                    experiment_id=experiment, run_name=name, tags=dict(record.tags), parent_run_id=record.parent_run_id
+                    experiment_id=experiment, run_name=name, tags=tags, parent_run_id=record.parent_run_id
                 )
                 begun.append(Direct(client, started.info.run_id, living.hold(started.info.run_id)))
         except INTERRUPTIONS:
@@ -68,22 +89,19 @@ def start(config: TrackingConfig, outputs: Path, record: RunRecord) -> tuple[Cha
                 for one in begun:
                     one.close("KILLED", 0)
             raise
-    return begun[0], ""
+    return Begun(begun[0], experiment, "")
 
 
-def _create(
-    mlflow: Any, config: TrackingConfig, outputs: Path, record: RunRecord, wanted: Address, mark: str
-) -> Address:
+def first_patience_s(config: TrackingConfig, record: RunRecord) -> float:
+    """How long a run waits for its server before it begins: a job's sweep has seen that the server is there."""
+    return config.patience_s if record.parent_run_id is not None else 0
+
+
+def _create(mlflow: Any, uri: str, patience_s: float, experiment: str, name: str, own_tags: Mapping[str, str]) -> str:
     """Create the run on the server, with a mark by which a run is found whose creation was not heard of."""
     from mlflow.tracking.context import registry
 
-    uri = wanted.uri
-    is_job = record.parent_run_id is not None
-    tags = registry.resolve_tags({**record.tags, MARK: mark})
-    if record.parent_run_id is not None:
-        tags["mlflow.parentRunId"] = record.parent_run_id
-    # A server that is not there is told at once, but a job's sweep has seen it.
-    experiment = waiting(uri, config.patience_s if is_job else 0, lambda: connect(mlflow, config, outputs))
+    tags = registry.resolve_tags(own_tags)
     client = mlflow.MlflowClient()
     tries = 0
 
@@ -91,8 +109,7 @@ def _create(
         nonlocal tries
         tries += 1
         with asking(mlflow, uri, "no run can be started"), one_try():
-            made = marked_runs(client, experiment, mark) if tries > 1 else []
-            return str((made or [client.create_run(experiment, run_name=wanted.name, tags=tags)])[0].info.run_id)
+            made = marked_runs(client, experiment, own_tags[MARK]) if tries > 1 else []
+            return str((made or [client.create_run(experiment, run_name=name, tags=tags)])[0].info.run_id)
 
-    run_id = waiting(uri, config.patience_s, create)
-    return Address(uri, run_id, wanted.name, f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}")
+    return waiting(uri, patience_s, create)

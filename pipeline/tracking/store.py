@@ -19,6 +19,7 @@ from pipeline.files import in_project, write_and_rename
 from pipeline.redaction import refuse_credentials
 from pipeline.store_address import check_sqlite, is_server
 from pipeline.tracking.failures import http_status, passes, reason
+from pipeline.tracking.views import results
 
 CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 # As conf/tracking/server.yaml has them.
@@ -129,9 +130,17 @@ def connect(mlflow: Any, config: TrackingConfig, outputs: Path) -> str:
                 _create_store(mlflow, Path(uri.removeprefix(_SQLITE)))
             found = mlflow.get_experiment_by_name(config.experiment)
             if found is not None and found.lifecycle_stage == "active":
-                return str(found.experiment_id)
+                return _with_view(mlflow, found)
             location = (outputs / _ARTIFACTS).as_uri() if own_store else None
             return _create_experiment(mlflow, config.experiment, location)
+
+
+def _with_view(mlflow: Any, experiment: Any) -> str:
+    """The id of an experiment, which now has the view of its runs, as it is drawn today."""
+    view = results()
+    if experiment.tags.get(view.tag) != view.value:
+        mlflow.MlflowClient().set_experiment_tag(experiment.experiment_id, view.tag, view.value)
+    return str(experiment.experiment_id)
 
 
 def point_at(mlflow: Any, uri: str) -> None:
@@ -143,8 +152,9 @@ def point_at(mlflow: Any, uri: str) -> None:
 
 def _create_experiment(mlflow: Any, name: str, location: str | None) -> str:
     """Create the experiment, or find that another machine has done so meanwhile."""
+    view = results()
     try:
-        return str(mlflow.create_experiment(name, artifact_location=location, tags=_KIND))
+        return str(mlflow.create_experiment(name, artifact_location=location, tags={**_KIND, view.tag: view.value}))
     except mlflow.exceptions.MlflowException as error:
         found = mlflow.get_experiment_by_name(name) if error.error_code == "RESOURCE_ALREADY_EXISTS" else None
         if found is None or found.lifecycle_stage != "active":
