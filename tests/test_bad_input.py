@@ -100,7 +100,10 @@ BEFORE_ANYTHING = [
     (["train.warmup_epochs=1"], ["train.warmup_epochs=1", "one_cycle", "allowed: 0"]),
     (["qat.warmup_epochs=1.5", "qat.epochs=1"], ["qat.warmup_epochs=1.5", "allowed: less than qat.epochs (1)"]),
     (["qat.warmup_epochs=-1"], ["qat.warmup_epochs=-1", "allowed: at least 0"]),
-    (["qat.freeze_observer_epoch=0"], ["qat.freeze_observer_epoch=0", "allowed: more than 0, or qat.init=ptq"]),
+    (
+        ["qat.init=fresh", "qat.freeze_observer_epoch=0"],
+        ["qat.freeze_observer_epoch=0", "allowed: more than 0, or qat.init=ptq"],
+    ),
     (["qat.init=ptp"], ["qat.init=ptp", "allowed: fresh, ptq", "did you mean 'ptq'"]),
     (["qat.distill_weight=1.5"], ["qat.distill_weight=1.5", "at most 1"]),
     # sweeps

@@ -399,7 +399,7 @@ def test_files_and_description_are_kept_with_the_parent_when_a_sweep_ends(store:
 def test_command_prints_the_table_and_writes_the_files(arguments: list[str], tmp_path: Path) -> None:
     result = run_command(*arguments, SWEEP)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith("Sorted: runs that lose at most 0.5 points")
+    assert result.stdout.startswith("Sorted by the validation part: runs that lose at most 0.5 points")
     assert "3 runs compared; 1 left out (1 failed)" in result.stdout
     assert {path.name for path in (tmp_path / "made").iterdir()} == {
         "comparison.html",
