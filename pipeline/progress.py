@@ -32,13 +32,11 @@ class Progress:
         best_accuracy: of the kept epoch, in percent.
         best_epoch: which one it is, counted from 1; 0 is the start, before any training.
         best: its `state_dict`, on the CPU; empty before the first epoch is done, where the start does not count.
-        seconds: what the finished epochs took.
     """
 
     epochs_done: int = 0
     best_accuracy: float = -math.inf
     best_epoch: int = 0
-    seconds: float = 0.0
     best: dict[str, Tensor] = field(default_factory=dict)
 
     def keep(self, model: nn.Module, accuracy: float) -> None:
@@ -58,7 +56,6 @@ def save(progress: Progress, model: nn.Module, optimizer: Optimizer, scheduler: 
         "scheduler": scheduler.state_dict(),
         "best_accuracy": progress.best_accuracy,
         "best_epoch": progress.best_epoch,
-        "seconds": progress.seconds,
         "best": progress.best,
         "history": context.history,
     }
@@ -109,7 +106,6 @@ def _read(path: Path, parts: tuple[Any, ...]) -> tuple[Progress, list[tuple[str,
             epochs_done=int(state["epochs_done"]),
             best_accuracy=float(state["best_accuracy"]),
             best_epoch=int(state["best_epoch"]),
-            seconds=float(state["seconds"]),
             best=dict(state["best"]),
         )
         if not 0 < found.epochs_done <= _MOST_EPOCHS:

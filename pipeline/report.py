@@ -102,7 +102,7 @@ def in_words(metrics: Mapping[str, float]) -> str:
 
 def _worth_of_qat(metrics: Mapping[str, float]) -> list[str]:
     """Whether training gained anything over post-training quantization, where it began, on the validation part."""
-    if "qat/start_val_int8_accuracy_pct" not in metrics:
+    if not {"qat/start_val_int8_accuracy_pct", "qat/seconds"} <= metrics.keys():
         return []
     start, kept = (metrics[f"qat/{which}_val_int8_accuracy_pct"] for which in ("start", "kept"))
     took = f"in {_duration(metrics['qat/start_seconds'])}; QAT took {_duration(metrics['qat/seconds'])}"
