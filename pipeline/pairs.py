@@ -7,11 +7,12 @@ their difference than their two separate intervals do.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.statistics import holm, mcnemar_p, paired_interval
+
+if TYPE_CHECKING:  # whoever only reads the names of pairs need not wait for torch
+    from torch import Tensor
 
 
 class Pair(NamedTuple):

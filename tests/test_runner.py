@@ -56,7 +56,7 @@ def changed(*overrides: str) -> list[str]:
         ("backend.skip_layers=[fc]", ["qat", "convert", "evaluate"]),
         ("backend.activation_bits=8", ["qat", "convert", "evaluate"]),
         ("fuse.mode=eval", ["fuse", "qat", "convert", "evaluate"]),
-        ("ptq.calibration_samples=9", []),
+        ("ptq.calibration_samples=9", ["qat", "convert", "evaluate"]),
         ("sensitivity.samples=9", []),
         ("train.learning_rate=0.01", STAGES),
         ("model.stem=small", STAGES),
