@@ -113,7 +113,7 @@ def test_model_is_registered_with_what_the_rule_reads_when_a_name_is_given(
 ) -> None:
     keep(f"register.name={name}")
     tags = champion(name)
-    assert float(tags["accuracy_drop_pct"]) == pytest.approx(0.1)
+    assert float(tags["accuracy_drop_pct"]) == pytest.approx(0.2)
     assert tags["latency_ms"] == "1.5"
     assert tags["conditions"].startswith("exported, 1 thread, ")
     assert f"registered {name} version 1, champion: there is no champion yet" in capsys.readouterr().out
