@@ -67,6 +67,11 @@ class Killed(Exception):
     pass
 
 
+def untimed(context: Context) -> list[tuple[str, float, int | None]]:
+    """What a training reported, but for what its clock said."""
+    return [point for point in context.history if point[0] != "train/seconds"]
+
+
 @pytest.mark.parametrize("warmup", [0.0, 1.5, 2.25])
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "step", "constant"])
 def test_training_equals_an_undisturbed_one_bit_for_bit_when_resumed(
@@ -86,7 +91,7 @@ def test_training_equals_an_undisturbed_one_bit_for_bit_when_resumed(
     assert (tmp_path / "killed" / PROGRESS_FILE).exists()
     resumed, history = fit(tmp_path / "killed", chosen)
     assert equal(resumed, undisturbed)
-    assert history.history == expected.history
+    assert untimed(history) == untimed(expected)
 
 
 def test_nothing_is_trained_again_when_killed_after_the_last_epoch(tmp_path: Path) -> None:
@@ -94,7 +99,7 @@ def test_nothing_is_trained_again_when_killed_after_the_last_epoch(tmp_path: Pat
     # The checkpoint stays until the artifact is complete.
     again, history = fit(tmp_path / "run", settings(), before_step=lambda model, done: pytest.fail("trained again"))
     assert equal(again, trained)
-    assert len(history.history) == 2 * settings().epochs
+    assert len([name for name, _, epoch in history.history if epoch is not None]) == 2 * settings().epochs
 
 
 def test_training_repeats_bit_for_bit_when_the_seed_is_the_same(tmp_path: Path) -> None:
