@@ -13,7 +13,6 @@ import mlflow
 import numpy as np
 import pytest
 
-from pipeline.champion import Contender
 from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
 from pipeline.exported import load
@@ -23,17 +22,10 @@ from pipeline.tracking import RunRecord, open_run
 from pipeline.tracking.models import ModelRecord, Registration, log_model, register
 from pipeline.tracking.registry import find_registered
 from tests.onnx_models import write_brightness_model
+from tests.test_champion import PRESENT
 
 pytest.importorskip("onnxruntime")
 
-GOOD = Contender(
-    accuracy_drop_pct=0.2,
-    accuracy_pct=98.0,
-    largest_class_pct=11.0,
-    latency_ms=2.0,
-    parity=True,
-    conditions="1 thread",
-)
 Register = Callable[..., Registration]
 
 
@@ -75,7 +67,7 @@ def registering(logged: str, outputs: Path, model: ModelRecord, name: str, tmp_p
         other = tmp_path / "model.onnx"
         other.write_bytes(model.file.read_bytes() + bytes(next(numbers)))
         record = model if same_file else replace(model, file=other)
-        return register(RegisterConfig(name, max_drop_pct), outputs, record, logged, replace(GOOD, **measured))
+        return register(RegisterConfig(name, max_drop_pct), outputs, record, logged, replace(PRESENT, **measured))
 
     return once
 
