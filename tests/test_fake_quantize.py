@@ -153,3 +153,61 @@ def test_fake_quantized_weights_are_those_that_convert_makes_when_a_channel_has_
     else:
         quantized = torch.quantize_per_tensor(weight, float(scale), int(zero_point), torch.qint8)
     torch.testing.assert_close(simulated, quantized.dequantize(), rtol=1e-6, atol=0)
+
+
+def conv_bn_with_scale(scale: float, backend: str, fused_kernels: bool = True) -> nn.Module:
+    """A Conv+BN whose BatchNorm scales of channels 2 and 5 are `scale`; a filter of channel 6 is all zero."""
+    fused = get_default_qat_qconfig(backend)
+    unfused = QConfig(activation=fused.activation, weight=FakeQuantize.with_args(**fused.weight.p.keywords))
+    torch.manual_seed(0)
+    module = nniqat.ConvBn2d(6, 8, 3, bias=False, padding=1, qconfig=fused if fused_kernels else unfused)
+    with torch.no_grad():
+        module.bn.weight.copy_(torch.linspace(0.5, 2, 8))
+        module.bn.weight[[2, 5]] = scale
+        module.bn.bias.copy_(torch.linspace(-1, 1, 8))
+        module.weight[6] = 0
+    return module
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.0, 1e-30, -1e-12, 1e-6])
+@pytest.mark.parametrize("fused_kernels", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+def test_conv_bn_trains_as_in_float_when_a_scale_is_zero_or_tiny(
+    backend: str, frozen: bool, fused_kernels: bool, scale: float
+) -> None:
+    module = conv_bn_with_scale(scale, backend, fused_kernels)
+    vectorize(module)
+    if frozen:
+        module.freeze_bn_stats()
+    twin = nn.Sequential(nn.Conv2d(6, 8, 3, bias=False, padding=1), nn.BatchNorm2d(8))
+    twin[0].weight.data.copy_(module.weight)
+    twin[1].load_state_dict(module.bn.state_dict())
+    twin[1].train(not frozen)
+    images = torch.randn(16, 6, 9, 9)
+    weighted = torch.randn(16, 8, 9, 9)
+    outputs = [each(images) for each in (module, twin)]
+    for output in outputs:
+        (output * weighted).sum().backward()
+    small = [2, 5]
+    torch.testing.assert_close(outputs[0][:, small], outputs[1][:, small], rtol=1e-3, atol=1e-5)
+    if scale == 0:
+        assert torch.equal(outputs[0][:, small], module.bn.bias[small].view(1, 2, 1, 1).expand(16, 2, 9, 9))
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in module.parameters())
+    if backend == "fbgemm" or scale == 0:  # of one scale for all channels, tiny weights are 0 in int8 too
+        gradients = module.bn.weight.grad[small], twin[1].weight.grad[small]
+        torch.testing.assert_close(*gradients, rtol=0.1, atol=0.05 * twin[1].weight.grad.abs().max().item())
+    torch.testing.assert_close(module.bn.running_var, twin[1].running_var, rtol=0.1, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+def test_ranges_of_other_channels_do_not_move_when_a_scale_is_zero(backend: str) -> None:
+    ranges = []
+    for scale in (0.0, 0.25):  # channels whose weights are not the largest
+        module = conv_bn_with_scale(scale, backend)
+        vectorize(module)
+        for _ in range(3):
+            module(torch.randn(4, 6, 9, 9))
+        ranges.append(module.weight_fake_quant.scale)
+    others = [0, 1, 3, 4, 6, 7] if len(ranges[0]) > 1 else [0]
+    assert torch.equal(ranges[0][others], ranges[1][others])

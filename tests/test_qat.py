@@ -266,3 +266,23 @@ def test_qat_draws_by_its_own_seed_when_it_has_one(fused: Bench, tmp_path: Path)
     other, _ = run_qat(fused, tmp_path / "other", **settings, seed=fused.config.seed + 1)
     assert equal(by_default, same)
     assert not equal(by_default, other)
+
+
+@pytest.mark.parametrize("overrides", [(), ("backend=qnnpack", "qat.init=fresh", "qat.freeze_bn_epoch=null")], ids=str)
+def test_a_network_is_trained_and_converted_when_its_blocks_begin_with_a_scale_of_zero(
+    fused: Bench, overrides: tuple[str, ...], tmp_path: Path
+) -> None:
+    bench = Bench(tmp_path, compose_request([*SMALL, "qat.learning_rate=0.001", "qat.keep=last", *overrides]).config)
+    weights = torch.load(fused.models["float"], weights_only=True)
+    begun = {name for name in weights if name.endswith("bn2.weight")}
+    for name in begun:  # as torchvision's zero_init_residual makes them
+        weights[name].zero_()
+    bench.models["float"] = tmp_path / "float.pt"
+    torch.save(weights, bench.models["float"])
+    for stage in ("fuse", "ptq", "qat", "convert"):
+        bench.run(stage)
+    trained = torch.load(bench.models["qat"], weights_only=True)
+    assert all(value.isfinite().all() for value in trained.values() if value.is_floating_point())
+    scales = [value for name, value in trained.items() if name.endswith("conv2.bn.weight")]
+    assert len(scales) == len(begun)
+    assert all((value != 0).float().mean() > 0.5 for value in scales)  # gamma has its gradient where ReLU passes one

@@ -34,7 +34,7 @@ def vectorize(prepared: nn.Module) -> None:
             # The module as it is, buffers and all, with another forward: nothing is copied that could differ.
             module.__class__ = VectorizedFakeQuantize
     for module in prepared.modules():
-        if type(module) in _CONV_BN and isinstance(module.weight_fake_quant, VectorizedFakeQuantize):
+        if type(module) in _CONV_BN:
             # Not another class here: convert folds the BatchNorm of exactly torch's own.
             module._forward_approximate = MethodType(_convolve_and_normalize, module)  # type: ignore[assignment]
 
@@ -184,8 +184,36 @@ def _convolve_and_normalize(self: Any, input: Tensor) -> Tensor:
     for efficient inference", section 3.2.2).
     """
     factor = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)
-    weight = self.weight_fake_quant.scale_and_fake_quantize(self.weight, factor)
-    convolved: Tensor = Unscale.apply(self._conv_forward(input, weight, None), factor)
+    factor, fake_quantize = _invertible(factor, self.weight, self.weight_fake_quant), self.weight_fake_quant
+    if isinstance(fake_quantize, VectorizedFakeQuantize):
+        weight = fake_quantize.scale_and_fake_quantize(self.weight, factor)
+        convolved: Tensor = Unscale.apply(self._conv_forward(input, weight, None), factor)
+    else:
+        weight = fake_quantize(self.weight * factor.view(-1, 1, 1, 1))
+        convolved = self._conv_forward(input, weight, None) / factor.view(1, -1, 1, 1)
     if self.bias is not None:
         convolved = convolved + self.bias.view(1, -1, 1, 1)
     return self.bn(convolved)
+
+
+def _invertible(factor: Tensor, weight: Tensor, fake_quantize: Any) -> Tensor:
+    """The factors (C) of the channels of `weight` (C, …), with another one where dividing by it would say nothing.
+
+    A factor of 0 makes weights of 0, and 0 / 0 is no number. One so small that the scale of its channel stands at its
+    floor leaves few levels or none, and the division makes rounding errors large. BatchNorm multiplies what was
+    divided by gamma, so any factor gives the same output: beta alone where gamma is 0. One that the levels can hold
+    also gives gamma the gradient of a float model. It moves no range: by channel the scale stays at its floor; and
+    one scale for all channels is that of larger weights.
+    """
+    observer = getattr(fake_quantize, "activation_post_process", fake_quantize)  # an observer may stand alone
+    with torch.no_grad():
+        largest = torch.linalg.vector_norm(weight.flatten(1), math.inf, dim=1)
+        reached = largest * factor.abs()
+        floor = torch.full_like(reached, observer.quant_max * torch.finfo(torch.float32).eps)
+        if observer.qscheme in (torch.per_channel_symmetric, torch.per_channel_affine):
+            lost, reach = reached < floor, floor
+        else:
+            lost, reach = factor == 0, torch.maximum(reached.amax() / 2, floor)
+        lost = lost & ((largest > 0) | (factor == 0))  # weights of 0 give 0 by any other factor
+        other = torch.where(largest > 0, reach / largest.clamp(min=torch.finfo(torch.float32).tiny), 1.0)
+    return torch.where(lost, torch.copysign(other, factor.detach()), factor)
