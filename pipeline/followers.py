@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline import datasets
-from pipeline.artifacts import Store
+from pipeline.artifact_store import Store
 from pipeline.config import Config
 from pipeline.datasets.spec import Part
 from pipeline.errors import UserError

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from pipeline import terminal
-from pipeline.artifacts import Store
+from pipeline.artifact_store import Store
 from pipeline.config import Config
 from pipeline.errors import SubmissionError, UserError
 from pipeline.faults import told

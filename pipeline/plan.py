@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import datasets, environment, runtimes, stages
-from pipeline.artifacts import Artifact
+from pipeline.artifact_store import Artifact
 from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
 from pipeline.models import weights

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipeline import datasets, environment, models, quantization, report, terminal, torchrun
-from pipeline.artifacts import Artifact, Store
+from pipeline.artifact_store import Artifact, Store
 from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
 from pipeline.files import in_project, make_writable_folder

@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from pipeline.artifacts import Store
+from pipeline.artifact_store import Store
 from pipeline.composition import CONFIG_FOLDER, check_command_line
 from pipeline.errors import UserError
 from pipeline.files import PROJECT_ROOT
