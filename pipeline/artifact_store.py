@@ -63,6 +63,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def seen_folder(outputs: Path) -> Path:
+    """Where the runs of an `outputs` folder remember what they found out about files."""
+    return outputs / "artifacts" / ".seen"
+
+
 class Store:
     """The folder `artifacts/` with everything that stages have made."""
 

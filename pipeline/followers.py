@@ -95,7 +95,7 @@ def _agree(world: World, artifact: str, planned: bool) -> None:
     if others:
         raise UserError(
             f"torchrun: processes {', '.join(map(str, others))} see other data, settings or code than rank 0, which "
-            f"trains {artifact}; allowed: dataset.root in a folder that all share, or copies that keep the files' times"
+            f"trains {artifact}; allowed: equal copies of the data, the weights, the code and its libraries"
         )
 
 

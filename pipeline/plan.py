@@ -1,7 +1,8 @@
 """From a configuration to steps: the wiring of the stages, and the key of each one's result.
 
-A key hashes everything that the result depends on: the stage's name and version, the settings it
-reads, the content of the data and weights it reads, and the keys of the stages before it.
+A key hashes everything that the result depends on: the stage's name, the settings it reads, the content of the data
+and weights it reads, the code and the libraries that compute it, and the keys of the stages before it. It says what
+is asked for before anything is made; which content of the stages before it was used stands in the artifact.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import datasets, environment, runtimes, stages
-from pipeline.artifact_store import Artifact
+from pipeline import datasets, environment, models, stages
+from pipeline.artifact_store import Artifact, seen_folder
 from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
+from pipeline.files import in_project
 from pipeline.models import weights
+from pipeline.sources import code_of
 from pipeline.stage import Product, Stage
 
 _KEY_LENGTH = 16
@@ -58,7 +61,7 @@ def make_plan(config: Config) -> Plan:
             raise UserError(f"stages=[{','.join(config.stages)}]: no stage '{name}'; {suggestion(name, declared)}")
     if len(set(config.stages)) < len(config.stages):
         raise UserError(f"stages=[{','.join(config.stages)}]: allowed: each stage once")
-    producers: dict[Product, Stage] = {stage.produces: stage for stage in declared.values() if stage.produces}
+    producers = _producers(declared)
     for position, name in enumerate(config.stages):
         for form in declared[name].inputs(config):
             producer = producers[form].name
@@ -76,6 +79,21 @@ def make_plan(config: Config) -> Plan:
     )
 
 
+def _producers(declared: Mapping[str, Stage]) -> dict[Product, Stage]:
+    """The one stage that makes each form."""
+    producers: dict[Product, Stage] = {}
+    for stage in declared.values():
+        if stage.produces is None:
+            continue
+        other = producers.setdefault(stage.produces, stage)
+        if other is not stage:
+            raise UserError(
+                f"stages {other.name} and {stage.name} both declare that they make {stage.produces}: allowed: one "
+                "stage for each form"
+            )
+    return producers
+
+
 def _add_step(stage: Stage, producers: dict[Product, Stage], config: Config, steps: dict[str, Step]) -> Step:
     """Key a stage, those before it first; every step once."""
     if stage.name not in steps:
@@ -89,17 +107,23 @@ def _add_step(stage: Stage, producers: dict[Product, Stage], config: Config, ste
 
 
 def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
-    hashed: dict[str, Any] = {"stage": stage.name, "version": stage.version}
+    hashed: dict[str, Any] = {"stage": stage.name}
     for section in stage.reads(config):
         hashed[section] = _settings(section, getattr(config, section), stage.ignores)
     if "model" in stage.sections:
         hashed["weights"] = weights.fingerprint(config.model)
-    hashed["data"] = {part: datasets.fingerprint(config.dataset, part) for part in stage.parts}
+    seen = seen_folder(in_project(config.outputs))
+    hashed["data"] = {part: datasets.fingerprint(config.dataset, part, seen) for part in stage.parts}
     if stage.measures_machine:
         hashed["machine"] = environment.machine()
-    if "runtime" in stage.sections:
-        hashed["runtimes"] = runtimes.versions(config.runtime.names)
-    return hashed
+    code = code_of(_modules(stage, config), seen / "sources.json")
+    return hashed | {"sources": code.files, "libraries": code.libraries}
+
+
+def _modules(stage: Stage, config: Config) -> list[str]:
+    """The modules that a stage runs: its own, and those that are chosen by name."""
+    chosen = [models.module_of(config.model)] if "model" in stage.sections else []
+    return [stage.run.__module__, *chosen, *([datasets.module_of(config.dataset)] if stage.parts else [])]
 
 
 def _settings(section: str, value: Any, ignores: tuple[str, ...]) -> Any:

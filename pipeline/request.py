@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from pipeline import datasets, environment, quantization, runtimes, terminal, torchrun
+from pipeline.artifact_store import seen_folder
 from pipeline.config import Config
+from pipeline.files import in_project
 from pipeline.plan import Plan
 from pipeline.redaction import mask_text, mask_value, mask_yaml
 from pipeline.tracking import RunRecord
@@ -83,7 +85,8 @@ def describe(request: Request, plan: Plan) -> RunRecord:
         or " ".join(request.overrides)
         or f"{config.model.name} {config.dataset.name} {config.backend.name}"
     )
-    data = {part: datasets.fingerprint(config.dataset, part) for part in ("train", "test")}  # type: ignore[arg-type]
+    seen = seen_folder(in_project(config.outputs))
+    data = {part: datasets.fingerprint(config.dataset, part, seen) for part in ("train", "test")}  # type: ignore[arg-type]
     digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:8]
     origin = datasets.find(config.dataset).origin(config.dataset)
     dataset = (config.dataset.name, digest, origin)

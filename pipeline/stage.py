@@ -95,7 +95,6 @@ class Stage:
             into its key with the stages that make them.
         produces: the form it makes, or None for one that only measures.
         parts: the parts of the data set that it reads.
-        version: raise it when the code gives another result for the same configuration.
         trains: all processes of a run do it together; the other stages are rank 0's alone.
         measures_machine: its result depends on this machine's processor and libraries.
         extends: the setting, as section and name, of which a larger value only goes on where a smaller
@@ -111,7 +110,6 @@ class Stage:
     produces: Product | None = None
     ignores: tuple[str, ...] = ()
     parts: tuple[PartName, ...] = ()
-    version: int = 1
     trains: bool = False
     measures_machine: bool = False
     extends: tuple[str, str] | None = None

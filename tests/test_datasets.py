@@ -23,9 +23,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline import datasets
+from pipeline import datasets, remembered
 from pipeline.composition import compose_request
 from pipeline.config import DatasetConfig
+from pipeline.datasets import contents
 from pipeline.datasets.arrays import prepared
 from pipeline.datasets.loader import count_batches, evaluation_batches, training_batches
 from pipeline.datasets.spec import Part
@@ -525,16 +526,22 @@ def two_parts(tmp_path: Path) -> Path:
 
 def fingerprints(root: Path) -> tuple[str, str]:
     datasets.look_again()  # as every run does
-    config = image_folder(root)
-    return datasets.fingerprint(config, "train"), datasets.fingerprint(config, "test")
+    config, seen = image_folder(root), root.parent / "seen"
+    return datasets.fingerprint(config, "train", seen), datasets.fingerprint(config, "test", seen)
 
 
 def rewrite(root: Path) -> None:
     Image.new("RGB", (50, 50), (1, 2, 3)).save(root / "train" / "cat" / "000.png")
 
 
-def touch(root: Path) -> None:
-    os.utime(root / "train" / "cat" / "000.png", (1, 1))
+def correct_labels(root: Path) -> None:
+    """Two pictures of equal size change places, and keep size and times, as a copy with `cp -p` does."""
+    cat, dog = (root / "train" / name for name in ("cat/000.png", "dog/005.png"))
+    contents, status = (cat.read_bytes(), dog.read_bytes()), cat.stat()
+    assert len(contents[0]) == len(contents[1])
+    for path, content in zip((cat, dog), reversed(contents), strict=True):
+        path.write_bytes(content)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def add(root: Path) -> None:
@@ -549,8 +556,13 @@ def relabel(root: Path) -> None:
     (root / "train" / "cat" / "000.png").rename(root / "train" / "dog" / "000.png")
 
 
-@pytest.mark.parametrize("change", [rewrite, touch, add, remove, relabel])
-def test_fingerprint_changes_when_a_file_of_the_part_does(change: Callable[[Path], None], two_parts: Path) -> None:
+@pytest.mark.parametrize("change", [rewrite, correct_labels, add, remove, relabel])
+def test_fingerprint_changes_when_a_file_of_the_part_does(
+    change: Callable[[Path], None], two_parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembered, "_COARSEST_TICK_NS", 0)  # files of this moment are remembered too
+    for path in two_parts.rglob("*.png"):
+        os.utime(path, ns=(10**18, 10**18))
     train, test = fingerprints(two_parts)
     change(two_parts)
     changed_train, changed_test = fingerprints(two_parts)
@@ -569,7 +581,31 @@ def test_fingerprint_stays_when_the_folder_is_moved(two_parts: Path, tmp_path: P
     shutil.copytree(two_parts, tmp_path / "elsewhere")  # keeps the times of change
     assert fingerprints(tmp_path / "elsewhere") == before
     two_parts.rename(tmp_path / "moved")
+    for path in (tmp_path / "moved").rglob("*.png"):
+        path.touch()
     assert fingerprints(tmp_path / "moved") == before
+
+
+def test_files_are_read_once_when_they_do_not_change(
+    two_parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    hash_one = contents._hash_one
+    monkeypatch.setattr(contents, "_hash_one", lambda path: [read.append(path), hash_one(path)][1])
+    fingerprints(two_parts)
+    assert len(read) == 20
+    fingerprints(two_parts)
+    assert len(read) == 40  # so young that another change could bear the same time
+    monkeypatch.setattr(remembered, "_COARSEST_TICK_NS", 0)
+    before = fingerprints(two_parts)
+    read.clear()
+    assert fingerprints(two_parts) == before
+    assert read == []
+    (two_parts / "train" / "cat" / "000.png").touch()
+    assert fingerprints(two_parts) == before
+    assert [Path(path).name for path in read] == ["000.png"]
+    (tmp_path / "images" / ".." / "seen").resolve().rename(tmp_path / "lost")
+    assert fingerprints(two_parts) == before
 
 
 # --- loader

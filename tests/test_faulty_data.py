@@ -207,17 +207,17 @@ def remove(path: Path) -> str:
 @pytest.mark.parametrize("loading", ["memory", "stream"])
 @pytest.mark.parametrize("unreadable", ["refuse", "skip"])
 def test_file_is_refused_when_it_changed_after_the_fingerprint(
-    change: Callable[[Path], str], loading: str, unreadable: str, folder: Path
+    change: Callable[[Path], str], loading: str, unreadable: str, folder: Path, tmp_path: Path
 ) -> None:
     config = settings(folder, loading=loading, unreadable=unreadable)
-    datasets.fingerprint(config, "test")
+    datasets.fingerprint(config, "test", tmp_path / "seen")
     path = folder / "test" / "dog" / "2.png"
     what = change(path)
     assert refusal(lambda: pixels(datasets.load_test(config))) == (
         f"dataset.root: {path} {what}; started again, the command takes the files as they are then"
     )
     datasets.look_again()
-    assert datasets.fingerprint(config, "test")
+    assert datasets.fingerprint(config, "test", tmp_path / "seen")
 
 
 # --- labels

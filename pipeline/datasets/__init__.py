@@ -10,6 +10,8 @@ import functools
 import importlib
 import pkgutil
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -27,8 +29,18 @@ from pipeline.preprocessing import Preprocessing
 @functools.cache
 def registry() -> dict[str, DatasetSpec]:
     """Every declared data set by its name."""
-    modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
-    return {spec.name: spec for module in modules for spec in getattr(module, "DATASETS", ())}
+    return {spec.name: spec for module in _modules() for spec in getattr(module, "DATASETS", ())}
+
+
+def module_of(config: DatasetConfig) -> str:
+    """The module that declares the data set which `config` names."""
+    spec = find(config)
+    return next(module.__name__ for module in _modules() if spec in getattr(module, "DATASETS", ()))
+
+
+@functools.cache
+def _modules() -> tuple[ModuleType, ...]:
+    return tuple(importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
 
 
 def find(config: DatasetConfig) -> DatasetSpec:
@@ -89,11 +101,12 @@ def load_test(config: DatasetConfig, machine: Machine = UNSHARED) -> Part:
     return part
 
 
-def fingerprint(config: DatasetConfig, part: PartName) -> str:
-    """What identifies the content of a part in artifact keys; as it was first seen since `look_again`."""
-    found = find(config)
-    # Arrays were prepared otherwise before, and what was made of them then has keys without this word.
-    return found.fingerprint(config, part) + ("" if found.has_files else " fitted")
+def fingerprint(config: DatasetConfig, part: PartName, seen: Path) -> str:
+    """What identifies the content of a part in artifact keys; as it was first seen since `look_again`.
+
+    `seen`: a folder for what is remembered of files.
+    """
+    return find(config).fingerprint(config, part, seen)
 
 
 def look_again() -> None:

@@ -57,7 +57,7 @@ DATASETS = (
         class_names=lambda config: _CLASSES,
         prepare=_prepare,
         read=_read,
-        fingerprint=lambda config, part: f"cifar10 {_dataset().tgz_md5}",
+        fingerprint=lambda config, part, seen: f"cifar10 {_dataset().tgz_md5}",
         origin=lambda config: _dataset().url,
     ),
 )

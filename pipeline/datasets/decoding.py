@@ -27,11 +27,15 @@ UNKNOWN = -1
 
 
 class ImageFile(NamedTuple):
-    """A file as it was when the run began: bytes and time of change, `UNKNOWN` where it could not be asked."""
+    """A file as it was when the run began; bytes and time are `UNKNOWN` where it could not be asked.
+
+    `state`: what the file system says that changes with the content (`remembered.state_of`).
+    """
 
     path: str
     size: int
     changed_ns: int
+    state: str | None
 
 
 def worker_count(asked: int | None) -> int:

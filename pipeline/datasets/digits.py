@@ -29,7 +29,7 @@ DATASETS = (
         class_names=lambda config: tuple(str(digit) for digit in range(10)),
         prepare=lambda config: None,
         read=_read,
-        fingerprint=lambda config, part: "scikit-learn digits",
+        fingerprint=lambda config, part, seen: "scikit-learn digits",
         origin=lambda config: "sklearn.datasets.load_digits",
     ),
 )

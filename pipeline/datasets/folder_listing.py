@@ -17,10 +17,12 @@ import numpy as np
 
 from pipeline import terminal
 from pipeline.config import DatasetConfig
+from pipeline.datasets.contents import hash_files
 from pipeline.datasets.decoding import UNKNOWN, ImageFile
 from pipeline.datasets.spec import PartName
 from pipeline.errors import UserError
 from pipeline.files import in_project
+from pipeline.remembered import state_of
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _LAYOUT = "train/<class>/* and test/<class>/*, or <class>/* alone"
@@ -30,7 +32,7 @@ _NAMES_OF_PARTS = ("val", "valid", "validation", "eval")
 _NO_ROOT = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Listing:
     """The image files of a part in a fixed order, each an `ImageFile` (N), and their labels, int64 (N)."""
 
@@ -88,19 +90,26 @@ def files_of(config: DatasetConfig, part: PartName) -> Listing:
     return _list(_folder(config, part), listed, class_names(config), config.unreadable == "skip")
 
 
-def fingerprint(config: DatasetConfig, part: PartName) -> str:
-    """A hash of the layout, the classes and every file's place, size and time; a copy that keeps times has the same."""
-    folder = str(_folder(config, part))
+def fingerprint(config: DatasetConfig, part: PartName, seen: Path) -> str:
+    """A hash of the layout, the classes and every file's place and content: every copy has the same."""
     # Of a folder that brings no test part, a part of the same files is held out.
     lines = [*([] if is_split(config) else ["held out"]), *class_names(config)]
-    for path, size, changed_ns in files_of(config, part).files:
-        lines.append(f"{os.path.relpath(path, folder)} {size} {changed_ns}")
+    lines.append(_content(files_of(config, part), str(_folder(config, part)), seen))
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+@functools.cache
+def _content(listing: Listing, folder: str, seen: Path) -> str:
+    start = len(folder) + len(os.sep)
+    hashes = hash_files(list(listing.files), folder, seen)
+    lines = (f"{file.path[start:]} {digest}" for file, digest in zip(listing.files, hashes, strict=True))
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def look_again() -> None:
     """Forget what was seen, for another run."""
     _list.cache_clear()
+    _content.cache_clear()
 
 
 def _folder(config: DatasetConfig, part: PartName) -> Path:
@@ -148,6 +157,6 @@ def _ask(path: str, skip: bool) -> ImageFile:
         status = os.stat(path)
     except OSError as error:
         if skip:  # a link that leads nowhere, for example: decoding will say so
-            return ImageFile(path, UNKNOWN, UNKNOWN)
+            return ImageFile(path, UNKNOWN, UNKNOWN, None)
         raise UserError(f"dataset.root: {path} cannot be read: {error.strerror}") from error
-    return ImageFile(path, status.st_size, status.st_mtime_ns)
+    return ImageFile(path, status.st_size, status.st_mtime_ns, state_of(status))

@@ -68,7 +68,7 @@ def _spec(name: str, class_name: str) -> DatasetSpec:
         class_names=lambda config: tuple(dataset().classes),
         prepare=prepare,
         read=read,
-        fingerprint=lambda config, part: f"{name} {sorted(md5 for _, md5 in dataset().resources)}",
+        fingerprint=lambda config, part, seen: f"{name} {sorted(md5 for _, md5 in dataset().resources)}",
         origin=lambda config: dataset().mirrors[-1],
     )
 

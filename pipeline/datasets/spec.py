@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -94,7 +95,8 @@ class DatasetSpec:
         prepare: fetches or checks the files; raises UserError when they cannot be had.
         read: one part, as `Part`: arrays grey or RGB, of any height and width; files prepared. Whatever takes a while
             is done within `Machine.computing`, in slices.
-        fingerprint: identifies the content of a part in artifact keys, wherever it lies.
+        fingerprint: identifies the content of a part in artifact keys, wherever it lies; what takes long to find
+            out may be remembered in the folder that it is given.
         origin: where it comes from, for the record.
         has_files: its images are files of their own, which can be streamed (`dataset.loading`) and left out
             (`dataset.unreadable`).
@@ -105,7 +107,7 @@ class DatasetSpec:
     class_names: Callable[[DatasetConfig], tuple[str, ...]]
     prepare: Callable[[DatasetConfig], None]
     read: Callable[[DatasetConfig, PartName, Machine], Part]
-    fingerprint: Callable[[DatasetConfig, PartName], str]
+    fingerprint: Callable[[DatasetConfig, PartName, Path], str]
     origin: Callable[[DatasetConfig], str]
     has_files: bool = False
     look_again: Callable[[], None] = lambda: None

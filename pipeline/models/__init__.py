@@ -10,6 +10,7 @@ import functools
 import importlib
 import pkgutil
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol
 
 from torch import nn
@@ -53,8 +54,18 @@ class ModelSpec:
 @functools.cache
 def registry() -> dict[str, ModelSpec]:
     """Every declared model by its name."""
-    modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
-    return {spec.name: spec for module in modules for spec in getattr(module, "MODELS", ())}
+    return {spec.name: spec for module in _modules() for spec in getattr(module, "MODELS", ())}
+
+
+def module_of(config: ModelConfig) -> str:
+    """The module that declares the model which `config` names."""
+    spec = find(config)
+    return next(module.__name__ for module in _modules() if spec in getattr(module, "MODELS", ()))
+
+
+@functools.cache
+def _modules() -> tuple[ModuleType, ...]:
+    return tuple(importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
 
 
 def check_model(config: ModelConfig, image_size: int) -> None:

@@ -213,6 +213,5 @@ STAGE = Stage(
         "evaluate.repeats",
     ),
     parts=("test",),
-    version=2,
     measures_machine=True,
 )

@@ -159,6 +159,5 @@ STAGE = Stage(
         "evaluate.fake_quantized",  # is in the key as the form that it adds
     ),
     parts=("train", "test"),
-    version=3,
     measures_machine=True,
 )

@@ -124,7 +124,6 @@ STAGE = Stage(
     ignores=("dataset.max_test_samples",),
     parts=("train",),
     trains=True,
-    version=4,
     extends=("qat", "epochs"),
     is_open_ended=lambda config: optimization.is_open_ended(config.qat),
 )

@@ -31,7 +31,6 @@ STAGE = Stage(
     ignores=("dataset.max_test_samples",),
     parts=("train",),
     trains=True,
-    version=2,
     extends=("train", "epochs"),
     is_open_ended=lambda config: optimization.is_open_ended(config.train),
 )

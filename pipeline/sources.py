@@ -1,0 +1,178 @@
+"""The source that computes a result: the modules that a stage imports, as syntax, and the libraries that they use.
+
+What changes how a result is printed or tracked is left out. Comments, docstrings, the wording of errors and calls of
+`terminal` are no part of the syntax that is compared, and a few modules compute nothing. Everything else counts.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.remembered import FileMemory, state_of
+
+# Of this project: they say, draw, fetch, check and wait, or hold settings, whose values are in a key themselves. Of
+# libraries: the same. Neither is followed. A package is meant as its own file alone, except for tracking.
+_COMPUTE_NOTHING = frozenset(
+    {
+        *("pipeline", "pipeline.config", "pipeline.datasets.archives", "pipeline.environment", "pipeline.errors"),
+        *("pipeline.faults", "pipeline.files", "pipeline.interruption", "pipeline.machine", "pipeline.plots"),
+        *("pipeline.redaction", "pipeline.runtime_plots", "pipeline.runtime_report", "pipeline.sensitivity_report"),
+        *("pipeline.setting", "pipeline.shipping", "pipeline.stage", "pipeline.stages", "pipeline.terminal"),
+        *("pipeline.torchrun", "pipeline.tracking", "filelock", "mlflow", "tabulate", "tqdm"),
+    }
+)
+# Libraries whose distribution has another name, which is slow to look up.
+_DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
+
+
+@dataclass(frozen=True)
+class Code:
+    """What computes: the hash of each file's syntax by its path, and the version of each library by its name.
+
+    A path begins where its package is imported from, so it is the same in every checkout.
+    """
+
+    files: dict[str, str]
+    libraries: dict[str, str]
+
+
+def code_of(roots: Iterable[str], memory: Path) -> Code:
+    """The code that the modules `roots` (dotted names) run: theirs and that of all they import.
+
+    Followed are the modules of this project and whatever else is no installed library. `memory` is a file that saves
+    parsing again. A file counts as it was when this process first asked.
+    """
+    known, files, libraries, seen, open_ends = FileMemory(memory), {}, set(), set(), list(roots)
+    while open_ends:
+        name = open_ends.pop()
+        if name in seen or name in _COMPUTE_NOTHING:
+            continue
+        seen.add(name)
+        folder = _folder_of(name.partition(".")[0])
+        if folder is None:
+            libraries.add(name.partition(".")[0])
+            continue
+        path = _file_of(name, folder)
+        if path is not None:  # no name within a module, which is followed itself
+            files[path.relative_to(folder).as_posix()], imports = _read(path, folder, known)
+            open_ends += [*_parents(name), *imports]
+    known.save()
+    versions = {library: version_of(library) for library in sorted(libraries)}
+    return Code(dict(sorted(files.items())), {name: version for name, version in versions.items() if version})
+
+
+def digest_of(shown: str, memory: FileMemory) -> str | None:
+    """The hash today of a file that `Code.files` names; None where it is not there any more."""
+    folder = _folder_of(Path(shown).parts[0].removesuffix(".py"))
+    return _read(folder / shown, folder, memory)[0] if folder is not None and (folder / shown).is_file() else None
+
+
+@functools.cache
+def version_of(library: str) -> str | None:
+    """The version of a library that is imported by this name; None for Python's own, and where it is not installed."""
+    if library in sys.stdlib_module_names:
+        return None
+    try:
+        return importlib.metadata.version(_DISTRIBUTIONS.get(library, library))
+    except importlib.metadata.PackageNotFoundError:
+        found = importlib.metadata.packages_distributions().get(library)
+        return importlib.metadata.version(found[0]) if found else None
+
+
+# By path: what this process has read.
+_read_before: dict[Path, tuple[str, list[str]]] = {}
+
+
+def _read(path: Path, folder: Path, memory: FileMemory) -> tuple[str, list[str]]:
+    """The hash of a module's syntax, and the dotted names that it imports."""
+    if path in _read_before:
+        return _read_before[path]
+    state = state_of(os.stat(path))
+    found = memory.recall(str(path), state)
+    if found is None:
+        tree = ast.parse(path.read_bytes(), str(path))
+        package = ".".join(path.relative_to(folder).parent.parts)
+        imports = sorted(set(_imports(tree, package)))
+        found = [hashlib.sha256(ast.dump(_Bare().visit(tree)).encode()).hexdigest()[:16], imports]
+        memory.note(str(path), state, found)
+    _read_before[path] = found[0], found[1]
+    return _read_before[path]
+
+
+class _Bare(ast.NodeTransformer):
+    """Takes out of a module's syntax what does not compute."""
+
+    def _without_docstring(self, node: Any) -> Any:
+        first = node.body[0] if node.body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            node.body = node.body[1:]
+        return self.generic_visit(node)
+
+    visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _without_docstring
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        """Without the words of the error."""
+        kind = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+        return ast.Raise(exc=kind, cause=None)
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        called = node.value.func if isinstance(node.value, ast.Call) else None
+        talks = isinstance(called, ast.Attribute) and ast.unparse(called.value) == "terminal"
+        return None if talks else self.generic_visit(node)
+
+
+def _imports(tree: ast.AST, package: str) -> Iterable[str]:
+    """Every dotted name that is imported anywhere in a module of `package`; some are names within a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+@functools.cache
+def _folder_of(package: str) -> Path | None:
+    """The folder that holds a top-level package or module whose source counts; None for libraries and Python's own."""
+    if package in sys.stdlib_module_names:
+        return None
+    found = importlib.util.find_spec(package)
+    if found is None:
+        return None
+    if found.origin is None:  # a folder without __init__.py
+        places = list(found.submodule_search_locations or ())
+        origin = Path(places[0]) if places else None
+    else:
+        origin = Path(found.origin)
+        origin = origin.parent if origin.name == "__init__.py" else origin
+    if origin is None or (package != __name__.partition(".")[0] and _is_installed(origin)):
+        return None
+    return origin.parent
+
+
+def _is_installed(path: Path) -> bool:
+    return any(path.is_relative_to(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib"))
+
+
+@functools.cache
+def _file_of(name: str, folder: Path) -> Path | None:
+    base = folder.joinpath(*name.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
