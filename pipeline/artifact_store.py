@@ -24,6 +24,8 @@ from pipeline.machine import Machine
 from pipeline.stage import MODEL_FILE, PROGRESS_FILE, Metric
 
 _MANIFEST = "manifest.json"
+# In a partial folder: the content of the artifacts that its checkpoint was trained from.
+_BEGUN = "begun.json"
 # The damaged folders that this process has told of, until they are made again.
 _said: set[Path] = set()
 
@@ -118,32 +120,48 @@ class Store:
         finally:
             lock.release()
 
-    def partial_folder(self, name: str, afresh: bool) -> Path:
-        """Where `<stage>-<key>` is made; unless `afresh`, with what an interrupted run left there."""
+    def manifests(self, stage: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Every artifact of a stage that can be read, the newest first: its folder and its manifest."""
+        folders = (path for path in self.root.glob(f"{stage}-*") if (path / _MANIFEST).is_file())
+        for folder in sorted(folders, key=lambda path: (path / _MANIFEST).stat().st_mtime, reverse=True):
+            yield folder, _read_json(folder / _MANIFEST)
+
+    def partial_folder(self, name: str, inputs: dict[str, str | None], afresh: bool) -> Path:
+        """Where `<stage>-<key>` is made from `inputs`, with what an interrupted run left there.
+
+        Unless `afresh`, and only where that run had inputs of the same content.
+        """
         partial = self.root / f"{name}.partial"
-        if afresh:
+        other = _read_json(partial / _BEGUN).get("inputs", {}) != inputs
+        if other and (partial / PROGRESS_FILE).exists() and not afresh:
+            terminal.warn(f"{partial} was begun from another result than is there now, and begins anew")
+        if afresh or other:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
+        with write_and_rename(partial / _BEGUN) as temporary:
+            temporary.write_text(json.dumps({"inputs": inputs}))
         for cut_off in partial.glob("*.tmp"):  # a write that was killed; the lock says that nobody is at it
             cut_off.unlink()
         return partial
 
-    def start_from_shorter(self, name: str, hashed: dict[str, Any], extends: tuple[str, str]) -> str | None:
+    def start_from_shorter(
+        self, name: str, hashed: dict[str, Any], inputs: dict[str, str | None], extends: tuple[str, str]
+    ) -> str | None:
         """Put into the partial folder the checkpoint of an artifact that differs by fewer `extends` alone.
 
-        The longest is taken, unless the folder has a checkpoint of its own. Gives the artifact's name.
+        It was made from `inputs` of the same content. The longest is taken, unless the folder has a checkpoint of its
+        own. Gives the artifact's name.
         """
         section, setting = extends
         partial = self.root / f"{name}.partial"
         if (partial / PROGRESS_FILE).exists():
             return None
         wanted, shorter = hashed[section][setting], []
-        for folder in self.root.glob(f"{hashed['stage']}-*"):
-            manifest = _read_json(folder / _MANIFEST)
+        for folder, manifest in self.manifests(hashed["stage"]):
             other = manifest.get("hashed", {})
             if PROGRESS_FILE not in manifest.get("files", {}) or other.get(section, {}).get(setting, wanted) >= wanted:
                 continue
-            if other | {section: other[section] | {setting: wanted}} == hashed:
+            if other | {section: other[section] | {setting: wanted}} == hashed and manifest.get("inputs") == inputs:
                 shorter.append((other[section][setting], folder))
         for _, folder in sorted(shorter, reverse=True):
             if self.find(folder.name) is not None:  # its files are as its manifest says
@@ -165,6 +183,7 @@ class Store:
         The training checkpoint is kept where a longer training may go on from it (`keep_progress`).
         """
         partial, folder = self.root / f"{name}.partial", self.root / name
+        (partial / _BEGUN).unlink(missing_ok=True)
         if not keep_progress:
             (partial / PROGRESS_FILE).unlink(missing_ok=True)
         paths = {path.relative_to(partial).as_posix(): path for path in sorted(partial.rglob("*")) if path.is_file()}

@@ -12,6 +12,7 @@ from pipeline.artifact_store import Artifact, Store
 from pipeline.config import Config
 from pipeline.followers import announce
 from pipeline.plan import Step, input_hashes, is_current, visible_config
+from pipeline.remade import what_changed
 from pipeline.stage import Context
 from pipeline.tracking import Tracker
 from pipeline.world import SOLO, World
@@ -66,10 +67,14 @@ class Walk:
 
     def _make(self, step: Step, forced: bool) -> Artifact:
         started = time.perf_counter()
-        folder = self.store.partial_folder(step.artifact, afresh=forced)
+        contents = input_hashes(step, self.done)
+        reason = None if forced else what_changed(step, self.store)
+        if reason is not None:
+            terminal.say(f"{step.stage.name:9} made again: {reason}")
+        folder = self.store.partial_folder(step.artifact, contents, afresh=forced)
         open_ended = step.stage.extends is not None and step.stage.is_open_ended(self.config)
         if step.stage.extends is not None and open_ended and not forced:
-            shorter = self.store.start_from_shorter(step.artifact, step.hashed, step.stage.extends)
+            shorter = self.store.start_from_shorter(step.artifact, step.hashed, contents, step.stage.extends)
             if shorter is not None:
                 terminal.say(f"  goes on from {shorter}")
         context = Context(
@@ -89,7 +94,7 @@ class Walk:
         seconds = time.perf_counter() - started
         record = {
             "hashed": step.hashed,
-            "inputs": input_hashes(step, self.done),
+            "inputs": contents,
             "seconds": seconds,
             "device": str(self.device),
             "processes": self.world.size if step.stage.trains else 1,
