@@ -111,6 +111,7 @@ def _settings(section: str, value: Any, ignores: tuple[str, ...]) -> Any:
         spec.name: getattr(value, spec.name)
         for spec in dataclasses.fields(value)
         if spec.metadata.get("in_key", True) and f"{section}.{spec.name}" not in ignores
+        if not (spec.metadata.get("added") and getattr(value, spec.name) == spec.default)
     }
 
 

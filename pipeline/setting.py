@@ -27,14 +27,15 @@ def setting(
     below: float | None = None,
     choices: tuple[str, ...] = (),
     in_key: bool = True,
+    added: bool = False,
 ) -> Any:
     """A dataclass field with the range or the choices of its value.
 
     `in_key=False` marks what cannot change a result (paths, worker counts): it stays out of the
-    artifact keys.
+    artifact keys. `added=True` marks what came later: its default, which is what was done before, stays out too.
     """
     bounds = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
-    metadata = {"bounds": bounds, "choices": choices, "in_key": in_key}
+    metadata = {"bounds": bounds, "choices": choices, "in_key": in_key, "added": added}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

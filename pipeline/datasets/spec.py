@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -99,6 +100,7 @@ class DatasetSpec:
         has_files: its images are files of their own, which can be streamed (`dataset.loading`) and left out
             (`dataset.unreadable`).
         look_again: forgets what was seen of the files, so that they are looked at anew.
+        inspect: what is odd about the files, a line each by its name; may keep notes in the folder that it is given.
     """
 
     name: str
@@ -109,3 +111,4 @@ class DatasetSpec:
     origin: Callable[[DatasetConfig], str]
     has_files: bool = False
     look_again: Callable[[], None] = lambda: None
+    inspect: Callable[[DatasetConfig, Path, Machine], dict[str, str]] = lambda config, notes, machine: {}
