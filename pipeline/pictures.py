@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ _UPRIGHT_BY = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# How the segment of a JPEG begins that is EXIF, and where it is, behind others of 64 KiB at most.
+_EXIF, _EXIF_WITHIN = b"Exif\0\0", 200_000
 # White where no setting says so: of whole numbers as of 16 bits, of floating-point numbers by convention.
 _WHITE_OF_WHOLE, _WHITE_OF_FLOAT = 65_535.0, 1.0
 # What resizing and compressing make of values that were in range.
@@ -59,7 +62,7 @@ def read_image(path: Path, reading: Reading) -> Image.Image:
         UserError: when this machine has no memory or no file handle left for it.
     """
     try:
-        with Image.open(path) as image:
+        with _open(path) as image:
             _check_size(image, reading.max_megapixels)
             method = _load(image)
             picture = with_channels(_to_8_bits(image, reading.white_level), reading.channels)
@@ -88,6 +91,19 @@ def is_deep(image: Image.Image) -> bool:
 def white_of(image: Image.Image, white_level: float | None) -> float:
     """The value that is white in a deep image."""
     return white_level or (_WHITE_OF_FLOAT if image.mode == "F" else _WHITE_OF_WHOLE)
+
+
+def _open(path: Path) -> Image.Image:
+    """Open a file, be it a JPEG whose EXIF Pillow, looking for a resolution in it, takes for another format's bytes."""
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        with path.open("rb") as stream:
+            start = stream.read(_EXIF_WITHIN)
+        if not start.startswith(b"\xff\xd8") or _EXIF not in start:
+            raise
+        # Under another name it is a segment like any other, and passed.
+        return Image.open(io.BytesIO(path.read_bytes().replace(_EXIF, b"Gone\0\0", 1)))
 
 
 def _reason(path: Path, error: OSError) -> str:
