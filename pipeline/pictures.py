@@ -130,9 +130,9 @@ def _load(image: Image.Image) -> Image.Transpose | None:
     """
     try:
         image.load()
-    except (MemoryError, OSError):
-        raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
+            raise
         # TIFF's EXIF is read after the pixels. Where these are there, loading again does nothing, else it fails again.
         image.load()
     with contextlib.suppress(Exception):
