@@ -16,9 +16,11 @@ import numpy as np
 from pipeline.config import DatasetConfig
 from pipeline.datasets import folder_listing
 from pipeline.datasets.decoding import reading
+from pipeline.datasets.folder_listing import Listing
 from pipeline.datasets.folder_names import SUFFIXES, folders_in, images_below, is_image, is_ours, suffix_of
 from pipeline.datasets.looking import find_copies, look_at
 from pipeline.datasets.splitting import chosen_to_test, training_and_validation
+from pipeline.errors import UserError
 from pipeline.files import in_project, write_and_rename
 from pipeline.machine import Machine
 
@@ -32,7 +34,7 @@ def inspect(config: DatasetConfig, notes: Path, machine: Machine) -> dict[str, s
     """Every line by its name; those that tell of the files' content are kept in the folder `notes`.
 
     Raises:
-        UserError: when there is no such folder, or no training on it.
+        UserError: when there is no such folder.
     """
     root = in_project(config.root)
     found = {
@@ -40,10 +42,21 @@ def inspect(config: DatasetConfig, notes: Path, machine: Machine) -> dict[str, s
         "other_suffixes": _other_suffixes(config, root),
         "folders_not_read": _folders_not_read(config, root),
         "class_names": _classes_alike(config),
-        "classes_lacking": _classes_lacking(config),
-        **_noted(config, notes, machine),
+        **_in_parts(config, notes, machine),
     }
     return {name: f"dataset.root={root}: {line}" for name, line in found.items() if line}
+
+
+def _in_parts(config: DatasetConfig, notes: Path, machine: Machine) -> dict[str, str]:
+    """What is told by which file is in which part; nothing where they are too few for that, which reading them says."""
+    try:
+        train, test = folder_listing.read_of(config, "train"), folder_listing.read_of(config, "test")
+        _, validation = training_and_validation(train.labels, config)
+    except UserError:
+        return {}
+    tested = test.labels[chosen_to_test(len(test), config)]
+    lacking = _classes_lacking(config, {"validation": train.labels[validation], "test": tested})
+    return {"classes_lacking": lacking, **_noted(train, test, config, notes, machine)}
 
 
 def _class_folders(config: DatasetConfig, root: Path) -> list[Path]:
@@ -109,12 +122,9 @@ def _classes_alike(config: DatasetConfig) -> str:
     return f"the classes {', '.join(alike[:_NAMED])}{_more(len(alike))} differ by case alone"
 
 
-def _classes_lacking(config: DatasetConfig) -> str:
-    """The classes of which the validation or the test part has no image."""
+def _classes_lacking(config: DatasetConfig, labels: dict[str, np.ndarray]) -> str:
+    """The classes of which a part, given with its labels (N), has no image."""
     names = folder_listing.class_names(config)
-    train, test = (folder_listing.read_of(config, part).labels for part in ("train", "test"))  # type: ignore[arg-type]
-    _, validation = training_and_validation(train, config)
-    labels = {"validation": train[validation], "test": test[chosen_to_test(len(test), config)]}
     lacking = {part: np.setdiff1d(np.arange(len(names)), has) for part, has in labels.items()}
     shown = [
         f"no {part} images of {', '.join(repr(names[label]) for label in of[:_NAMED])}{_more(len(of))}"
@@ -128,7 +138,7 @@ def _more(count: int) -> str:
     return f" and {count - _NAMED:,} more" if count > _NAMED else ""
 
 
-def _noted(config: DatasetConfig, notes: Path, machine: Machine) -> dict[str, str]:
+def _noted(train: Listing, test: Listing, config: DatasetConfig, notes: Path, machine: Machine) -> dict[str, str]:
     """What the files' content tells: as it was noted of the same files, or looked for."""
     parts = [folder_listing.fingerprint(config, part) for part in ("train", "test")]  # type: ignore[arg-type]
     of = [_VERSION, *parts, str(reading(config)), config.image_size, config.test_fraction, config.unreadable]
@@ -136,9 +146,8 @@ def _noted(config: DatasetConfig, notes: Path, machine: Machine) -> dict[str, st
     try:
         noted: dict[str, str] = json.loads(path.read_text())
     except (OSError, ValueError):  # not there yet, or damaged
-        train, test = (folder_listing.read_of(config, part) for part in ("train", "test"))  # type: ignore[arg-type]
-        root = in_project(config.root)
-        noted = {"copies": find_copies(train.files, test.files, root, machine), **look_at(train, test, config, machine)}
+        copies = find_copies(train.files, test.files, in_project(config.root), machine)
+        noted = {"copies": copies, **look_at(train, test, config, machine)}
         notes.mkdir(parents=True, exist_ok=True)
         with write_and_rename(path) as temporary:
             temporary.write_text(json.dumps(noted, indent=1))
