@@ -101,7 +101,6 @@ BEFORE_ANYTHING = [
     ),
     (["dataset.std=[58]"], ["dataset.std=[58", "allowed: 0 to 1", "58 / 255 = 0.2275"]),
     (["dataset.mean=[-0.1]"], ["dataset.mean=[-0.1]", "allowed: 0 to 1"]),
-    (["dataset.white_level=4095"], ["dataset.white_level=4095", "digits has no image files", "allowed: null"]),
     (["dataset.max_image_megapixels=0"], ["dataset.max_image_megapixels=0", "allowed: more than 0"]),
     (["benchmark.threads=[1,0]"], ["benchmark.threads=0", "allowed: at least 1"]),
     (["benchmark.batch_sizes=[]"], ["benchmark.batch_sizes=[]", "allowed: one value or more, each at least 1"]),
