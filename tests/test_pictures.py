@@ -128,8 +128,11 @@ def test_picture_is_read_as_it_is_when_its_exif_tells_no_orientation(block: byte
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", [TiffTags.LONG, TiffTags.SIGNED_LONG])
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])
-def test_tiff_is_upright_when_its_exif_lies_beyond_its_end(compression: str | None, tmp_path: Path) -> None:
+def test_tiff_is_upright_when_its_exif_lies_beyond_its_end_or_before_its_start(
+    compression: str | None, kind: int, tmp_path: Path
+) -> None:
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[0x0112], tags[65_000] = 6, 7
     tags.tagtype[65_000] = TiffTags.LONG
@@ -137,7 +140,7 @@ def test_tiff_is_upright_when_its_exif_lies_beyond_its_end(compression: str | No
     turned.save(tmp_path / "a.tif", compression=compression, tiffinfo=tags)
     # The tag with that number becomes the one that tells where EXIF is.
     content = (tmp_path / "a.tif").read_bytes()
-    of_its_own, of_exif = struct.pack("<HHII", 65_000, 4, 1, 7), struct.pack("<HHII", 0x8769, 4, 1, 2**31)
+    of_its_own, of_exif = struct.pack("<HHII", 65_000, 4, 1, 7), struct.pack("<HHII", 0x8769, kind, 1, 2**31)
     assert of_its_own in content
     (tmp_path / "a.tif").write_bytes(content.replace(of_its_own, of_exif))
     assert np.array_equal(np.asarray(read_image(tmp_path / "a.tif", GREY)), RAMP)
