@@ -34,7 +34,9 @@ class DatasetConfig:
 
     The length of `mean` (and of `std`) is the number of channels: 1 or 3. Image files are decoded once, into
     memory, or batch by batch by so many `workers` (`loading`: auto decides by `max_memory_gb`), to the same
-    bits; one that is `unreadable` ends the run or is left out.
+    bits; one that is `unreadable`, or has more pixels than `max_image_megapixels`, ends the run or is left out.
+    Values are scaled to 0 … 1 before `mean` and `std`; in grey files of more than 8 bits `white_level` becomes 1
+    (null: 65535, and 1 in those of floating-point numbers).
     """
 
     name: str = setting()
@@ -55,6 +57,8 @@ class DatasetConfig:
     max_memory_gb: float = setting(4.0, above=0, in_key=False)
     workers: int | None = setting(None, minimum=1, maximum=1024, in_key=False)
     unreadable: str = setting("refuse", choices=("refuse", "skip"))
+    max_image_megapixels: float = setting(179.0, above=0, maximum=100_000)
+    white_level: float | None = setting(None, above=0)
 
 
 @dataclass
@@ -213,6 +217,13 @@ def check(config: Config) -> None:
         raise UserError(f"dataset.mean={config.dataset.mean}: allowed: 1 value (grey) or 3 values (RGB)")
     if len(config.dataset.std) != channels:
         raise UserError(f"dataset.std={config.dataset.std}: allowed: as many values as dataset.mean has ({channels})")
+    for name, values in (("mean", config.dataset.mean), ("std", config.dataset.std)):
+        for value in values:
+            if not 0 <= value <= 1:
+                hint = f", such as {value:g} / 255 = {value / 255:.4g}" if 1 < value <= 255 else ""
+                raise UserError(
+                    f"dataset.{name}={values}: values are scaled to 0 … 1 before it is used; allowed: 0 to 1{hint}"
+                )
     if not config.stages or not all(isinstance(name, str) for name in config.stages):
         given = str(config.stages).replace("'", "")
         raise UserError(f"stages={given}: allowed: at least one stage, by its name")

@@ -7,25 +7,19 @@ model ships what it needs of them as `preprocessing.json`.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from pipeline.errors import UserError
+from pipeline.pictures import Reading, read_image, with_channels
 
 PREPROCESSING_FILE = "preprocessing.json"
 _LAYOUT = "NCHW"
-# Of opening a file, but of the machine and not of the file.
-_OF_THE_MACHINE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-
-
-class Unreadable(UserError):
-    """A file that cannot be read as an image, by its own fault."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +33,8 @@ class Preprocessing:
         std: divides each channel then.
         class_names: the classes in the order of the outputs.
         layout: of the input: images, channels, height, width; float32.
+        max_image_megapixels: the most that an image may have. Earlier files lack it: Pillow's own limit was theirs.
+        white_level: the value that is white in grey of more than 8 bits; None: 65535, of floating-point 1.
     """
 
     image_size: int
@@ -47,16 +43,23 @@ class Preprocessing:
     std: tuple[float, ...]
     class_names: tuple[str, ...]
     layout: str = _LAYOUT
+    max_image_megapixels: float = 179.0
+    white_level: float | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """How the pixels of a file are read."""
+        return Reading(self.channels, self.max_image_megapixels, self.white_level)
 
     def apply(self, path: Path) -> np.ndarray:
         """The image in a file as float32 (1, C, S, S), normalized.
 
-        The orientation that EXIF tells is applied, transparency ignored, 16-bit grey scaled to 8 bits.
+        The orientation that EXIF tells is applied, transparency ignored, grey of more bits scaled to 8 bits.
 
         Raises:
             UserError: naming the file and why it cannot be read as an image.
         """
-        return self.normalize(fit(read_image(path, self.channels), self.image_size))
+        return self.normalize(fit(read_image(path, self.reading), self.image_size))
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels uint8 (C, S, S) as the model takes them: float32 (1, C, S, S), bit for bit as `loader` makes them."""
@@ -102,6 +105,9 @@ class Preprocessing:
             raise ValueError(f"channels={made.channels}, mean={list(made.mean)}, std={list(made.std)}")
         if not all(isinstance(number, int | float) for number in (*made.mean, *made.std)) or 0 in made.std:
             raise ValueError(f"mean={list(made.mean)}, std={list(made.std)}")
+        limits = (made.max_image_megapixels, 1 if made.white_level is None else made.white_level)
+        if not all(isinstance(number, int | float) and number > 0 for number in limits):
+            raise ValueError(f"max_image_megapixels={made.max_image_megapixels}, white_level={made.white_level}")
         if not all(isinstance(name, str) for name in made.class_names):
             raise ValueError(f"class_names={list(made.class_names)}")
         if made.layout != _LAYOUT:
@@ -109,52 +115,12 @@ class Preprocessing:
         return made
 
 
-def read_image(path: Path, channels: int) -> Image.Image:
-    """The image in a file: upright, 8 bits, grey (mode L) for 1 channel and RGB for 3.
-
-    Raises:
-        Unreadable: naming the file and why it cannot be read as an image.
-        UserError: when this machine has no memory or no file handle left for it.
-    """
-    try:
-        with Image.open(path) as image:
-            return _with_channels(_to_8_bits(ImageOps.exif_transpose(image)), channels)
-    except MemoryError as error:
-        raise UserError(f"{path}: there is no memory left to decode it") from error
-    except OSError as error:
-        if error.errno in _OF_THE_MACHINE:
-            raise UserError(f"{path}: cannot be opened at the moment: {error.strerror}") from error
-        raise Unreadable(f"{path}: cannot be read as an image: {_reason(path, error)}") from error
-    # Pillow's readers raise almost anything on damaged bytes: ValueError, SyntaxError, struct.error, …
-    except Exception as error:
-        raise Unreadable(f"{path}: cannot be read as an image: {' '.join(str(error).split())}") from error
-
-
-def _reason(path: Path, error: OSError) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return (
-            "it is empty" if path.stat().st_size == 0 else "it is in no format that Pillow knows, such as PNG or JPEG"
-        )
-    return error.strerror or " ".join(str(error).split())
-
-
 def from_array(pixels: np.ndarray, channels: int) -> Image.Image:
     """The image in an array, uint8 (C, H, W) of 1 or 3 channels, as `read_image` gives that in a file."""
-    return _with_channels(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)), channels)
+    return with_channels(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)), channels)
 
 
 def fit(image: Image.Image, size: int) -> np.ndarray:
     """The middle of an image, its shorter side scaled to `size`, bilinear with antialiasing: uint8 (C, S, S)."""
     fitted = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     return np.asarray(fitted).reshape(size, size, -1).transpose(2, 0, 1)
-
-
-def _with_channels(image: Image.Image, channels: int) -> Image.Image:
-    return image.convert("L" if channels == 1 else "RGB")
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits, which Pillow's own conversion would clip to white."""
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    return image

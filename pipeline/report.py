@@ -92,11 +92,13 @@ def pairs_table(metrics: Mapping[str, float], style: str) -> str:
 def in_words(metrics: Mapping[str, float]) -> str:
     """What the numbers mean: whether there is a drop that is no chance, whether QAT was worth it, what is wrong."""
     p = metrics["int8_vs_fp32/mcnemar_p_holm"]
-    if p >= SIGNIFICANCE:
-        verdict = "no difference that these images show"
+    if 1 in (metrics.get("fp32/named_classes"), metrics.get("int8/named_classes")):
+        verdict = "nothing to compare, as the lines about one class say"
+    elif p >= SIGNIFICANCE:
+        verdict = f"no difference that these images show (p = {p:.2g})"
     else:
-        verdict = f"int8 is {'worse' if metrics['accuracy_drop_pct'] > 0 else 'better'}, beyond chance"
-    lines = [f"int8 against fp32: {verdict} (p = {p:.2g})", *_worth_of_qat(metrics), *_one_class(metrics)]
+        verdict = f"int8 is {'worse' if metrics['accuracy_drop_pct'] > 0 else 'better'}, beyond chance (p = {p:.2g})"
+    lines = [f"int8 against fp32: {verdict}", *_worth_of_qat(metrics), *_one_class(metrics)]
     return "\n".join(lines)
 
 

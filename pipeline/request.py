@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from pipeline import datasets, environment, quantization, runtimes, terminal, to
 from pipeline.artifact_store import seen_folder
 from pipeline.config import Config
 from pipeline.files import in_project
+from pipeline.machine import Machine
 from pipeline.plan import Plan
 from pipeline.redaction import mask_text, mask_value, mask_yaml
 from pipeline.tracking import RunRecord
@@ -61,8 +64,19 @@ def tell_qconfigs(config: Config, plan: Plan) -> None:
         terminal.warn(warning)
 
 
-def describe(request: Request, plan: Plan) -> RunRecord:
-    """Name, parameters, tags and data set of the run, with what is secret in them masked."""
+def tell_data(config: Config, outputs: Path, machine: Machine) -> dict[str, str]:
+    """Say what is odd about the data, in a line each, and give the lines by their names."""
+    found = datasets.inspect(config.dataset, seen_folder(outputs), machine)
+    order = datasets.class_order(config.dataset) if config.model.weights is not None else None
+    if order is not None:
+        found["class_order"] = f"model.weights={config.model.weights}: has to have its classes in this order: {order}"
+    for line in found.values():
+        terminal.warn(line)
+    return found
+
+
+def describe(request: Request, plan: Plan, warnings: Mapping[str, str] = {}) -> RunRecord:
+    """Name, parameters, tags and data set of the run, with what is secret in them masked; `warnings` become tags."""
     config = request.config
     tags = {
         "git_commit": environment.git_commit(),
@@ -76,6 +90,7 @@ def describe(request: Request, plan: Plan) -> RunRecord:
         **{f"{name}_version": version for name, version in _runtime_versions(config, plan).items()},
         "backend": config.backend.name,
         **{f"{name}.{role}": text for name, found in qconfigs(config, plan).items() for role, text in found.items()},
+        **{f"warning.{name}": line for name, line in warnings.items()},
         **{f"artifact.{step.stage.name}": step.artifact for step in (*plan.earlier, *plan.steps)},
     }
     if request.job is not None:

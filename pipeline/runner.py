@@ -16,7 +16,7 @@ from pipeline.interruption import stop_if_interrupted, termination_as_interrupt
 from pipeline.models import weights
 from pipeline.plan import Plan, is_replay, make_plan
 from pipeline.registration import check_registration, keep_model
-from pipeline.request import Request, describe, tell_qconfigs
+from pipeline.request import Request, describe, tell_data, tell_qconfigs
 from pipeline.runtimes import check_runtimes
 from pipeline.tracking import Tracker, find_earlier, open_run
 from pipeline.walk import Walk
@@ -58,7 +58,7 @@ def _run(request: Request, plan: Plan, world: World) -> Outcome:
     done = _find_artifacts(plan, store, config, forced)
     if any(step.stage.parts and step.artifact not in done for step in plan.steps):
         datasets.find(config.dataset).prepare(config.dataset)
-    record = describe(request, plan)
+    record = describe(request, plan, tell_data(config, outputs, store.machine()))
     # To be registered, a model is logged: that takes a run.
     repeats = is_replay(plan, done) and config.register.name is None
     earlier = find_earlier(config.tracking, outputs, record) if repeats else None

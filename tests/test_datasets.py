@@ -536,7 +536,7 @@ def rewrite(root: Path) -> None:
 
 def correct_labels(root: Path) -> None:
     """Two pictures of equal size change places, and keep size and times, as a copy with `cp -p` does."""
-    cat, dog = (root / "train" / name for name in ("cat/000.png", "dog/005.png"))
+    cat, dog = (root / "train" / name for name in ("cat/001.png", "dog/005.png"))
     contents, status = (cat.read_bytes(), dog.read_bytes()), cat.stat()
     assert len(contents[0]) == len(contents[1])
     for path, content in zip((cat, dog), reversed(contents), strict=True):

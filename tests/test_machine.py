@@ -23,6 +23,7 @@ from pipeline.datasets import decoding
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
 from pipeline.machine import UNSHARED, Machine
+from pipeline.pictures import Reading
 from pipeline.request import Request
 from pipeline.runner import run
 from tests.machine_lock import could_measure, measuring_elsewhere
@@ -114,9 +115,9 @@ def test_every_file_is_decoded_while_nobody_can_measure_and_between_the_slices_o
 ) -> None:
     read, free, between = decoding.read_image, [], []
 
-    def watched(path: Path, channels: int) -> Image.Image:
+    def watched(path: Path, reading: Reading) -> Image.Image:
         free.append(could_measure(folder))
-        return read(path, channels)
+        return read(path, reading)
 
     computing = machine.computing
 

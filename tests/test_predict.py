@@ -90,7 +90,7 @@ def damage(kind: str, folder: Path) -> tuple[Path, str]:
 
         content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
         path.write_bytes(content)
-        return path, "decompression bomb"
+        return path, "900.0 megapixels; allowed: dataset.max_image_megapixels=179"
     content = {
         "empty": b"",
         "text": b"no image at all",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pipeline.config import EvaluateConfig
 from pipeline.report import conditions, in_words, pairs_table, results_table
 
@@ -94,6 +96,14 @@ def test_words_say_so_when_a_model_names_one_class_for_everything() -> None:
     assert (
         in_words(BOTH | {"int8/named_classes": 1.0}).splitlines()[-1].startswith("QAT int8 names one class for every")
     )
+
+
+@pytest.mark.parametrize("form", ["fp32", "int8"])
+def test_words_compare_nothing_when_either_model_names_one_class_for_everything(form: str) -> None:
+    beyond = {"int8_vs_fp32/mcnemar_p_holm": 1e-9, "accuracy_drop_pct": -81.8, f"{form}/named_classes": 1.0}
+    words = in_words(BOTH | beyond)
+    assert "beyond chance" not in words
+    assert words.startswith("int8 against fp32: nothing to compare, as the lines about one class say")
 
 
 def test_conditions_name_the_images_that_the_accuracies_and_the_choices_rest_on() -> None:

@@ -65,6 +65,8 @@ def changed(*overrides: str) -> list[str]:
         ("seed=1", STAGES),
         ("evaluate.repeats=7", ["evaluate"]),
         ("dataset.max_test_samples=9", ["evaluate"]),
+        ("dataset.max_image_megapixels=50", STAGES),
+        ("dataset.max_image_megapixels=179", []),
         ("dataset.root=elsewhere", []),
         ("dataset.mirror=elsewhere", []),
         ("dataset.workers=1", []),
@@ -76,6 +78,10 @@ def changed(*overrides: str) -> list[str]:
 )
 def test_key_changes_only_where_the_result_depends_on_the_setting(override: str, stages: list[str]) -> None:
     assert changed(override) == stages
+
+
+def test_setting_that_came_later_is_in_no_key_while_it_has_its_default() -> None:
+    assert "max_image_megapixels" not in str(make_plan(compose_request([]).config).steps[0].hashed)
 
 
 def test_everything_is_cached_and_the_metrics_are_the_same_when_run_again(

@@ -131,6 +131,7 @@ def test_streaming_is_refused_when_the_data_set_has_no_files(small_request: Call
     for override, line in (
         ("loading=stream", "dataset.loading=stream: digits is read as a whole; allowed with it: auto, memory"),
         ("unreadable=skip", "dataset.unreadable=skip: digits has no image files; allowed with it: refuse"),
+        ("white_level=255", "dataset.white_level=255: digits has no image files; allowed: null"),
     ):
         with pytest.raises(UserError) as refused:
             run(small_request(f"dataset.{override}"))

@@ -9,21 +9,23 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-
-import numpy as np
 
 import pipeline.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
 from pipeline.config import DatasetConfig
 from pipeline.datasets.arrays import prepared
 from pipeline.datasets.labels import check_labels
 from pipeline.datasets.spec import DatasetInfo, DatasetSpec, Part, PartName
-from pipeline.datasets.splitting import split_stratified, take_stratified
+from pipeline.datasets.splitting import chosen_to_test, training_and_validation
 from pipeline.errors import UserError, suggestion
 from pipeline.machine import UNSHARED, Machine
 from pipeline.preprocessing import Preprocessing
+
+# Of the classes in their order, so many are named.
+_SHOWN = 12
 
 
 @functools.cache
@@ -57,6 +59,8 @@ def find(config: DatasetConfig) -> DatasetSpec:
         raise UserError(f"dataset.loading=stream: {config.name} is read as a whole; allowed with it: auto, memory")
     if config.unreadable == "skip" and not found.has_files:
         raise UserError(f"dataset.unreadable=skip: {config.name} has no image files; allowed with it: refuse")
+    if config.white_level is not None and not found.has_files:
+        raise UserError(f"dataset.white_level={config.white_level:g}: {config.name} has no image files; allowed: null")
     return found
 
 
@@ -65,10 +69,30 @@ def info(config: DatasetConfig) -> DatasetInfo:
     return DatasetInfo(len(config.mean), find(config).class_names(config))
 
 
+def class_order(config: DatasetConfig) -> str | None:
+    """The classes in their order, where it is that of text and another than numbers in the names suggest."""
+    names = find(config).class_names(config)
+    if not find(config).has_files or list(names) == sorted(names, key=_by_numbers):
+        return None
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
+def _by_numbers(name: str) -> list[tuple[str, int]]:
+    return [(text, int(number or -1)) for text, number in re.findall(r"([^0-9]*)([0-9]*)", name)]
+
+
 def preprocessing(config: DatasetConfig) -> Preprocessing:
     """What `loader.evaluation_batches` does to the images of this data set, for whoever uses the model elsewhere."""
     mean, std = tuple(map(float, config.mean)), tuple(map(float, config.std))
-    return Preprocessing(config.image_size, len(mean), mean, std, find(config).class_names(config))
+    return Preprocessing(
+        config.image_size,
+        len(mean),
+        mean,
+        std,
+        find(config).class_names(config),
+        max_image_megapixels=config.max_image_megapixels,
+        white_level=config.white_level,
+    )
 
 
 def load_training(config: DatasetConfig, machine: Machine = UNSHARED) -> tuple[Part, Part]:
@@ -78,14 +102,8 @@ def load_training(config: DatasetConfig, machine: Machine = UNSHARED) -> tuple[P
         UserError: when the images or their labels cannot be, or a class has too few images to appear in both.
     """
     part = _load(config, "train", machine)
-    if config.max_train_samples is not None and config.max_train_samples < len(part):
-        key = f"dataset.max_train_samples={config.max_train_samples}"
-        part = take_stratified(part, config.max_train_samples, config.split_seed, key)
-    held_out = round(len(part) * config.validation_fraction)
-    key = f"dataset.validation_fraction={config.validation_fraction}"
-    if config.max_train_samples is not None:
-        key += f" of dataset.max_train_samples={config.max_train_samples}"
-    return split_stratified(part, held_out, config.split_seed, key)
+    training, validation = training_and_validation(part.labels.numpy(), config)
+    return part.select(training), part.select(validation)
 
 
 def load_test(config: DatasetConfig, machine: Machine = UNSHARED) -> Part:
@@ -95,10 +113,8 @@ def load_test(config: DatasetConfig, machine: Machine = UNSHARED) -> Part:
         UserError: when the images or their labels cannot be.
     """
     part = _load(config, "test", machine)
-    if config.max_test_samples is not None and config.max_test_samples < len(part):
-        chosen = np.random.default_rng(0).permutation(len(part))[: config.max_test_samples]
-        part = part.select(np.sort(chosen))
-    return part
+    chosen = chosen_to_test(len(part), config)
+    return part if len(chosen) == len(part) else part.select(chosen)
 
 
 def fingerprint(config: DatasetConfig, part: PartName, seen: Path) -> str:
@@ -107,6 +123,15 @@ def fingerprint(config: DatasetConfig, part: PartName, seen: Path) -> str:
     `seen`: a folder for what is remembered of files.
     """
     return find(config).fingerprint(config, part, seen)
+
+
+def inspect(config: DatasetConfig, seen: Path, machine: Machine = UNSHARED) -> dict[str, str]:
+    """What is odd about the files of a data set: a line each, by its name. It ends no run, and may spoil one.
+
+    Args:
+        seen: a folder for what was found, so that the same files are read once for it.
+    """
+    return find(config).inspect(config, seen, machine)
 
 
 def look_again() -> None:

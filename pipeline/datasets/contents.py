@@ -14,7 +14,7 @@ from pipeline.remembered import FileMemory
 _AT_A_TIME = 64
 # From so many files on it takes a while, even of small ones.
 _MANY = 5_000
-_UNREADABLE = "unreadable"
+UNREADABLE = "unreadable"
 
 
 def hash_files(files: Sequence[ImageFile], folder: str, seen: Path) -> list[str]:
@@ -57,4 +57,4 @@ def _hash_one(path: str) -> str:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
     except OSError:  # decoding says so, or leaves it out
-        return _UNREADABLE
+        return UNREADABLE

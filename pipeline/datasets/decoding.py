@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from pipeline import terminal, torchrun
+from pipeline.config import DatasetConfig
 from pipeline.errors import UserError
 from pipeline.machine import Machine
-from pipeline.preprocessing import Unreadable, fit, read_image
+from pipeline.pictures import Reading, Unreadable, read_image
+from pipeline.preprocessing import fit
 
 _MOST_WORKERS = 32
 # Files given to the threads at a time: a million futures would take a gigabyte, and a measurement waits for them.
@@ -38,6 +39,11 @@ class ImageFile(NamedTuple):
     state: str | None
 
 
+def reading(config: DatasetConfig) -> Reading:
+    """How the files of a data set become pixels."""
+    return Reading(len(config.mean), config.max_image_megapixels, config.white_level)
+
+
 def worker_count(asked: int | None) -> int:
     """How many threads or processes decode: as many as asked for, or as this process may use processors.
 
@@ -47,17 +53,15 @@ def worker_count(asked: int | None) -> int:
     return asked or max(1, min(_MOST_WORKERS, processors // torchrun.local_world_size()))
 
 
-def guard_against_bombs() -> None:
-    """Let Pillow refuse a file that promises a huge image, instead of warning and taking gigabytes.
+def quiet_pillow() -> None:
+    """Leave out Pillow's warnings of metadata, and of transparency, which is ignored: each would come again and again.
 
-    Its other warnings are of metadata and of transparency, which is ignored; in worker processes each would come
-    again and again. Not to be called while threads decode: filters belong to the whole process.
+    Not to be called while threads decode: filters belong to the whole process.
     """
     warnings.filterwarnings("ignore", module="PIL")
-    warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-def decode(file: ImageFile, channels: int, size: int) -> np.ndarray:
+def decode(file: ImageFile, reading: Reading, size: int) -> np.ndarray:
     """The image in a file as uint8 (C, S, S): the middle, its shorter side scaled to `size`.
 
     Raises:
@@ -65,7 +69,7 @@ def decode(file: ImageFile, channels: int, size: int) -> np.ndarray:
         UserError: when it is not the file any more that it was when the run began.
     """
     try:
-        return fit(read_image(Path(file.path), channels), size)
+        return fit(read_image(Path(file.path), reading), size)
     except Unreadable as error:
         raise Unreadable(f"dataset.root: {error}") from error
     except UserError as error:
@@ -74,14 +78,14 @@ def decode(file: ImageFile, channels: int, size: int) -> np.ndarray:
         _check_unchanged(file)
 
 
-def decode_or_refuse(file: ImageFile, channels: int, size: int) -> np.ndarray:
+def decode_or_refuse(file: ImageFile, reading: Reading, size: int) -> np.ndarray:
     """The same, where an image that cannot be read ends the run.
 
     Raises:
         UserError: which names the setting that leaves such files out.
     """
     try:
-        return decode(file, channels, size)
+        return decode(file, reading, size)
     except Unreadable as error:
         raise UserError(f"{error} (dataset.unreadable=skip leaves such files out)") from error
 
@@ -106,7 +110,7 @@ def _check_unchanged(file: ImageFile) -> None:
 
 def decode_each(
     files: Sequence[ImageFile],
-    channels: int,
+    reading: Reading,
     size: int,
     workers: int | None,
     description: str,
@@ -126,12 +130,12 @@ def decode_each(
 
     def work(index: int) -> str | None:
         try:
-            keep(index, read(files[index], channels, size))
+            keep(index, read(files[index], reading, size))
         except Unreadable as error:
             return str(error)
         return None
 
-    guard_against_bombs()
+    quiet_pillow()
     reasons: dict[int, str] = {}
     with ThreadPoolExecutor(worker_count(workers)) as pool, terminal.bar(description, len(files)) as progress:
         try:

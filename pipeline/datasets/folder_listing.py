@@ -10,24 +10,31 @@ import functools
 import hashlib
 import os
 import unicodedata
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipeline import terminal
 from pipeline.config import DatasetConfig
 from pipeline.datasets.contents import hash_files
 from pipeline.datasets.decoding import UNKNOWN, ImageFile
+from pipeline.datasets.folder_names import (
+    SUFFIXES,
+    comparable,
+    folders_in,
+    has_images,
+    images_below,
+    images_in,
+    like_part,
+)
 from pipeline.datasets.spec import PartName
+from pipeline.datasets.splitting import split_indices
 from pipeline.errors import UserError
 from pipeline.files import in_project
 from pipeline.remembered import state_of
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _LAYOUT = "train/<class>/* and test/<class>/*, or <class>/* alone"
-# What others call a part that is not trained on.
-_NAMES_OF_PARTS = ("val", "valid", "validation", "eval")
 # What conf/dataset/image_folder.yaml says: there is no folder to assume.
 _NO_ROOT = ""
 
@@ -64,20 +71,47 @@ def class_names(config: DatasetConfig) -> tuple[str, ...]:
     folder = _folder(config, "train")
     if not folder.is_dir():
         raise UserError(f"dataset.root={folder}: no such folder; allowed: a folder with {_LAYOUT}")
-    names = _folders(folder)
-    for part, other in (("train", "test"), ("test", "train")):
-        if not is_split(config) and part in names and not _images(folder / part) and _folders(folder / part):
-            kin = next((f": rename {name}/, or link it" for name in names if name.lower() in _NAMES_OF_PARTS), "")
-            raise UserError(f"dataset.root={folder}: {part}/ is there, {other}/ is not{kin}; allowed: {_LAYOUT}")
+    names = folders_in(folder)
+    if not is_split(config):
+        _refuse_parts(folder, names)
+    forms: dict[str, str] = {}
     for name in names:
         # No file of an exported model could hold bytes that are no UTF-8; the others would break its lines.
         if any(unicodedata.category(one) in ("Cs", "Cc", "Zl", "Zp") for one in name):
             raise UserError(
                 f"dataset.root={folder}: the class folder {name!a}: allowed: names in UTF-8, without control characters"
             )
+        twin = forms.setdefault(comparable(name), name)
+        if twin != name:
+            raise UserError(
+                f"dataset.root={folder}: the class folders {twin!a} and {name!a} have one name in two Unicode forms; "
+                "allowed: one of them"
+            )
     if len(names) < 2:
         raise UserError(f"dataset.root={folder}: {len(names)} class folders found; allowed: at least 2, as {_LAYOUT}")
     return names
+
+
+def _refuse_parts(root: Path, names: tuple[str, ...]) -> None:
+    """Refuse folders that hold folders of images and are no classes: parts by other names, or one of the two alone."""
+    parts = [name for name in names if not has_images(root / name) and folders_in(root / name)]
+    inner = next((name for name in parts if {"train", "test"} <= {*folders_in(root / name)}), None)
+    if inner is not None:
+        raise UserError(
+            f"dataset.root={root}: train/ and test/ are in {inner}/; did you mean dataset.root={root / inner}?"
+        )
+    lacking = [part for part in ("train", "test") if part not in parts]
+    if len(lacking) == 2 and len(parts) < max(2, len(names)):
+        return
+    kin = {part: like_part(part, [name for name in parts if name not in ("train", "test")]) for part in lacking}
+    renamed = " and ".join(f"{name}/ to {part}/" for part, name in kin.items() if name)
+    if len(lacking) == 2:
+        found = f"train/ and test/ are not there, {', '.join(f'{name}/' for name in parts)} are"
+    else:
+        there = "train" if lacking == ["test"] else "test"
+        found = f"{there}/ is there, {lacking[0]}/ is not"
+    hint = f": rename {renamed}, or link {'them' if ' and ' in renamed else 'it'}" if renamed else ""
+    raise UserError(f"dataset.root={root}: {found}{hint}; allowed: {_LAYOUT}")
 
 
 def files_of(config: DatasetConfig, part: PartName) -> Listing:
@@ -90,26 +124,40 @@ def files_of(config: DatasetConfig, part: PartName) -> Listing:
     return _list(_folder(config, part), listed, class_names(config), config.unreadable == "skip")
 
 
+def read_of(config: DatasetConfig, part: PartName) -> Listing:
+    """The image files that `part` is of: as the folder has it, or held out of a folder that is not split."""
+    listing = files_of(config, part)
+    if is_split(config):
+        return listing
+    key = f"dataset.test_fraction={config.test_fraction}"
+    training, test = split_indices(listing.labels, round(len(listing) * config.test_fraction), seed=0, key=key)
+    return listing.select(training if part == "train" else test)
+
+
 def fingerprint(config: DatasetConfig, part: PartName, seen: Path) -> str:
     """A hash of the layout, the classes and every file's place and content: every copy has the same."""
     # Of a folder that brings no test part, a part of the same files is held out.
     lines = [*([] if is_split(config) else ["held out"]), *class_names(config)]
-    lines.append(_content(files_of(config, part), str(_folder(config, part)), seen))
+    start = len(str(_folder(config, part))) + len(os.sep)
+    lines += [f"{path[start:]} {digest}" for path, digest in hashes_of(config, part, seen).items()]
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def hashes_of(config: DatasetConfig, part: PartName, seen: Path) -> dict[str, str]:
+    """The hash of the content of every file in `files_of`, by path; `seen`: a folder that remembers them."""
+    return _hashes(files_of(config, part), str(_folder(config, part)), seen)
 
 
 @functools.cache
-def _content(listing: Listing, folder: str, seen: Path) -> str:
-    start = len(folder) + len(os.sep)
-    hashes = hash_files(list(listing.files), folder, seen)
-    lines = (f"{file.path[start:]} {digest}" for file, digest in zip(listing.files, hashes, strict=True))
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+def _hashes(listing: Listing, folder: str, seen: Path) -> dict[str, str]:
+    paths = [file.path for file in listing.files]
+    return dict(zip(paths, hash_files(list(listing.files), folder, seen), strict=True))
 
 
 def look_again() -> None:
     """Forget what was seen, for another run."""
     _list.cache_clear()
-    _content.cache_clear()
+    _hashes.cache_clear()
 
 
 def _folder(config: DatasetConfig, part: PartName) -> Path:
@@ -117,39 +165,41 @@ def _folder(config: DatasetConfig, part: PartName) -> Path:
     return root / part if is_split(config) else root
 
 
-def _folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."))
-
-
 @functools.cache
 def _list(folder: Path, part: PartName, names: tuple[str, ...], skip: bool) -> Listing:
-    strays = [name for name in _folders(folder) if name not in names]
-    if strays:
-        shown = ", ".join(f"'{name}'" for name in strays)
-        several = "classes" if len(strays) > 1 else "class"
-        raise UserError(
-            f"dataset.root={folder}: {several} {shown} in {part}/ but not in train/; allowed: {', '.join(names)}"
-        )
-    found = [(path, label) for label, name in enumerate(names) for path in _images(folder / name)]
+    folders = defaultdict(list)  # of a name, of which there may be several Unicode forms
+    for name in folders_in(folder):
+        folders[comparable(name)].append(name)
+    _refuse_strays(folder, part, folders.keys() - {*map(comparable, names)}, names)
+    found = [
+        (f"{folder}{os.sep}{name}{os.sep}{image}", label)
+        for label, wanted in enumerate(names)
+        for name in folders[comparable(wanted)]
+        for image in images_in(folder / name)
+    ]
     labels = np.array([label for _, label in found], dtype=np.int64)
     if not found:
-        raise UserError(f"dataset.root={folder}: no images; allowed: {_LAYOUT}, files {' '.join(_SUFFIXES)}")
+        raise UserError(f"dataset.root={folder}: no images; allowed: {_LAYOUT}, files {' '.join(SUFFIXES)}")
     empty = np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)
     if part == "train" and len(empty):
-        raise UserError(f"dataset.root={folder}: class '{names[empty[0]]}' has no images; allowed: some in each class")
+        name = names[empty[0]]
+        deeper = next(images_below(folder / name), None)
+        where = f", the first below it is {os.path.relpath(deeper, folder)}" if deeper else ""
+        raise UserError(f"dataset.root={folder}: class '{name}' has no images{where}; allowed: some in each class")
     files = (_ask(path, skip) for path, _ in found)
-    if len(empty):
-        lacking = ", ".join(f"'{names[label]}'" for label in empty)
-        terminal.warn(f"dataset.root={folder}: no images of {lacking}: the accuracy says nothing of them")
     return Listing(np.fromiter(files, dtype=object, count=len(found)), labels)
 
 
-def _images(folder: Path) -> list[str]:
-    """The paths of a class's images, in the order of their names; a test part may lack the class."""
-    if not folder.is_dir():
-        return []
-    names = sorted(name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in _SUFFIXES)
-    return [f"{folder}{os.sep}{name}" for name in names]
+def _refuse_strays(folder: Path, part: PartName, strays: set[str], names: tuple[str, ...]) -> None:
+    if not strays:
+        return
+    shown = ", ".join(f"'{name}'" for name in sorted(strays))
+    several = "classes" if len(strays) > 1 else "class"
+    alike = [(name, other) for name in sorted(strays) for other in names if name.casefold() == other.casefold()]
+    hint = f"; '{alike[0][0]}' and '{alike[0][1]}' differ by case alone" if alike else ""
+    raise UserError(
+        f"dataset.root={folder}: {several} {shown} in {part}/ but not in train/; allowed: {', '.join(names)}{hint}"
+    )
 
 
 def _ask(path: str, skip: bool) -> ImageFile:

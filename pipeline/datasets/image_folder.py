@@ -13,11 +13,10 @@ import torch
 
 from pipeline import terminal
 from pipeline.config import DatasetConfig
-from pipeline.datasets import folder_listing
-from pipeline.datasets.decoding import decode_each, worker_count
+from pipeline.datasets import folder_findings, folder_listing
+from pipeline.datasets.decoding import decode_each, reading, worker_count
 from pipeline.datasets.folder_listing import Listing
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
-from pipeline.datasets.splitting import split_indices
 from pipeline.datasets.streaming import Streamed
 from pipeline.errors import UserError
 from pipeline.files import in_project
@@ -32,11 +31,7 @@ def _prepare(config: DatasetConfig) -> None:
 
 
 def _read(config: DatasetConfig, part: PartName, machine: Machine) -> Part:
-    listing = folder_listing.files_of(config, part)
-    if not folder_listing.is_split(config):
-        key = f"dataset.test_fraction={config.test_fraction}"
-        training, test = split_indices(listing.labels, round(len(listing) * config.test_fraction), seed=0, key=key)
-        listing = listing.select(training if part == "train" else test)
+    listing = folder_listing.read_of(config, part)
     streamed, line = _is_streamed(config)
     _say_once(config.root, line)
     return (_stream if streamed else _decode)(listing, config, part, machine)
@@ -82,10 +77,10 @@ def _amount(size: int) -> str:
 
 def _decode(listing: Listing, config: DatasetConfig, part: PartName, machine: Machine) -> Part:
     """Decode every file into one tensor of its final size."""
-    channels, size, skip = len(config.mean), config.image_size, config.unreadable == "skip"
-    pixels = np.empty((len(listing), channels, size, size), dtype=np.uint8)
+    size, skip = config.image_size, config.unreadable == "skip"
+    pixels = np.empty((len(listing), len(config.mean), size, size), dtype=np.uint8)
     files, keep = list(listing.files), pixels.__setitem__
-    reasons = decode_each(files, channels, size, config.workers, f"decode {part}", keep, skip, machine)
+    reasons = decode_each(files, reading(config), size, config.workers, f"decode {part}", keep, skip, machine)
     if reasons:
         kept = _leave_out(listing, reasons, config, part)
         pixels, listing = pixels[kept], listing.select(kept)
@@ -94,7 +89,7 @@ def _decode(listing: Listing, config: DatasetConfig, part: PartName, machine: Ma
 
 def _stream(listing: Listing, config: DatasetConfig, part: PartName, machine: Machine) -> Part:
     """Leave the files where they are; where unreadable ones are left out, decode each once to find them."""
-    channels, size = len(config.mean), config.image_size
+    how, size = reading(config), config.image_size
     if config.unreadable == "skip":
         count = f"each of {len(listing):,} {part} images"
         terminal.say(
@@ -103,12 +98,12 @@ def _stream(listing: Listing, config: DatasetConfig, part: PartName, machine: Ma
         started = time.perf_counter()
         files, description = list(listing.files), f"check {part}"
         reasons = decode_each(
-            files, channels, size, config.workers, description, lambda index, pixels: None, skip=True, machine=machine
+            files, how, size, config.workers, description, lambda index, pixels: None, skip=True, machine=machine
         )
         terminal.say(f"image_folder: checked {count} in {time.perf_counter() - started:.1f} s")
         if reasons:
             listing = listing.select(_leave_out(listing, reasons, config, part))
-    return Part(Streamed(listing.files, channels, size, config.workers), torch.from_numpy(listing.labels))
+    return Part(Streamed(listing.files, how, size, config.workers), torch.from_numpy(listing.labels))
 
 
 def _leave_out(listing: Listing, reasons: dict[int, str], config: DatasetConfig, part: PartName) -> np.ndarray:
@@ -143,5 +138,6 @@ DATASETS = (
         origin=lambda config: str(in_project(config.root)),
         has_files=True,
         look_again=folder_listing.look_again,
+        inspect=folder_findings.inspect,
     ),
 )

@@ -101,6 +101,7 @@ class DatasetSpec:
         has_files: its images are files of their own, which can be streamed (`dataset.loading`) and left out
             (`dataset.unreadable`).
         look_again: forgets what was seen of the files, so that they are looked at anew.
+        inspect: what is odd about the files, a line each by its name; may keep notes in the folder that it is given.
     """
 
     name: str
@@ -111,3 +112,4 @@ class DatasetSpec:
     origin: Callable[[DatasetConfig], str]
     has_files: bool = False
     look_again: Callable[[], None] = lambda: None
+    inspect: Callable[[DatasetConfig, Path, Machine], dict[str, str]] = lambda config, seen, machine: {}

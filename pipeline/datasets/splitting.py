@@ -1,29 +1,70 @@
-"""The stratified, seeded split of a part in two."""
+"""Which images go to which part: stratified and seeded, by their labels alone."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from pipeline.config import DatasetConfig
 from pipeline.datasets.spec import Part
 from pipeline.errors import UserError
+
+
+def training_and_validation(labels: np.ndarray, config: DatasetConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The positions of a train part's `labels` (N) that are trained on, and those that validate.
+
+    Raises:
+        UserError: naming the setting by which there are too few.
+    """
+    taken, of_taken = np.arange(len(labels)), ""
+    if config.max_train_samples is not None:
+        key = f"dataset.max_train_samples={config.max_train_samples}"
+        of_taken = f" of {key}"
+        if config.max_train_samples < len(labels):
+            taken = take_indices(labels, config.max_train_samples, config.split_seed, key)
+    key = f"dataset.validation_fraction={config.validation_fraction}{of_taken}"
+    held_out = round(len(taken) * config.validation_fraction)
+    training, validation = split_indices(labels[taken], held_out, config.split_seed, key)
+    return taken[training], taken[validation]
+
+
+def chosen_to_test(count: int, config: DatasetConfig) -> np.ndarray:
+    """The positions of so many test images that are tested on, the same for every seed."""
+    most = config.max_test_samples
+    if most is None or most >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).permutation(count)[:most])
 
 
 def split_indices(labels: np.ndarray, second: int, seed: int, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Split off `second` positions of `labels` (N); both sides keep the classes' shares, and are sorted.
 
+    Each side has at least one of every class that has two; what there is but one of stays on the first side.
+
     Raises:
-        UserError: naming `key`, when a side would not hold every class.
+        UserError: naming `key`, when a side is smaller than the number of classes.
     """
     # Not needed by the processes that decode images, and half of what they would load.
     from sklearn.model_selection import train_test_split
 
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    able = np.flatnonzero(counts[codes] > 1)
     try:
-        chosen, held_out = train_test_split(
-            np.arange(len(labels)), test_size=second, random_state=seed, stratify=labels
-        )
+        chosen, held_out = train_test_split(able, test_size=second, random_state=seed, stratify=codes[able])
     except ValueError as error:
         raise UserError(f"{key}: too few of {len(labels)} images for a stratified split: {error}") from error
-    return np.sort(chosen), np.sort(held_out)
+    for code in np.unique(codes[able]):
+        _share(code, codes, chosen, held_out)
+        _share(code, codes, held_out, chosen)
+    return np.sort(np.concatenate([chosen, np.flatnonzero(counts[codes] == 1)])), np.sort(held_out)
+
+
+def _share(code: int, codes: np.ndarray, rich: np.ndarray, poor: np.ndarray) -> None:
+    """Where `poor` has none of a class, let it change one of its largest class for the first that `rich` has."""
+    if (codes[poor] == code).any():
+        return
+    given = np.flatnonzero(codes[rich] == code)[0]
+    taken = np.flatnonzero(codes[poor] == np.bincount(codes[poor]).argmax())[0]
+    rich[given], poor[taken] = poor[taken], rich[given]
 
 
 def split_stratified(part: Part, second: int, seed: int, key: str) -> tuple[Part, Part]:
@@ -32,23 +73,24 @@ def split_stratified(part: Part, second: int, seed: int, key: str) -> tuple[Part
     return part.select(chosen), part.select(held_out)
 
 
-def take_stratified(part: Part, count: int, seed: int, key: str) -> Part:
-    """Take `count` images, of each class its share (rounded), in the order of the images.
+def take_indices(labels: np.ndarray, count: int, seed: int, key: str) -> np.ndarray:
+    """Take `count` positions of `labels` (N), of each class its share (rounded) and at least one, sorted.
 
     Unlike a split in two, what is left out need not hold every class.
 
     Raises:
         UserError: naming `key`, when there are fewer images than classes.
     """
-    classes = len(np.unique(part.labels.numpy()))
+    classes = len(np.unique(labels))
     if count < classes:
         raise UserError(f"{key}: too few for a stratified choice of {classes} classes; allowed: at least {classes}")
     random = np.random.default_rng(seed)
-    shuffled = random.permutation(len(part))
-    labels = part.labels.numpy()[shuffled]
-    # Position of each image within its class, as a share: the smallest shares are taken first.
-    sizes = np.bincount(labels)
-    rank = np.empty(len(part))
-    for label in np.unique(labels):
-        rank[labels == label] = (np.arange(sizes[label]) + 0.5) / sizes[label]
-    return part.select(np.sort(shuffled[np.argsort(rank, kind="stable")[:count]]))
+    shuffled = random.permutation(len(labels))
+    mixed = labels[shuffled]
+    # Position of each image within its class, as a share: the smallest shares are taken first, a class's first before.
+    sizes = np.bincount(mixed)
+    rank = np.empty(len(labels))
+    for label in np.unique(mixed):
+        places = np.arange(sizes[label])
+        rank[mixed == label] = np.where(places == 0, 0, (places + 0.5) / sizes[label])
+    return np.sort(shuffled[np.argsort(rank, kind="stable")[:count]])

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.datasets.decoding import ImageFile, decode_each, decode_or_refuse, guard_against_bombs, worker_count
+from pipeline.datasets.decoding import ImageFile, decode_each, decode_or_refuse, quiet_pillow, worker_count
 from pipeline.errors import UserError
 from pipeline.machine import Machine
+from pipeline.pictures import Reading
 
 # Batches that each worker has ready or under way.
 _PREFETCH = 2
@@ -41,16 +42,16 @@ class Streamed:
     """The images of `files` (N, each an `ImageFile`), decoded when they are asked for; `Pixels` of a part."""
 
     files: np.ndarray
-    channels: int
+    reading: Reading
     size: int
     workers: int | None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return len(self.files), self.channels, self.size, self.size
+        return len(self.files), self.reading.channels, self.size, self.size
 
     def __getitem__(self, indices: np.ndarray) -> Streamed:
-        return Streamed(self.files[indices], self.channels, self.size, self.workers)
+        return Streamed(self.files[indices], self.reading, self.size, self.workers)
 
     def batches(
         self, chosen: Sequence[Tensor], device: torch.device, machine: Machine
@@ -74,7 +75,7 @@ class Streamed:
         pixels = np.empty((len(indices), *self.shape[1:]), np.uint8)
         files = list(self.files[indices.numpy()])
         keep = pixels.__setitem__
-        decode_each(files, self.channels, self.size, self.workers, "decode", keep, skip=False, machine=machine)
+        decode_each(files, self.reading, self.size, self.workers, "decode", keep, skip=False, machine=machine)
         return torch.from_numpy(pixels)
 
     def _decode_ahead(
@@ -86,7 +87,7 @@ class Streamed:
             processes = _clean_processes()
             left = processes.Event()
             loader = DataLoader(
-                _Decoder(self.channels, self.size, machine, left),
+                _Decoder(self.reading, self.size, machine, left),
                 batch_size=None,  # an index is a batch already
                 sampler=_FilesOfBatches(self.files, chosen),
                 num_workers=workers,
@@ -140,7 +141,7 @@ class _Decoder(Dataset[Tensor | UserError]):
     An exception would come out of the DataLoader wrapped in the worker's traceback; so it is given as a result.
     """
 
-    channels: int
+    reading: Reading
     size: int
     machine: Machine
     left: Event  # set when nobody takes the batches any more
@@ -157,17 +158,19 @@ class _Decoder(Dataset[Tensor | UserError]):
             return self._decode(files)
 
     def _decode(self, files: list[ImageFile]) -> Tensor | UserError:
-        guard_against_bombs()
+        quiet_pillow()
         try:
             # Allocated before anything is decoded, and not while it is sent, where a failure would be lost.
-            pixels = torch.empty((len(files), self.channels, self.size, self.size), dtype=torch.uint8).share_memory_()
+            pixels = torch.empty(
+                (len(files), self.reading.channels, self.size, self.size), dtype=torch.uint8
+            ).share_memory_()
         except (RuntimeError, MemoryError) as error:
             workers = torch.utils.data.get_worker_info()
             return _failure(workers.num_workers if workers else 0, " ".join(str(error).split()))
         into = pixels.numpy()
         try:
             for index, file in enumerate(files):
-                into[index] = decode_or_refuse(file, self.channels, self.size)
+                into[index] = decode_or_refuse(file, self.reading, self.size)
         except UserError as error:
             return UserError(str(error))
         return pixels
