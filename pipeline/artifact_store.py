@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from pipeline import terminal
 from pipeline.files import sha256, write_and_rename
+from pipeline.holds import Holds
 from pipeline.machine import Machine
 from pipeline.stage import MODEL_FILE, PROGRESS_FILE, Metric
 
@@ -80,6 +81,10 @@ class Store:
     def machine(self) -> Machine:
         """The lock of this machine among all runs that use this store."""
         return Machine(self._locks)
+
+    def holds(self) -> Holds:
+        """What the runs under way on this store hold."""
+        return Holds(self._locks / "holds")
 
     def find(self, name: str) -> Artifact | None:
         """The artifact `<stage>-<key>`, or None when there is none or it is damaged (then it says so, once)."""

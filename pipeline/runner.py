@@ -51,10 +51,16 @@ def run(request: Request) -> Outcome:
 
 
 def _run(request: Request, plan: Plan, world: World) -> Outcome:
-    config, forced = request.config, _forced(request.config)
+    config = request.config
     tell_qconfigs(config, plan)
     outputs = make_writable_folder(in_project(config.outputs), "outputs")
     store = Store(outputs / "artifacts")
+    with store.holds().held(step.artifact for step in (*plan.earlier, *plan.steps)):
+        return _walk(request, plan, world, store)
+
+
+def _walk(request: Request, plan: Plan, world: World, store: Store) -> Outcome:
+    config, outputs, forced = request.config, store.root.parent, _forced(request.config)
     done = _find_artifacts(plan, store, config, forced)
     if any(step.stage.parts and step.artifact not in done for step in plan.steps):
         datasets.find(config.dataset).prepare(config.dataset)

@@ -182,6 +182,16 @@ def _hash(texts: list[str]) -> str:
     return hashlib.sha256("\n".join(texts).encode(errors="surrogateescape")).hexdigest()[:_ID_LENGTH]
 
 
+def untracked_users(outputs: Path) -> dict[str, list[str]]:
+    """By artifact, the jobs of sweeps that stand on it and have no run in MLflow."""
+    users: dict[str, list[str]] = {}
+    for file in sorted((outputs / "sweeps").glob("*/sweep.json")):
+        for record in Sweep.load(file.parent).records():
+            for artifact in record.artifacts if record.run_id is None else ():
+                users.setdefault(artifact, []).append(record.name)
+    return users
+
+
 def failure_lines(sweep: Sweep) -> str:
     """The failed jobs, each with its reason and the command to retry it alone."""
     failed = sweep.failures()

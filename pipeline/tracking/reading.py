@@ -57,6 +57,21 @@ def read_runs(
     return [_tracked(run) for run in chosen if run.info.run_id not in parents]
 
 
+def users_of_artifacts(config: TrackingConfig, outputs: Path) -> dict[str, list[str]]:
+    """By artifact, the names of the runs that name it, in every experiment; of runs that are not deleted.
+
+    Raises:
+        UserError: when the store is not there, or cannot be asked.
+    """
+    users: dict[str, list[str]] = {}
+    with _client(config, outputs) as client:
+        for run in _search(client, [found.experiment_id for found in client.search_experiments()]):
+            for tag, artifact in run.data.tags.items():
+                if tag.startswith("artifact."):
+                    users.setdefault(artifact, []).append(run.info.run_name)
+    return users
+
+
 @contextmanager
 def _client(config: TrackingConfig, outputs: Path) -> Iterator[Any]:
     """A client of a store that exists, whose refusals end as one line.

@@ -1,0 +1,96 @@
+"""`python -m pipeline.artifacts`: what lies in the artifact store, and removing what nothing stands on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pipeline.command_line import Parser, run_command
+from pipeline.errors import UserError, suggestion
+from pipeline.files import in_project
+
+_EPILOG = """examples:
+  python -m pipeline.artifacts                       # every result: size, age, who stands on it
+  python -m pipeline.artifacts prune                 # remove what no run stands on, after asking
+  python -m pipeline.artifacts prune --outdated      # and what today's code and libraries would make again anyway
+
+A run in MLflow stands on the results that it names, until the run is deleted there; so does a job of a sweep that is
+not tracked. What a run under way holds is never removed. The numbers of runs stay in MLflow.
+"""
+
+
+def main() -> None:
+    """The command `python -m pipeline.artifacts`."""
+    run_command(lambda: _run(_parser().parse_args()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m pipeline.artifacts",
+        description="List the results that stages have left, and remove those that nothing stands on.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("action", nargs="?", default="list", metavar="list|prune", help="(default: %(default)s)")
+    parser.add_argument("--outputs", default="outputs", help="the folder of the runs (default: %(default)s)")
+    parser.add_argument("--tracking-uri", help="the store that knows the runs (default: mlflow.db in --outputs)")
+    parser.add_argument("--outdated", action="store_true", help="prune: also what today's code would make again")
+    parser.add_argument("--yes", action="store_true", help="prune: without asking")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.action not in ("list", "prune"):
+        raise UserError(f"{arguments.action}: {suggestion(arguments.action, ['list', 'prune'])}")
+    # Slow to import, and not needed for --help.
+    from pipeline.artifact_store import Store
+    from pipeline.inventory import remove, table, take_stock, total
+
+    outputs = in_project(arguments.outputs)
+    store = Store(outputs / "artifacts")
+    if not store.root.is_dir():
+        raise UserError(f"--outputs={arguments.outputs}: {store.root} is no folder; python -m pipeline makes the first")
+    users, known_by = _users(outputs, arguments.tracking_uri)
+    items = take_stock(store, users)
+    if arguments.action == "list":
+        print(f"{table(items)} in {store.root}; runs: {known_by}")
+        return
+    chosen = [item for item in items if not item.users or (arguments.outdated and item.is_current is False)]
+    if not chosen:
+        print(f"nothing to remove: of {total(items)} a run stands on each ({known_by})")
+        return
+    print(f"{table(chosen)} of {total(items)} to remove; runs: {known_by}")
+    if not arguments.yes and not _is_agreed():
+        print("nothing is removed")
+        return
+    removed = remove(store, chosen)
+    held = len(chosen) - len(removed)
+    kept = f"; {held} are held by runs under way and stay" if held else ""
+    print(f"removed {total(removed)}{kept}")
+
+
+def _users(outputs: Path, uri: str | None) -> tuple[dict[str, list[str]], str]:
+    """Who stands on which artifact, and where that is known from."""
+    from pipeline.config import TrackingConfig
+    from pipeline.sweep import untracked_users
+    from pipeline.tracking.reading import users_of_artifacts
+    from pipeline.tracking.store import store_uri
+
+    config = TrackingConfig(uri=uri)
+    users = untracked_users(outputs)
+    if uri is None and not (outputs / "mlflow.db").exists():
+        return users, "none are tracked here"
+    for name, runs in users_of_artifacts(config, outputs).items():
+        users.setdefault(name, []).extend(runs)
+    return users, store_uri(config, outputs)
+
+
+def _is_agreed() -> bool:
+    if not sys.stdin.isatty():
+        raise UserError("prune: nobody can be asked here; --yes removes them without asking")
+    return input("remove them? [y/N] ").strip().lower() in ("y", "yes")
+
+
+if __name__ == "__main__":
+    main()
