@@ -68,7 +68,7 @@ def test_columns_begin_with_what_varies_then_accuracy_on_the_validation_part_the
 def test_charts_are_accuracy_against_latency_and_epochs_and_what_varies_side_by_side() -> None:
     (latency, epochs, parallel), (section,) = (unpacked(SWEEP)[f"compareRun{what}"] for what in ("Charts", "Sections"))
     assert (latency["type"], epochs["type"], parallel["type"]) == ("SCATTER", "SCATTER", "PARALLEL")
-    assert latency["yaxis"] == epochs["yaxis"] == {"key": "int8/accuracy_pct", "type": "METRIC"}
+    assert latency["yaxis"] == epochs["yaxis"] == {"key": "val/int8_accuracy_pct", "type": "METRIC"}
     assert latency["xaxis"] == {"key": "int8/latency_ms", "type": "METRIC"}
     assert epochs["xaxis"] == {"key": "qat.epochs", "type": "PARAM"}
     assert parallel["selectedParams"] == ["backend.name", "qat.epochs"]

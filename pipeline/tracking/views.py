@@ -102,12 +102,12 @@ def _view(key: str, name: str, created_ms: int, varying: Sequence[str], **order:
 
 
 def _charts(varying: Sequence[str]) -> list[dict[str, Any]]:
-    """Accuracy against latency, accuracy against epochs, and what varies beside what came out."""
-    accuracy = {"key": _ACCURACY, "type": "METRIC"}
+    """Accuracy, on the validation part, against latency and epochs; and what varies beside what came out."""
+    accuracy = {"key": _CHOSEN_BY, "type": "METRIC"}
     charts: list[dict[str, Any]] = [
         {"type": "SCATTER", "xaxis": {"key": _LATENCY, "type": "METRIC"}, "yaxis": accuracy},
         {"type": "SCATTER", "xaxis": {"key": "qat.epochs", "type": "PARAM"}, "yaxis": accuracy},
-        {"type": "PARALLEL", "selectedParams": list(varying), "selectedMetrics": [_LATENCY, _ACCURACY]},
+        {"type": "PARALLEL", "selectedParams": list(varying), "selectedMetrics": [_LATENCY, _CHOSEN_BY]},
     ]
     return [
         {"uuid": f"{_SECTION}-{number}", "metricSectionId": _SECTION, "runsCountToCompare": 100, **chart}
