@@ -1,6 +1,6 @@
 """Does QAT hurt? Each run of an experiment against fp32 and PTQ on the same images, corrected for all of them.
 
-    python -m pipeline -m +experiment=resnet18_mnist +controls=full qat.seed=0,1,2,3,4
+    python -m pipeline -m +experiment=resnet18_mnist 'stages=[train,fuse,ptq,qat,convert,evaluate]' qat.seed=0,1,2,3,4
     python -m benchmarks.qat_recipe resnet18_mnist
 
 Prints, for each network and data set, the mean and the sample standard deviation of the accuracies over the runs, and
@@ -10,6 +10,7 @@ the runs with their exact McNemar tests, whose p are corrected by Holm over all 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from itertools import groupby
 
@@ -45,7 +46,7 @@ def _run() -> None:
         if run.status == "FINISHED" and "int8_vs_ptq_int8/mcnemar_p" in run.metrics
     ]
     if not found:
-        raise UserError(f"{', '.join(arguments.experiments)}: no finished run with +controls=full")
+        raise UserError(f"{', '.join(arguments.experiments)}: no finished run with stages ptq, qat and evaluate")
     runs = sorted({_result(run): run for run in found}.values(), key=lambda run: (_group(run), _seed(run)))
     print(_means(runs), _each(runs), sep="\n\n")
 
@@ -56,7 +57,9 @@ def _result(run: TrackedRun) -> str:
 
 
 def _group(run: TrackedRun) -> tuple[str, ...]:
-    return tuple(run.parameters[name] for name in ("dataset.name", "model.name", "backend.name"))
+    limit = run.parameters["dataset.max_train_samples"]
+    images = "all" if limit == "None" else limit
+    return (run.parameters["dataset.name"], images, run.parameters["model.name"], run.parameters["backend.name"])
 
 
 def _seed(run: TrackedRun) -> int:
@@ -69,13 +72,26 @@ def _means(runs: list[TrackedRun]) -> str:
     for group, members in groupby(runs, _group):
         among = list(members)
         drop = [run.metrics["accuracy_drop_pct"] for run in among]
-        cells = [_spread([run.metrics[f"{form}/accuracy_pct"] for run in among]) for form in _FORMS]
+        cells = [_spread([run.metrics.get(f"{form}/accuracy_pct", math.nan) for run in among]) for form in _FORMS]
         rows.append([*group, len(among), *cells, _spread(drop)])
-    headers = ["data", "network", "backend", "QATs", "fp32", "fine-tuned", "PTQ int8", "QAT int8", "drop, points"]
+    headers = [
+        "data",
+        "images",
+        "network",
+        "backend",
+        "QATs",
+        "fp32",
+        "fine-tuned",
+        "PTQ int8",
+        "QAT int8",
+        "drop, points",
+    ]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
 def _spread(values: list[float]) -> str:
+    if math.isnan(values[0]):  # a control that was not asked for
+        return ""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.2f} ± {deviation:.2f}"
 
@@ -92,7 +108,7 @@ def _each(runs: list[TrackedRun]) -> str:
         rows.append(
             [*_group(run), _seed(run), run.tags["threads"], f"{run.metrics['int8/accuracy_pct']:.2f}", *cells, kept]
         )
-    headers = ["data", "network", "backend", "qat.seed", "threads", "QAT int8"]
+    headers = ["data", "images", "network", "backend", "qat.seed", "threads", "QAT int8"]
     headers += ["lost / won against fp32", "p", "lost / won against PTQ", "p", "kept epoch"]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
