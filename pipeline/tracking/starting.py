@@ -17,7 +17,8 @@ from pipeline.tracking.delivery import MARK, marked_runs
 from pipeline.tracking.living import Living
 from pipeline.tracking.outbox import Address
 from pipeline.tracking.pages import run_page
-from pipeline.tracking.store import asking, connect, one_try, short_name, store_uri, waiting
+from pipeline.tracking.patience import one_try, waiting
+from pipeline.tracking.store import asking, connect, short_name, store_uri
 from pipeline.tracking.views import COLOR_TAG, color
 
 _MAX_PARAM_LENGTH = 6000
@@ -83,7 +84,7 @@ def start(config: TrackingConfig, outputs: Path, record: RunRecord) -> Begun:
                 started = mlflow.start_run(
                     experiment_id=experiment, run_name=name, tags=tags, parent_run_id=record.parent_run_id
                 )
-                begun.append(Direct(client, started.info.run_id, living.hold(started.info.run_id)))
+                begun.append(Direct(client, started.info.run_id, config.patience_s, living.hold(started.info.run_id)))
         except INTERRUPTIONS:
             with undisturbed():
                 for one in begun:
