@@ -14,9 +14,7 @@ from typing import TypeVar
 
 from pipeline import terminal
 from pipeline.errors import UserError
-from pipeline.faults import fault
 
-_LOCKED = "database is locked"
 _TABLES = {"alembic_version", "experiments", "runs"}
 _TRY_S = 2.0
 
@@ -39,13 +37,14 @@ def check_database(uri: str, database: Path, patience_s: float) -> None:
     try:
         tables = while_locked(database, patience_s, lambda: _tables(database))
     except sqlite3.Error as error:
-        if _LOCKED in str(error):
+        if is_locked(error):
             raise UserError(
                 f"tracking.uri={uri}: another process has it locked, for more than {patience_s:.0f} s; once that lets "
                 "go of it, the same command goes on"
             ) from error
-        why = "it is a folder" if database.is_dir() else fault(error) or str(error)
-        raise UserError(_none(uri, why)) from error
+        if isinstance(error, sqlite3.OperationalError) and not database.is_dir():
+            raise  # the disk's, or of a file that may not be read
+        raise UserError(_none(uri, "it is a folder" if database.is_dir() else str(error))) from error
     if not database.stat().st_size:
         raise UserError(_none(uri, "it is empty"))
     if not tables >= _TABLES:
@@ -65,6 +64,11 @@ def _tables(database: Path) -> set[str]:
         return {name for (name,) in store.execute("select name from sqlite_master where type = 'table'")}
 
 
+def is_locked(error: BaseException) -> bool:
+    """Whether SQLite, or whoever passes on what it says, gave up because another process is writing."""
+    return "database is locked" in str(error)
+
+
 def while_locked(database: object, patience_s: float, ask: Callable[[], Answer]) -> Answer:
     """What `ask` gives, asked again while another process has the database locked, for at most `patience_s`.
 
@@ -77,7 +81,7 @@ def while_locked(database: object, patience_s: float, ask: Callable[[], Answer])
             return ask()
         except Exception as error:
             left = deadline - time.monotonic()
-            if _LOCKED not in str(error) or left <= 0:
+            if not is_locked(error) or left <= 0:
                 raise
             if not told:
                 terminal.warn(f"{database}: another process has it locked: waits for it, up to {left:.0f} s")

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from pipeline import terminal
 from pipeline.errors import UserError
+from pipeline.store_address import is_server
 
 _FEW = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 # Of a run that goes on, whose outbox tries again by itself. A large file may take its time.
@@ -24,11 +25,11 @@ Answer = TypeVar("Answer")
 
 
 class ServerAway(UserError):
-    """A tracking server does not answer, or says that it cannot now."""
+    """A tracking server does not answer, or says that it cannot now; or another process has the store's file locked."""
 
 
 def waiting(uri: str, patience_s: float, ask: Callable[[], Answer]) -> Answer:
-    """What `ask` gives, asked again while the server is away, for at most `patience_s`.
+    """What `ask` gives, asked again while the store is away, for at most `patience_s`.
 
     Raises:
         ServerAway: when it is away for longer.
@@ -43,7 +44,10 @@ def waiting(uri: str, patience_s: float, ask: Callable[[], Answer]) -> Answer:
             if left <= 0:
                 raise
             if not told:
-                terminal.warn(f"the tracking server {uri} is away: waits for it, up to {left:.0f} s")
+                why = (
+                    f"the tracking server {uri} is away" if is_server(uri) else f"{uri}: another process has it locked"
+                )
+                terminal.warn(f"{why}: waits for it, up to {left:.0f} s")
                 told = True
             time.sleep(min(_ASK_EVERY_S, left))
 

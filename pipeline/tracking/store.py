@@ -19,7 +19,7 @@ from pipeline.faults import fault
 from pipeline.files import in_project, write_and_rename
 from pipeline.redaction import mask_text, refuse_credentials
 from pipeline.store_address import check_sqlite, is_server
-from pipeline.tracking.database import check_database
+from pipeline.tracking.database import check_database, is_locked
 from pipeline.tracking.failures import http_status, is_databases, passes, reason
 from pipeline.tracking.inherited import forget
 from pipeline.tracking.patience import ServerAway, few_retries, variables
@@ -189,7 +189,7 @@ def asking(mlflow: Any, uri: str, what: str) -> Iterator[None]:
     """Let whatever a store refuses in this block end as one line that says `what` could not be done.
 
     Raises:
-        UserError: ServerAway for a server that is away or busy.
+        UserError: ServerAway for a server that is away or busy, or a file that another process has locked.
     """
     try:
         yield
@@ -204,5 +204,7 @@ def asking(mlflow: Any, uri: str, what: str) -> Iterator[None]:
             ) from error
         if is_server(uri) and passes(status):
             raise ServerAway(f"tracking.uri={uri}: {what}: the server is away: {reason(error)}") from error
+        if is_locked(error):
+            raise ServerAway(f"tracking.uri={uri}: {what}: another process has it locked") from error
         why = reason(error) if is_server(uri) else fault(error) or next(iter(str(error).splitlines()), "")
         raise UserError(f"tracking.uri={uri}: {what}: {why}") from error
