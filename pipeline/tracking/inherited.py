@@ -31,12 +31,12 @@ _UNUSED = {
 _SERVERS_OWN = ("MLFLOW_WORKSPACE", "MLFLOW_ENABLE_WORKSPACES")
 
 
-def forget(uri: str) -> None:
+def forget(uri: str, reads: bool = False) -> None:
     """Take out of the environment, of this process and those that it starts, what would change what is written where.
 
-    Tells each once: what this process has forgotten, those that it starts do not see.
+    Tells each once, except who only `reads`: what this process has forgotten, those that it starts do not see.
     """
     unused = _UNUSED if is_server(uri) else _UNUSED | dict.fromkeys(_SERVERS_OWN, "a file has no workspaces")
     for variable, instead in unused.items():
-        if os.environ.pop(variable, ""):
+        if os.environ.pop(variable, "") and not reads:
             terminal.warn(f"{variable} in the environment is not used: {instead}")

@@ -78,7 +78,7 @@ def _client(config: TrackingConfig, outputs: Path) -> Iterator[Any]:
     import mlflow
 
     quiet()
-    forget(uri)
+    forget(uri, reads=True)
     with asking(mlflow, uri, "cannot be read"), few_retries():
         if database is None:
             client = mlflow.MlflowClient(uri)

@@ -76,7 +76,8 @@ def _read_location(uri: str, asked: re.Match[str], database: Path) -> str | None
     if not found:
         allowed = [*(f"@{known}" for known in sorted(aliases)), *(f"/{known}" for known in sorted(versions))]
         given = f"@{alias}" if alias else f"/{version}"
-        raise UserError(f"--model {uri}: {name} has no {given}; {suggestion(given, allowed)}")
+        known = suggestion(given, allowed) if allowed else "its versions were deleted; register.name=… makes one"
+        raise UserError(f"--model {uri}: {name} has no {given}; {known}")
     return found[0]
 
 
@@ -92,7 +93,7 @@ def _download(uri: str, store: str) -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
         with few_retries(), silence():
-            point_at(mlflow, store)
+            point_at(mlflow, store, reads=True)
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
     except mlflow.exceptions.MlflowException as error:
         raise UserError(f"--model {uri}: cannot be had from {store}: {str(error).splitlines()[0]}") from error

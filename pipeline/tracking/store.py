@@ -147,10 +147,10 @@ def _with_view(mlflow: Any, experiment: Any) -> str:
     return str(experiment.experiment_id)
 
 
-def point_at(mlflow: Any, uri: str) -> None:
+def point_at(mlflow: Any, uri: str, reads: bool = False) -> None:
     """Have mlflow speak to this store, and to no other that the environment names. It would name it there too, where
     `tracking=server` and `configured_server` look for what the user has chosen."""
-    forget(uri)
+    forget(uri, reads)
     with variables({SERVER_VARIABLE: uri}):
         mlflow.set_tracking_uri(uri)
 
