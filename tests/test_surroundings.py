@@ -178,7 +178,8 @@ def test_locked_store_is_named_and_waited_for(
 
     monkeypatch.setattr(terminal, "warn", warned)
     assert ask(TrackingConfig(), outputs)
-    assert said == [f"{outputs}/mlflow.db: another process has it locked: waits for it, up to 58 s"]
+    (line,) = said
+    assert line.startswith(f"{outputs}/mlflow.db: another process has it locked: waits for it, up to ")
 
 
 def test_run_goes_on_when_its_store_is_locked_in_its_middle(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,9 +225,8 @@ def test_configuration_is_shown_when_the_flag_stands_among_settings() -> None:
 
 
 def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
-    ended = command(
-        "-m", "pipeline.predict", f"{tmp_path}/Ü.png", "--outputs", "größe", PYTHONIOENCODING="ascii:strict"
-    )
+    ascii_only = {"PYTHONIOENCODING": "ascii:strict"}
+    ended = command("-m", "pipeline.predict", f"{tmp_path}/Ü.png", "--outputs", "größe", **ascii_only)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: no exported int8 model in ")
     assert "gr\\xf6\\xdfe" in ended.stderr
