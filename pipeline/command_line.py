@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +17,8 @@ from pipeline.redaction import mask_text
 
 _UNTIL_RANK_0_SPEAKS_S = 60
 INTERRUPTED = 130
+# What a terminal has no letter for: a class, a file, a message of another language.
+_ESCAPED = "backslashreplace"
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,8 +31,19 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}{hint}")
 
 
+def begin() -> None:
+    """Take from the environment what a command, and the processes that it starts, must not depend on."""
+    # Plots are files. A notebook's kernel names its own backend, without which matplotlib cannot be imported.
+    os.environ.pop("MPLBACKEND", None)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ESCAPED)
+            os.environ["PYTHONIOENCODING"] = f"{stream.encoding}:{_ESCAPED}"
+
+
 def run_command(command: Callable[[], None]) -> None:
     """Run a command to its end, or to the line that says what is wrong."""
+    begin()
     try:
         with told():
             command()

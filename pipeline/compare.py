@@ -19,7 +19,7 @@ _EPILOG = """examples:
 
 def main() -> None:
     """The command `python -m pipeline.compare`."""
-    run_command(lambda: _run(_parser().parse_args()))
+    run_command(lambda: _run(_parser().parse_intermixed_args()))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,9 +53,11 @@ def _run(arguments: argparse.Namespace) -> None:
     from pipeline.comparison.text import text_table
     from pipeline.config import TrackingConfig
     from pipeline.tracking.reading import read_runs
+    from pipeline.tracking.store import tell_unused_store
 
     config = TrackingConfig(uri=arguments.tracking_uri)
     outputs = in_project(arguments.outputs)
+    tell_unused_store(config, outputs, "--tracking-uri=$MLFLOW_TRACKING_URI")
     runs = read_runs(config, outputs, arguments.selection, arguments.experiment)
     text = text_table(compare(runs, drop))
     folder = make_writable_folder(

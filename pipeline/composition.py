@@ -1,4 +1,4 @@
-"""From the command line to a checked `Config`; imports hydra, as `typed.py`, `launching.py` and `search.py` alone do.
+"""From the command line to a checked `Config`; imports hydra, as few others do (tests/test_conventions.py).
 
 Hydra composes; here its schema is registered, strays are refused with the nearest right name, and
 every mistake ends as one line and exit status 2. All jobs of a sweep are composed and checked before
@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import search, torchrun
+from pipeline.arguments import read_arguments
 from pipeline.command_line import INTERRUPTED, fail
 from pipeline.config import Config, check
 from pipeline.config_files import check_config_files
@@ -45,7 +46,6 @@ from pipeline.typed import (
     check_texts,
     composing,
     one_line,
-    read_arguments,
     showing,
 )
 

@@ -39,6 +39,9 @@ _WORDS = {
     # Also where no file can be made beside it.
     "unable to open database file": f"{_DATABASE}: cannot be opened or written; {_MAYBE_READ_ONLY}",
     "disk I/O error": f"{_DATABASE}: {_UNSURE}",
+    "database is locked": f"{_DATABASE}: another process has it locked; once that lets go, the same command goes on",
+    "database disk image is malformed": f"{_DATABASE}: it is damaged; moved away, the next run makes a new one",
+    "file is not a database": f"{_DATABASE}: it is damaged; moved away, the next run makes a new one",
     "DefaultCPUAllocator: can't allocate memory": _NO_MEMORY,
     "DefaultCPUAllocator: not enough memory": _NO_MEMORY,
     "CUDA out of memory": _NO_GPU_MEMORY,

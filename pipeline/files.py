@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from pipeline.errors import UserError
 from pipeline.faults import fault, is_full
 from pipeline.interruption import deferred
 
+# Of what torch says where it refuses to unpickle something.
+_OBJECT = re.compile(r"Unsupported (?:global|class): (?:GLOBAL )?([\w.]+)")
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -121,5 +124,7 @@ def load_tensors(path: Path) -> Any:
     except Exception as error:  # damaged bytes make the unpickler raise almost anything
         if fault(error) is not None:
             raise
-        reason = f"{type(error).__name__}: it is damaged, or holds objects, which are never unpickled"
+        named = _OBJECT.search(str(error))
+        what = f"it holds {named[1]}" if named else "it is damaged, or holds objects"
+        reason = f"{type(error).__name__}: {what}{', and such objects' if named else ', which'} are never unpickled"
         raise UserError(f"{path}: cannot be read ({reason})") from error

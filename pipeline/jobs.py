@@ -39,7 +39,7 @@ from pipeline.tracked_run import TrackedRun
 from pipeline.tracking import parents
 from pipeline.tracking.living import tell_killed
 from pipeline.tracking.outbox import of_run
-from pipeline.tracking.store import ServerAway
+from pipeline.tracking.patience import ServerAway
 
 
 @contextmanager

@@ -24,7 +24,7 @@ before is tried once more; a run whose process was killed becomes KILLED.
 
 def main() -> None:
     """The command `python -m pipeline.outbox`; its exit status is 1 when something is left."""
-    run_command(lambda: _run(_parser().parse_args()))
+    run_command(lambda: _run(_parser().parse_intermixed_args()))
 
 
 def _parser() -> Parser:

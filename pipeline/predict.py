@@ -27,7 +27,7 @@ _EPILOG = """examples:
 
 def main() -> None:
     """The command `python -m pipeline.predict`; its exit status is 2 when an image could not be read."""
-    run_command(lambda: _run(_parser().parse_args()))
+    run_command(lambda: _run(_parser().parse_intermixed_args()))
 
 
 def _parser() -> Parser:

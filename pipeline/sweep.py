@@ -223,7 +223,7 @@ def _status() -> None:
     parser.add_argument("action", choices=["status"])
     parser.add_argument("ids", nargs="*", metavar="ID", help="a sweep's id (default: every sweep, the newest last)")
     parser.add_argument("--outputs", default="outputs", help="the folder of the runs (default: outputs)")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     root = in_project(options.outputs) / "sweeps"
     known = sorted(root.glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
     folders = {path.parent.name: path.parent for path in known}

@@ -6,16 +6,14 @@ arguments and exceptions, hence the import.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
 import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from typing import Any, NoReturn
+from typing import Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -28,39 +26,11 @@ from pipeline.schema import allowed_words, check_path
 
 _DEEPEST, _MOST_CHARACTERS, _MOST_DIGITS = 30, 100_000, 400
 _MOST_JOBS = 10_000
-_FLAGS = ["--multirun", "-m", "--cfg", "--help", "--hydra-help", "--info", "--resolve", "--package"]
-# The checks of every run and job know conf/ alone, and a pickle executes what it holds when it is read.
-_REFUSED_FLAGS = {
-    "config_path": "allowed: groups and experiments in conf/",
-    "config_name": "allowed: +experiment=… of conf/experiment/",
-    "config_dir": "allowed: groups and experiments in conf/",
-    "experimental_rerun": "it reads a pickle, which is never unpickled here; allowed: the overrides of the run",
-}
 _REFUSED_KEYS = {
     "hydra": "allowed: one setting of it, hydra.name=value",
     "hydra.mode": "allowed: -m for a sweep, and nothing for a run",
     "hydra.searchpath": "allowed: groups and experiments in conf/",
 }
-
-
-def read_arguments() -> argparse.Namespace:
-    """Flags and overrides of the command line.
-
-    Raises:
-        UserError: for a flag that there is not, that is not to be had here, or that does not go with another.
-    """
-    parser = get_args_parser()
-    parser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
-    arguments = parser.parse_args()
-    for name, allowed in _REFUSED_FLAGS.items():
-        if getattr(arguments, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')}={getattr(arguments, name)}: {allowed}")
-    doing = ("run", "multirun", "cfg", "info", "shell_completion")
-    if sum(bool(getattr(arguments, name)) for name in doing) > 1:
-        raise UserError(f"allowed: one of {', '.join('--' + name.replace('_', '-') for name in doing)}")
-    if arguments.resolve and not (arguments.cfg or arguments.help):
-        raise UserError("--resolve: allowed: with --cfg or --help")
-    return arguments
 
 
 @contextmanager
@@ -81,13 +51,6 @@ def showing(package: str | None) -> Iterator[None]:
             raise
         names = [spec.name for spec in dataclasses.fields(Config)]
         raise UserError(f"--package={package}: nothing there to show; {suggestion(package, names)}") from None
-
-
-def _refuse_arguments(message: str) -> NoReturn:
-    """What argparse cannot read, in one line instead of its usage."""
-    unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
-    hint = suggestion(unknown, _FLAGS) if unknown.startswith("-") else "allowed: flags before the first key=value"
-    raise UserError(f"{message}; {hint}")
 
 
 def check_texts(overrides: Iterable[str]) -> None:

@@ -332,7 +332,7 @@ def another_shape(path: Path) -> None:
         (empty, ["cannot be read (", "never unpickled"]),
         (cut_in_half, ["cannot be read (", "never unpickled"]),
         (list_of_tensors, ["not a state_dict", "allowed: a file with one mapping of tensors"]),
-        (checkpoint_with_more, ["not a state_dict", "allowed: a file with one mapping of tensors"]),
+        (checkpoint_with_more, ["not a state_dict of resnet18", "keys differ", "looked at 'state_dict'"]),
         (numbered_tensors, ["not a state_dict"]),
         (another_network, ["not a state_dict of resnet18", "'bias'"]),
         (another_shape, ["'layer1.0.conv1.weight'", "(64, 64, 5, 5)", "(64, 64, 3, 3)"]),

@@ -459,11 +459,12 @@ def test_command_refuses_in_one_line_and_makes_no_store_when_there_is_none(
 
 def test_command_refuses_in_one_line_when_the_store_cannot_be_read(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "bad.db").write_text("this is no database " * 100)
-    for uri in (f"sqlite:///{tmp_path / 'bad.db'}", "what://is-this", str(tmp_path)):
+    no_database = (f"sqlite:///{tmp_path / 'bad.db'}", "no database of MLflow's")
+    for uri, why in (no_database, ("what://is-this", "cannot be read"), (str(tmp_path), "cannot be read")):
         result = run_command(*arguments, "--tracking-uri", uri)
         assert (result.returncode, result.stdout) == (2, "")
         assert len(result.stderr.splitlines()) == 1, result.stderr
-        assert "cannot be read" in result.stderr
+        assert why in result.stderr
 
 
 def test_torch_and_hydra_are_not_imported_when_runs_are_compared(arguments: list[str]) -> None:

@@ -22,8 +22,8 @@ OWNERS = {
         )
     },
     # search.py is a Sweeper, launching.py a Launcher: they implement Hydra's interface.
-    # typed.py: what is typed comes in as Hydra's arguments, and goes out as its exceptions.
-    "hydra": {"composition.py", "launching.py", "search.py", "typed.py"},
+    # arguments.py, typed.py: what is typed comes in as Hydra's arguments, and goes out as its exceptions.
+    "hydra": {"arguments.py", "composition.py", "launching.py", "search.py", "typed.py"},
     "submitit": {"launching.py", "submitted.py"},
     "yaml": {"config_files.py"},
     "optuna": {"search_space.py", "study.py"},

@@ -101,7 +101,7 @@ def test_weights_are_summed_over_channels_and_keep_a_fresh_classifier_when_the_d
     torch.save(trained.state_dict(), tmp_path / "trained.pt")
     config.model.weights = str(tmp_path / "trained.pt")
     grey = models.build(config.model, GREY).eval()
-    fresh = weights.load_into(grey, config.model)
+    fresh = weights.load_into(grey, config.model).fresh
     assert fresh == ["fc.weight", "fc.bias"]
     # A grey picture given as RGB and as one channel: the first convolution answers the same.
     picture = torch.randn(1, 1, 32, 32)
@@ -118,5 +118,5 @@ def test_weights_load_when_they_do_not_count_batches(tmp_path) -> None:  # type:
     torch.save(older, tmp_path / "older.pt")
     config.model.weights = str(tmp_path / "older.pt")
     network = models.build(config.model, RGB)
-    assert weights.load_into(network, config.model) == []
+    assert weights.load_into(network, config.model) == ([], "")
     assert torch.equal(network.state_dict()["fc.weight"], state["fc.weight"])

@@ -1,4 +1,4 @@
-"""Starting from trained float weights: a `state_dict` file, or a weight that torchvision knows by name."""
+"""Starting from trained float weights: a file with a `state_dict`, or a weight that torchvision knows by name."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import sys
 import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError, suggestion
-from pipeline.files import in_project, load_tensors, sha256
-from pipeline.models import ModelSpec, find
+from pipeline.files import in_project, sha256
+from pipeline.models import ModelSpec, checkpoints, find
 
 
 def fingerprint(config: ModelConfig) -> str | None:
@@ -27,34 +29,36 @@ def fingerprint(config: ModelConfig) -> str | None:
     return sha256(path) if path else _torchvision_weight(find(config), config.weights)
 
 
-def load_into(model: nn.Module, config: ModelConfig) -> list[str]:
+class Loaded(NamedTuple):
+    """What became of a file: the parameters that kept their initialization, and what is to be told of the rest."""
+
+    fresh: list[str]
+    told: str
+
+
+def load_into(model: nn.Module, config: ModelConfig) -> Loaded:
     """Load `model.weights` into a float model, adapted where channels or classes differ.
 
     A first convolution for RGB is summed over its channels for grey images (the same response to a
     grey picture); a classifier for other classes keeps its fresh initialization.
 
-    Returns:
-        the names of the parameters that kept their initialization.
-
     Raises:
-        UserError: when the weights cannot be read or are not this network's.
+        UserError: when the weights cannot be read, are not this network's, or are no numbers it could work with.
     """
     assert config.weights is not None
     spec = find(config)
     path = _path(config.weights)
-    loaded = _read(path) if path else _download(spec, config.weights)
     wanted = model.state_dict()
     # Files of older versions of torch do not count batches; nothing here reads that count.
     optional = {name for name in wanted if name.endswith(".num_batches_tracked")}
-    strays = sorted((loaded.keys() ^ wanted.keys()) - optional)
-    if strays:
-        raise UserError(
-            f"model.weights={config.weights}: not a state_dict of {spec.name}: "
-            f"{len(strays)} keys differ, the first is '{strays[0]}'"
-        )
-    fresh = []
+    if path:
+        loaded, told = checkpoints.find(path, spec.name, set(wanted), optional)
+    else:
+        loaded, told = _download(spec, config.weights), ""
+    fresh, converted = [], set()
     for name, parameter in wanted.items():
-        value = loaded.get(name, parameter)
+        value = _number(config.weights, name, loaded.get(name, parameter), parameter.dtype)
+        converted |= {str(loaded[name].dtype).removeprefix("torch.")} if value is not loaded.get(name, value) else set()
         if value.ndim == 4 and parameter.ndim == 4 and value.shape[1] == 3 and parameter.shape[1] == 1:
             value = value.sum(dim=1, keepdim=True)
         if value.shape == parameter.shape:
@@ -67,7 +71,33 @@ def load_into(model: nn.Module, config: ModelConfig) -> list[str]:
                 f"{spec.name} needs {tuple(parameter.shape)}"
             )
     model.load_state_dict(wanted)
-    return fresh
+    told = "; ".join(filter(None, [told, f"{', '.join(sorted(converted))} becomes float32" if converted else ""]))
+    return Loaded(fresh, told)
+
+
+def _number(weights: str, name: str, value: Tensor, wanted: torch.dtype) -> Tensor:
+    """A tensor as the network has it: of its type, finite, and a variance that is none below 0.
+
+    Raises:
+        UserError: which names the parameter.
+    """
+    if not wanted.is_floating_point:
+        return value
+    if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+        kind = ", ".join(str(part).removeprefix("torch.") for part in (value.dtype, value.layout, value.device))
+        raise UserError(f"model.weights={weights}: '{name}' is a tensor of {kind}; allowed: of floating-point numbers")
+    value = value.to(wanted)  # first: what float64 holds may be infinite in float32
+    strange = ~value.isfinite()
+    if name.endswith("running_var"):
+        strange |= value < 0
+    if strange.any():
+        first = value[strange].flatten()[0].item()
+        allowed = "numbers of at least 0" if name.endswith("running_var") else "finite numbers"
+        raise UserError(
+            f"model.weights={weights}: '{name}' holds {first:g}: {int(strange.sum())} of its {value.numel()} values "
+            f"are none that it could work with; allowed: {allowed}"
+        )
+    return value
 
 
 def _path(weights: str) -> Path | None:
@@ -75,21 +105,9 @@ def _path(weights: str) -> Path | None:
     path = in_project(weights)
     if path.is_file():
         return path
-    if path.suffix in (".pt", ".pth", ".bin") or "/" in weights:
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors") or "/" in weights:
         raise UserError(f"model.weights={weights}: no such file; allowed: a state_dict file or a torchvision weight")
     return None
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    allowed = "allowed: a file with one mapping of tensors by their names, as torch.save writes a state_dict"
-    try:
-        loaded = load_tensors(path)
-    except UserError as error:
-        raise UserError(f"model.weights={error}; {allowed}") from error
-    named = isinstance(loaded, Mapping) and all(isinstance(name, str) for name in loaded)
-    if not named or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise UserError(f"model.weights={path}: not a state_dict; {allowed}")
-    return loaded
 
 
 def _torchvision_weight(spec: ModelSpec, name: str) -> str:

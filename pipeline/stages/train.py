@@ -14,7 +14,9 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     torch.manual_seed(config.seed)
     model = models.build(config.model, context.info)
     if config.model.weights is not None:
-        fresh = weights.load_into(model, config.model)
+        fresh, told = weights.load_into(model, config.model)
+        if told:
+            terminal.say(f"  model.weights={config.model.weights}: {told}")
         if fresh:
             terminal.warn(f"model.weights: {', '.join(fresh)} do not fit the data set and start untrained")
     if config.train.epochs > 0:

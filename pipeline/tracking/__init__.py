@@ -27,6 +27,7 @@ from pipeline.tracking.models import ModelRecord
 from pipeline.tracking.pages import way_to_view
 from pipeline.tracking.repeats import Earlier, find_earlier
 from pipeline.tracking.starting import RunRecord, start
+from pipeline.tracking.store import tell_unused_store
 from pipeline.tracking.views import RESULTS
 
 __all__ = ["RunRecord", "Tracker", "find_earlier", "open_run"]
@@ -125,6 +126,8 @@ def open_run(
     if not config.enabled:
         yield _Silent()
         return
+    if record.parent_run_id is None:  # of a job, its sweep has said so
+        tell_unused_store(config, outputs)
     if earlier is not None:
         yield _Silent(earlier.run_id, way_to_view(config, outputs, earlier.experiment, RESULTS))
         terminal.say(

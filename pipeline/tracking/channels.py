@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,11 +10,12 @@ from filelock import FileLock
 
 from pipeline import terminal
 from pipeline.store_address import is_server
+from pipeline.tracking.database import Answer, while_locked
 from pipeline.tracking.delivery import Thing, deliver, thing
 from pipeline.tracking.living import let_go
 from pipeline.tracking.outbox import Address
+from pipeline.tracking.patience import no_retries
 from pipeline.tracking.sender import Sender
-from pipeline.tracking.store import no_retries
 
 # Whoever interrupts a run wants it to end, and a cluster's scheduler does not ask twice.
 _INTERRUPTED_PATIENCE_S = 10.0
@@ -43,19 +45,25 @@ class Direct:
     Args:
         client: of MLflow's.
         run_id: of the run.
+        patience_s: how long another process may have that file locked.
         alive: the lock that says that the run's process lives.
     """
 
-    def __init__(self, client: Any, run_id: str, alive: FileLock | None = None) -> None:
-        self._client, self._alive = client, alive
+    def __init__(self, client: Any, run_id: str, patience_s: float, alive: FileLock | None = None) -> None:
+        self._client, self._patience_s, self._alive = client, patience_s, alive
         self.run_id = run_id
 
     def put(self, said: Thing) -> None:
-        told = deliver(self._client, self.run_id, [said])
+        told = self._ask(lambda: deliver(self._client, self.run_id, [said]))
         if told:
             terminal.say(told)
 
     def close(self, status: str, patience_s: float) -> None:
+        self._ask(lambda: self._end(status))
+        if self._alive is not None:
+            let_go(self._alive)
+
+    def _end(self, status: str) -> None:
         import mlflow
 
         active = mlflow.active_run()
@@ -63,8 +71,9 @@ class Direct:
             mlflow.end_run(status)
         else:
             self._client.set_terminated(self.run_id, status)
-        if self._alive is not None:
-            let_go(self._alive)
+
+    def _ask(self, ask: Callable[[], Answer]) -> Answer:
+        return while_locked(self._client.tracking_uri, self._patience_s, ask)
 
 
 class Posted:
@@ -89,10 +98,10 @@ class Posted:
             self._sender.close(patience_s, longest_s=_BUSY * patience_s)
 
 
-def channel_to(uri: str, outputs: Path, run_id: str, name: str) -> Channel:
+def channel_to(uri: str, outputs: Path, run_id: str, name: str, patience_s: float) -> Channel:
     """The way to a run that is there already."""
     import mlflow
 
     if is_server(uri):
         return Posted(outputs, Address(uri, run_id, name))
-    return Direct(mlflow.MlflowClient(uri), run_id)
+    return Direct(mlflow.MlflowClient(uri), run_id, patience_s)

@@ -27,6 +27,11 @@ def http_status(error: BaseException) -> int | None:
     return 500 if type(error).__module__.startswith(("requests.", "urllib3.")) else None
 
 
+def is_databases(error: BaseException) -> bool:
+    """Whether it is an error of the libraries below MLflow, which lets through what they raise as it opens a store."""
+    return type(error).__module__.startswith(("sqlalchemy.", "alembic."))
+
+
 def passes(status: int | None) -> bool:
     """Whether a refusal may be gone later: the server is away or busy, or does not know the user."""
     return status is not None and (status in (401, 403, 408, 429) or status >= 500)

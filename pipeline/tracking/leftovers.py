@@ -13,16 +13,9 @@ from pipeline.store_address import check_server
 from pipeline.tracking.delivery import thing
 from pipeline.tracking.failures import http_status, reason
 from pipeline.tracking.outbox import Address, Outbox, kept, lock_of
+from pipeline.tracking.patience import no_retries
 from pipeline.tracking.sender import Courier, later_command, shown
-from pipeline.tracking.store import (
-    CREDENTIALS,
-    SERVER_VARIABLE,
-    configured_server,
-    no_retries,
-    point_at,
-    quiet,
-    same_server,
-)
+from pipeline.tracking.store import CREDENTIALS, SERVER_VARIABLE, configured_server, point_at, quiet, same_server
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from pipeline.tracking.delivery import thing
 from pipeline.tracking.leftovers import send_leftover
 from pipeline.tracking.outbox import of_run
 from pipeline.tracking.pages import way_to_view
-from pipeline.tracking.store import asking, connect, few_retries, one_try, short_name, store_uri, waiting
+from pipeline.tracking.patience import few_retries, one_try, waiting
+from pipeline.tracking.store import asking, connect, short_name, store_uri, tell_unused_store
 from pipeline.tracking.views import of_sweep
 
 JOB_TAG = "sweep.job"
@@ -64,6 +65,7 @@ def open_parent(config: TrackingConfig, outputs: Path, sweep_id: str, name: str,
     """
     import mlflow
 
+    tell_unused_store(config, outputs)
     experiment = connect(mlflow, config, outputs)
     run_id = _parent_run(mlflow, store_uri(config, outputs), experiment, sweep_id, name)
     view = of_sweep(sweep_id, name, run_id, varying)
@@ -91,7 +93,7 @@ def close_parent(
 
     A server that is away gets it later: it stays in the outbox.
     """
-    channel = channel_to(store_uri(config, outputs), outputs, run_id, name)
+    channel = channel_to(store_uri(config, outputs), outputs, run_id, name, config.patience_s)
     try:
         if summary is not None:
             _say(channel, summary)
@@ -170,7 +172,8 @@ def is_finished(config: TrackingConfig, outputs: Path, run_id: str | None) -> bo
     try:
         connect(mlflow, config, outputs)
         with few_retries():
-            return str(mlflow.MlflowClient().get_run(run_id).info.status) == _FINISHED
+            info = mlflow.MlflowClient().get_run(run_id).info
+            return str(info.status) == _FINISHED and info.lifecycle_stage == "active"
     except mlflow.exceptions.MlflowException as error:
         # No such run, where the store was removed since; a server says so.
         if is_server(uri) and error.error_code != "RESOURCE_DOES_NOT_EXIST":

@@ -16,8 +16,11 @@ from filelock import FileLock
 from pipeline.config import TrackingConfig
 from pipeline.errors import UserError, nearest, suggestion
 from pipeline.tracked_run import TrackedRun
+from pipeline.tracking.database import check_database
+from pipeline.tracking.inherited import forget
 from pipeline.tracking.parents import JOB_TAG, SWEEP_TAG
-from pipeline.tracking.store import asking, few_retries, quiet, short_name, store_uri
+from pipeline.tracking.patience import few_retries
+from pipeline.tracking.store import asking, deleted, quiet, short_name, store_uri
 
 _PARENT = "mlflow.parentRunId"
 _FINISHED = "FINISHED"
@@ -42,6 +45,9 @@ def read_runs(
     """
     with _client(config, outputs) as client:
         names = {found.experiment_id: found.name for found in client.search_experiments()}
+        gone = client.get_experiment_by_name(experiment) if experiment is not None else None
+        if gone is not None and gone.lifecycle_stage != "active":
+            raise UserError(deleted(client.tracking_uri, gone.name, gone.experiment_id, "--experiment"))
         if experiment is not None and experiment not in names.values():
             raise UserError(f"--experiment {experiment}: {suggestion(experiment, sorted(names.values()))}")
         among = [key for key, name in names.items() if experiment in (None, name)]
@@ -80,23 +86,22 @@ def _client(config: TrackingConfig, outputs: Path) -> Iterator[Any]:
     """
     uri = store_uri(config, outputs)
     database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-    if database is not None and not database.is_file():
+    if database is not None and not database.exists():
         raise UserError(f"tracking.uri={uri}: there is no such database; python -m pipeline makes the first run")
+    if database is not None:
+        check_database(uri, database, config.patience_s)
     import mlflow
-    from sqlalchemy.exc import SQLAlchemyError
 
     quiet()
-    try:
-        with asking(mlflow, uri, "cannot be read"), few_retries():
-            if database is None:
+    forget(uri, reads=True)
+    with asking(mlflow, uri, "cannot be read"), few_retries():
+        if database is None:
+            client = mlflow.MlflowClient(uri)
+        else:
+            # Opening reads the schema, which another process may be creating at this moment.
+            with FileLock(database.parent / ".mlflow.lock"):
                 client = mlflow.MlflowClient(uri)
-            else:
-                # Opening reads the schema, which another process may be creating at this moment.
-                with FileLock(database.parent / ".mlflow.lock"):
-                    client = mlflow.MlflowClient(uri)
-            yield client
-    except SQLAlchemyError as error:
-        raise UserError(f"tracking.uri={uri}: cannot be read: {_first_line(error)}") from error
+        yield client
 
 
 def _search(client: Any, experiments: list[str], filter_string: str = "") -> list[Any]:

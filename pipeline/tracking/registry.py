@@ -19,7 +19,9 @@ from pathlib import Path
 
 from pipeline.config import TrackingConfig
 from pipeline.errors import UserError, suggestion
-from pipeline.tracking.store import few_retries, point_at, silence, store_uri
+from pipeline.tracking.database import check_database
+from pipeline.tracking.patience import few_retries
+from pipeline.tracking.store import point_at, silence, store_uri, tell_unused_store
 
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 _SQLITE = "sqlite:///"
@@ -37,11 +39,13 @@ def find_registered(uri: str, config: TrackingConfig, outputs: Path) -> Path:
     if asked is None:
         raise UserError(f"--model {uri}: allowed: models:/NAME@ALIAS or models:/NAME/VERSION")
     store = store_uri(config, outputs)
+    tell_unused_store(config, outputs, "--tracking-uri=$MLFLOW_TRACKING_URI")
     location = None
     if store.startswith(_SQLITE):
         database = Path(store.removeprefix(_SQLITE))
-        if not database.is_file():
+        if not database.exists():
             raise UserError(f"--model {uri}: there is no store {database}; a run with register.name makes it")
+        check_database(store, database, config.patience_s)
         location = _read_location(uri, asked, database)
     if location is None or not location.startswith("file:"):
         return _download(uri, store)
@@ -72,7 +76,8 @@ def _read_location(uri: str, asked: re.Match[str], database: Path) -> str | None
     if not found:
         allowed = [*(f"@{known}" for known in sorted(aliases)), *(f"/{known}" for known in sorted(versions))]
         given = f"@{alias}" if alias else f"/{version}"
-        raise UserError(f"--model {uri}: {name} has no {given}; {suggestion(given, allowed)}")
+        known = suggestion(given, allowed) if allowed else "its versions were deleted; register.name=… makes one"
+        raise UserError(f"--model {uri}: {name} has no {given}; {known}")
     return found[0]
 
 
@@ -88,7 +93,7 @@ def _download(uri: str, store: str) -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
         with few_retries(), silence():
-            point_at(mlflow, store)
+            point_at(mlflow, store, reads=True)
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
     except mlflow.exceptions.MlflowException as error:
         raise UserError(f"--model {uri}: cannot be had from {store}: {str(error).splitlines()[0]}") from error

@@ -10,8 +10,9 @@ from pipeline.config import TrackingConfig
 from pipeline.redaction import mask_text
 from pipeline.tracking.pages import run_page
 from pipeline.tracking.parents import JOB_TAG
+from pipeline.tracking.patience import few_retries, waiting
 from pipeline.tracking.starting import RunRecord, first_patience_s
-from pipeline.tracking.store import asking, connect, few_retries, short_name, store_uri, waiting
+from pipeline.tracking.store import asking, connect, short_name, store_uri
 
 # Settings that say where a result goes and whether it is made again, not what it is.
 _ASIDE = ("outputs", "force", "tracking", "register")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ from pipeline.tracking.delivery import MARK, marked_runs
 from pipeline.tracking.living import Living
 from pipeline.tracking.outbox import Address
 from pipeline.tracking.pages import run_page
-from pipeline.tracking.store import asking, connect, one_try, short_name, store_uri, waiting
+from pipeline.tracking.patience import one_try, waiting
+from pipeline.tracking.store import asking, connect, short_name, store_uri
 from pipeline.tracking.views import COLOR_TAG, color
 
 _MAX_PARAM_LENGTH = 6000
@@ -74,27 +76,43 @@ def start(config: TrackingConfig, outputs: Path, record: RunRecord) -> Begun:
         run_id = _create(mlflow, uri, config.patience_s, experiment, name, tags)
         address = Address(uri, run_id, name, run_page(uri, experiment, run_id))
         return Begun(Posted(outputs, address), experiment, tags[MARK])
-    client = mlflow.MlflowClient()
+    begin = partial(_begin_here, mlflow, config, outputs, record, experiment, name, tags)
+    return Begun(waiting(uri, config.patience_s, begin), experiment, "")
+
+
+def _begin_here(
+    mlflow: Any,
+    config: TrackingConfig,
+    outputs: Path,
+    record: RunRecord,
+    experiment: str,
+    name: str,
+    tags: Mapping[str, str],
+) -> Direct:
+    """Begin a run in a store that is a file of this machine; marks those KILLED whose process is gone."""
+    client, uri = mlflow.MlflowClient(), store_uri(config, outputs)
     living, begun = Living(outputs, uri), list[Direct]()
     with asking(mlflow, uri, "no run can be started"), living.door():
         living.settle(mlflow, client)
         try:
             with deferred():  # a run that has begun is known here
                 started = mlflow.start_run(
-                    experiment_id=experiment, run_name=name, tags=tags, parent_run_id=record.parent_run_id
+                    experiment_id=experiment, run_name=name, tags=dict(tags), parent_run_id=record.parent_run_id
                 )
-                begun.append(Direct(client, started.info.run_id, living.hold(started.info.run_id)))
+                begun.append(Direct(client, started.info.run_id, config.patience_s, living.hold(started.info.run_id)))
         except INTERRUPTIONS:
             with undisturbed():
                 for one in begun:
                     one.close("KILLED", 0)
             raise
-    return Begun(begun[0], experiment, "")
+    return begun[0]
 
 
 def first_patience_s(config: TrackingConfig, record: RunRecord) -> float:
-    """How long a run waits for its server before it begins: a job's sweep has seen that the server is there."""
-    return config.patience_s if record.parent_run_id is not None else 0
+    """How long a run waits for its store before it begins: a job's sweep has seen that the server is there, and who has
+    a file locked lets go of it."""
+    here = config.uri is None or not is_server(config.uri)
+    return config.patience_s if here or record.parent_run_id is not None else 0
 
 
 def _create(mlflow: Any, uri: str, patience_s: float, experiment: str, name: str, own_tags: Mapping[str, str]) -> str:

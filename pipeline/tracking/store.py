@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+import shlex
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from filelock import FileLock
 
 from pipeline import terminal
 from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
+from pipeline.faults import fault
 from pipeline.files import in_project, write_and_rename
-from pipeline.redaction import refuse_credentials
+from pipeline.redaction import mask_text, refuse_credentials
 from pipeline.store_address import check_sqlite, is_server
-from pipeline.tracking.failures import http_status, passes, reason
+from pipeline.tracking.database import check_database, is_locked
+from pipeline.tracking.failures import http_status, is_databases, passes, reason
+from pipeline.tracking.inherited import forget
+from pipeline.tracking.patience import ServerAway, few_retries, variables
 from pipeline.tracking.views import results
 
 CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -28,24 +32,9 @@ _SQLITE = "sqlite:///"
 _DATABASE = "mlflow.db"
 _ARTIFACTS = "mlartifacts"
 _BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
-_FEW = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-# Of a run that goes on, whose outbox tries again by itself. A large file may take its time.
-_ONCE = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 # Lets the MLflow UI open the experiment as model training, with its charts, instead of as GenAI.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
-_ASK_EVERY_S = 2.0
-
 _MAX_NAME = 250
-
-Answer = TypeVar("Answer")
-
-
-class ServerAway(UserError):
-    """A tracking server does not answer, or says that it cannot now."""
 
 
 def store_uri(config: TrackingConfig, outputs: Path) -> str:
@@ -58,7 +47,18 @@ def store_uri(config: TrackingConfig, outputs: Path) -> str:
         check_sqlite("outputs", str(outputs))
     uri = config.uri or f"{_SQLITE}{outputs / _DATABASE}"
     refuse_credentials("tracking.uri", uri)
+    return _resolved(uri)
+
+
+def _resolved(uri: str) -> str:
     return f"{_SQLITE}{in_project(uri.removeprefix(_SQLITE))}" if uri.startswith(_SQLITE) else uri
+
+
+def tell_unused_store(config: TrackingConfig, outputs: Path, setting: str = "tracking=server") -> None:
+    """Say that the environment names another store than is used, and the setting that would take it."""
+    named, used = os.environ.get(SERVER_VARIABLE), store_uri(config, outputs)
+    if named and not same_server(_resolved(named), used):
+        terminal.warn(mask_text(f"{SERVER_VARIABLE}={named} is not used, but {used}; {setting} takes it"))
 
 
 def configured_server() -> str:
@@ -105,7 +105,7 @@ def silence() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with _variables({_BARS: "false"}):
+        with variables({_BARS: "false"}):
             yield
     finally:
         logger.setLevel(level)
@@ -123,6 +123,8 @@ def connect(mlflow: Any, config: TrackingConfig, outputs: Path) -> str:
         check_credentials()
     own_store = uri.startswith(_SQLITE)
     outputs.mkdir(parents=True, exist_ok=True)
+    if own_store:
+        check_database(uri, Path(uri.removeprefix(_SQLITE)), config.patience_s)
     with asking(mlflow, uri, f"experiment '{config.experiment}' cannot be opened"), few_retries():
         point_at(mlflow, uri)
         with FileLock(outputs / ".mlflow.lock"):
@@ -131,6 +133,8 @@ def connect(mlflow: Any, config: TrackingConfig, outputs: Path) -> str:
             found = mlflow.get_experiment_by_name(config.experiment)
             if found is not None and found.lifecycle_stage == "active":
                 return _with_view(mlflow, found)
+            if found is not None:
+                raise UserError(deleted(uri, config.experiment, found.experiment_id, "tracking.experiment"))
             location = (outputs / _ARTIFACTS).as_uri() if own_store else None
             return _create_experiment(mlflow, config.experiment, location)
 
@@ -143,11 +147,21 @@ def _with_view(mlflow: Any, experiment: Any) -> str:
     return str(experiment.experiment_id)
 
 
-def point_at(mlflow: Any, uri: str) -> None:
-    """Have mlflow speak to this store. It would name it in the environment too, where `tracking=server` and
-    `configured_server` look for what the user has chosen."""
-    with _variables({SERVER_VARIABLE: uri}):
+def point_at(mlflow: Any, uri: str, reads: bool = False) -> None:
+    """Have mlflow speak to this store, and to no other that the environment names. It would name it there too, where
+    `tracking=server` and `configured_server` look for what the user has chosen."""
+    forget(uri, reads)
+    with variables({SERVER_VARIABLE: uri}):
         mlflow.set_tracking_uri(uri)
+
+
+def deleted(uri: str, experiment: str, experiment_id: str, key: str) -> str:
+    """The line for an experiment that someone deleted, which MLflow keeps until it is restored or wiped out."""
+    restore = shlex.join(["mlflow", "experiments", "restore", "--experiment-id", experiment_id])
+    return (
+        f"{key}={experiment}: this experiment was deleted in MLflow; MLFLOW_TRACKING_URI={shlex.quote(uri)} {restore} "
+        f"restores it; allowed: {key}=NAME with another name"
+    )
 
 
 def _create_experiment(mlflow: Any, name: str, location: str | None) -> str:
@@ -175,11 +189,13 @@ def asking(mlflow: Any, uri: str, what: str) -> Iterator[None]:
     """Let whatever a store refuses in this block end as one line that says `what` could not be done.
 
     Raises:
-        UserError: ServerAway for a server that is away or busy.
+        UserError: ServerAway for a server that is away or busy, or a file that another process has locked.
     """
     try:
         yield
-    except mlflow.exceptions.MlflowException as error:
+    except Exception as error:
+        if not (isinstance(error, mlflow.exceptions.MlflowException) or is_databases(error)):
+            raise
         status = http_status(error)
         if is_server(uri) and status in (401, 403):
             raise UserError(
@@ -188,60 +204,7 @@ def asking(mlflow: Any, uri: str, what: str) -> Iterator[None]:
             ) from error
         if is_server(uri) and passes(status):
             raise ServerAway(f"tracking.uri={uri}: {what}: the server is away: {reason(error)}") from error
-        why = reason(error) if is_server(uri) else str(error).splitlines()[0]
+        if is_locked(error):
+            raise ServerAway(f"tracking.uri={uri}: {what}: another process has it locked") from error
+        why = reason(error) if is_server(uri) else fault(error) or next(iter(str(error).splitlines()), "")
         raise UserError(f"tracking.uri={uri}: {what}: {why}") from error
-
-
-def waiting(uri: str, patience_s: float, ask: Callable[[], Answer]) -> Answer:
-    """What `ask` gives, asked again while the server is away, for at most `patience_s`.
-
-    Raises:
-        ServerAway: when it is away for longer.
-        UserError: what `ask` raises.
-    """
-    deadline, told = time.monotonic() + patience_s, False
-    while True:
-        try:
-            return ask()
-        except ServerAway:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise
-            if not told:
-                terminal.warn(f"the tracking server {uri} is away: waits for it, up to {left:.0f} s")
-                told = True
-            time.sleep(min(_ASK_EVERY_S, left))
-
-
-@contextmanager
-def few_retries() -> Iterator[None]:
-    """Let a server that is not there be noticed in seconds, before any work, instead of in minutes."""
-    with _variables({variable: os.environ.get(variable, value) for variable, value in _FEW.items()}):
-        yield
-
-
-@contextmanager
-def one_try() -> Iterator[None]:
-    """Ask once: for what must not be done twice, where an answer that comes too late would be asked for again."""
-    with _variables(_ONCE):
-        yield
-
-
-@contextmanager
-def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    before = {variable: os.environ.get(variable) for variable in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for variable, value in before.items():
-            if value is None:
-                os.environ.pop(variable, None)
-            else:
-                os.environ[variable] = value
-
-
-def no_retries() -> None:
-    """For the rest of the process, let a request that fails fail at once: whoever sends tries again by itself."""
-    for variable, value in _ONCE.items():
-        os.environ.setdefault(variable, value)
