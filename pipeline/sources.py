@@ -21,15 +21,16 @@ from typing import Any
 
 from pipeline.remembered import FileMemory, state_of
 
-# Of this project: they say, draw, fetch, check and wait, or hold settings, whose values are in a key themselves. Of
-# libraries: the same. Neither is followed. A package is meant as its own file alone, except for tracking.
+# Of this project: they say, draw, fetch, look for oddities and wait, or hold settings, whose values are in a key
+# themselves. Of libraries: the same. Neither is followed. A package is meant as its own file alone, except for tracking.
 _COMPUTE_NOTHING = frozenset(
     {
-        *("pipeline", "pipeline.config", "pipeline.datasets.archives", "pipeline.environment", "pipeline.errors"),
+        *("pipeline", "pipeline.config", "pipeline.datasets.archives", "pipeline.datasets.contents"),
+        *("pipeline.datasets.folder_findings", "pipeline.datasets.looking", "pipeline.environment", "pipeline.errors"),
         *("pipeline.faults", "pipeline.files", "pipeline.interruption", "pipeline.machine", "pipeline.plots"),
-        *("pipeline.redaction", "pipeline.runtime_plots", "pipeline.runtime_report", "pipeline.sensitivity_report"),
-        *("pipeline.setting", "pipeline.shipping", "pipeline.stage", "pipeline.stages", "pipeline.terminal"),
-        *("pipeline.torchrun", "pipeline.tracking", "filelock", "mlflow", "tabulate", "tqdm"),
+        *("pipeline.redaction", "pipeline.remembered", "pipeline.runtime_plots", "pipeline.runtime_report"),
+        *("pipeline.sensitivity_report", "pipeline.setting", "pipeline.shipping", "pipeline.stage", "pipeline.stages"),
+        *("pipeline.terminal", "pipeline.torchrun", "pipeline.tracking", "filelock", "mlflow", "tabulate", "tqdm"),
     }
 )
 # Libraries whose distribution has another name, which is slow to look up.

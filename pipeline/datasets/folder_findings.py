@@ -5,6 +5,7 @@ What its names tell is looked for in every run. What the files hold is looked fo
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,7 +16,6 @@ import numpy as np
 
 from pipeline.config import DatasetConfig
 from pipeline.datasets import folder_listing
-from pipeline.datasets.decoding import reading
 from pipeline.datasets.folder_listing import Listing
 from pipeline.datasets.folder_names import SUFFIXES, folders_in, images_below, is_image, is_ours, suffix_of
 from pipeline.datasets.looking import find_copies, look_at
@@ -43,13 +43,33 @@ def inspect(config: DatasetConfig, seen: Path, machine: Machine) -> dict[str, st
         "other_suffixes": _other_suffixes(config, root),
         "folders_not_read": _folders_not_read(config, root),
         "class_names": _classes_alike(config),
-        **_in_parts(config, seen, machine),
+        **_noted(config, seen, machine),
     }
     return {name: f"dataset.root={root}: {line}" for name, line in found.items() if line}
 
 
+def _noted(config: DatasetConfig, seen: Path, machine: Machine) -> dict[str, str]:
+    """What `_in_parts` tells: as it was noted of the same files and settings, or looked for."""
+    parts = [folder_listing.fingerprint(config, part, seen) for part in ("train", "test")]  # type: ignore[arg-type]
+    settings = {
+        spec.name: getattr(config, spec.name)
+        for spec in dataclasses.fields(config)
+        if spec.metadata.get("in_key", True)
+    }
+    digest = hashlib.sha256(json.dumps([_VERSION, parts, settings]).encode()).hexdigest()
+    path = seen / f"findings-{digest[:16]}.json"
+    try:
+        noted: dict[str, str] = json.loads(path.read_text())
+    except (OSError, ValueError):  # not there yet, or damaged
+        noted = _in_parts(config, seen, machine)
+        seen.mkdir(parents=True, exist_ok=True)
+        with write_and_rename(path) as temporary:
+            temporary.write_text(json.dumps(noted, indent=1))
+    return noted
+
+
 def _in_parts(config: DatasetConfig, seen: Path, machine: Machine) -> dict[str, str]:
-    """What is told by which file is in which part; nothing where they are too few for that, which reading them says."""
+    """What the files of each part tell; nothing where they are too few to be split, which reading them says."""
     try:
         train, test = folder_listing.read_of(config, "train"), folder_listing.read_of(config, "test")
         _, validation = training_and_validation(train.labels, config)
@@ -60,7 +80,7 @@ def _in_parts(config: DatasetConfig, seen: Path, machine: Machine) -> dict[str, 
     copies = find_copies(
         _hashes(config, "train", train, seen), _hashes(config, "test", test, seen), in_project(config.root)
     )
-    return {"classes_lacking": lacking, "copies": copies, **_noted(train, test, config, seen, machine)}
+    return {"classes_lacking": lacking, "copies": copies, **look_at(train, test, config, machine)}
 
 
 def _hashes(config: DatasetConfig, part: PartName, listing: Listing, seen: Path) -> dict[str, str]:
@@ -146,18 +166,3 @@ def _classes_lacking(config: DatasetConfig, labels: dict[str, np.ndarray]) -> st
 
 def _more(count: int) -> str:
     return f" and {count - _NAMED:,} more" if count > _NAMED else ""
-
-
-def _noted(train: Listing, test: Listing, config: DatasetConfig, seen: Path, machine: Machine) -> dict[str, str]:
-    """What the files' content tells: as it was noted of the same files, or looked for."""
-    parts = [folder_listing.fingerprint(config, part, seen) for part in ("train", "test")]  # type: ignore[arg-type]
-    of = [_VERSION, *parts, str(reading(config)), config.image_size, config.test_fraction, config.unreadable]
-    path = seen / f"findings-{hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]}.json"
-    try:
-        noted: dict[str, str] = json.loads(path.read_text())
-    except (OSError, ValueError):  # not there yet, or damaged
-        noted = look_at(train, test, config, machine)
-        seen.mkdir(parents=True, exist_ok=True)
-        with write_and_rename(path) as temporary:
-            temporary.write_text(json.dumps(noted, indent=1))
-    return noted
