@@ -22,7 +22,7 @@ from typing import Any
 from pipeline.remembered import FileMemory, state_of
 
 # Of this project: they say, draw, fetch, look for oddities and wait, or hold settings, whose values are in a key
-# themselves. Of libraries: the same. Neither is followed. A package is meant as its own file alone, except for tracking.
+# themselves. Of libraries: the same. Neither is followed. Of a package its own file is meant alone.
 _COMPUTE_NOTHING = frozenset(
     {
         *("pipeline", "pipeline.config", "pipeline.datasets.archives", "pipeline.datasets.contents"),

@@ -192,8 +192,7 @@ def test_run_ends_in_one_line_when_the_processes_see_other_data(tmp_path: Path) 
             (tmp_path / f"copy{rank}" / name).mkdir(parents=True)
             for index in range(20):
                 path = tmp_path / f"copy{rank}" / name / f"{index}.png"
-                Image.new("RGB", (8, 8), (10 * index, 100 * label, 0)).save(path)
-                os.utime(path, (1, 1 + rank))
+                Image.new("RGB", (8, 8), (10 * index, 100 * label, rank)).save(path)
     asked = ["dataset=image_folder", f"dataset.root={tmp_path}/copy${{oc.env:RANK}}", "dataset.image_size=32"]
     sizes = ["train.epochs=1", "train.batch_size=4", "qat.batch_size=4", "device=cpu", "stages=[train]"]
     status, said = finish(start("pipeline", *asked, *sizes, f"outputs={tmp_path / 'outputs'}"))

@@ -228,18 +228,18 @@ def test_sweep_equals_an_undisturbed_one_when_killed_at_random_moments(undisturb
 
 def test_failed_job_is_told_with_its_reason_and_the_others_go_on_when_one_fails(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
-    # Eleven images hold every class, but cannot be split: it shows only when the job reads its data.
-    done = sweep(outputs, *FLOAT_ALONE, "dataset.max_train_samples=11,200", "tracking.run_name='a & (b)'")
+    # Nine images cannot hold ten classes: it shows only when the job reads its data.
+    done = sweep(outputs, *FLOAT_ALONE, "dataset.max_train_samples=9,200", "tracking.run_name='a & (b)'")
     assert done.returncode == 1
     assert "Error executing job" not in done.stderr
     assert "1 of 2 jobs failed" in done.stderr
-    assert "dataset.max_train_samples=11: dataset.validation_fraction=0.1 of" in done.stderr
+    assert "dataset.max_train_samples=9: dataset.max_train_samples=9: too few" in done.stderr
     (retry,) = (line.split("retry: ")[1] for line in done.stderr.splitlines() if "retry: " in line)
-    assert {"dataset.max_train_samples=11", "tracking.run_name='a & (b)'"} <= set(shlex.split(retry))
+    assert {"dataset.max_train_samples=9", "tracking.run_name='a & (b)'"} <= set(shlex.split(retry))
     assert "Traceback" not in done.stderr
     assert sorted(run.info.status for run in children(outputs)) == ["FAILED", "FINISHED"]
     (failed,) = (run for run in children(outputs) if run.info.status == "FAILED")
-    assert "too few of 11 images" in failed.data.tags["error"]
+    assert "too few for a stratified choice of 10 classes" in failed.data.tags["error"]
     (parent,) = parents(outputs)
     assert parent.info.status == "FAILED"
 
