@@ -230,11 +230,11 @@ def test_mistake_of_the_user_is_one_line_when_the_job_or_slurm_finds_it(cluster:
     assert error.startswith("error: hydra/launcher=submitit_slurm: refused: ")
     assert "sbatch" not in refused.stderr.removesuffix(f"{error}\n")  # said once
     assert "Traceback" not in refused.stderr
-    # Eleven images hold every class, but cannot be split: it shows only when the job reads its data.
-    failed = sweep(outputs, *ON_SLURM, *SMALL, "stages=[train]", "dataset.max_train_samples=11,200")
+    # Nine images cannot hold ten classes: it shows only when the job reads its data.
+    failed = sweep(outputs, *ON_SLURM, *SMALL, "stages=[train]", "dataset.max_train_samples=9,200")
     assert failed.returncode == 1
     assert "1 of 2 jobs failed" in failed.stderr
     assert "Traceback" not in failed.stderr
     logs = [path.read_text() for path in outputs.glob("sweeps/*/.submitit/*/*_log.out")]
-    assert sum("too few of 11 images" in text for text in logs) == 1
+    assert sum("too few for a stratified choice of 10 classes" in text for text in logs) == 1
     assert all("Traceback" not in text for text in logs)
