@@ -143,8 +143,9 @@ class Store:
         if afresh or other:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
-        with write_and_rename(partial / _BEGUN) as temporary:
-            temporary.write_text(json.dumps({"inputs": inputs}))
+        if inputs:
+            with write_and_rename(partial / _BEGUN) as temporary:
+                temporary.write_text(json.dumps({"inputs": inputs}))
         for cut_off in partial.glob("*.tmp"):  # a write that was killed; the lock says that nobody is at it
             cut_off.unlink()
         return partial

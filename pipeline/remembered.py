@@ -25,6 +25,18 @@ def state_of(status: os.stat_result) -> str | None:
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
+_waiting: list[FileMemory] = []
+
+
+def keep(folder: Path) -> None:
+    """Make the folder where files are remembered, and write what waits for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = list(_waiting)
+    _waiting.clear()
+    for memory in waiting:
+        memory.save()
+
+
 class FileMemory:
     """Values (JSON) by name, each with the state of what it was found in. It may be lost: that costs time alone."""
 
@@ -48,13 +60,12 @@ class FileMemory:
             self._changed = True
 
     def save(self) -> None:
-        """Write what was noted; where nothing can be written, whoever has to write there is about to say so."""
+        """Write what was noted, or wait for `keep` where the folder is not there: a run that is refused makes none."""
         if not self._changed:
             return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with write_and_rename(self._path) as temporary:
-                temporary.write_text(json.dumps(self._known))
-        except OSError:
+        if not self._path.parent.is_dir():
+            _waiting.append(self)
             return
+        with write_and_rename(self._path) as temporary:
+            temporary.write_text(json.dumps(self._known))
         self._changed = False

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline import datasets, environment, models, quantization, report, terminal, torchrun
-from pipeline.artifact_store import Artifact, Store
+from pipeline.artifact_store import Artifact, Store, seen_folder
 from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
 from pipeline.files import in_project, make_writable_folder
@@ -16,6 +16,7 @@ from pipeline.interruption import stop_if_interrupted, termination_as_interrupt
 from pipeline.models import weights
 from pipeline.plan import Plan, is_replay, make_plan
 from pipeline.registration import check_registration, keep_model
+from pipeline.remembered import keep
 from pipeline.request import Request, describe, tell_data, tell_qconfigs
 from pipeline.runtimes import check_runtimes
 from pipeline.tracking import Tracker, find_earlier, open_run
@@ -62,6 +63,7 @@ def _run(request: Request, plan: Plan, world: World) -> Outcome:
 def _walk(request: Request, plan: Plan, world: World, store: Store) -> Outcome:
     config, outputs, forced = request.config, store.root.parent, _forced(request.config)
     done = _find_artifacts(plan, store, config, forced)
+    keep(seen_folder(outputs))
     if any(step.stage.parts and step.artifact not in done for step in plan.steps):
         datasets.find(config.dataset).prepare(config.dataset)
     record = describe(request, plan, tell_data(config, outputs, store.machine()))

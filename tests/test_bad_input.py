@@ -192,8 +192,8 @@ def one_line(stderr: str, status: object) -> str:
 
 
 def left_behind(outputs: Path) -> list[Path]:
-    """Every file under `outputs` except Hydra's record of what was asked for, and locks."""
-    hidden = {".hydra", ".locks", "multirun.yaml"}
+    """Every file under `outputs` except Hydra's record of what was asked for, locks, and what is known of files."""
+    hidden = {".hydra", ".locks", ".seen", "multirun.yaml"}
     return [path for path in outputs.rglob("*") if path.is_file() and not hidden.intersection(path.parts)]
 
 
@@ -228,7 +228,7 @@ def test_run_is_refused_in_one_line_when_its_parts_do_not_fit(
 ) -> None:
     assert_names(refuse(*overrides), fragments)
     assert left_behind(outputs) == []
-    assert not (outputs / "artifacts").exists()
+    assert not (outputs / "artifacts" / ".seen").exists()
 
 
 def test_cuda_is_refused_when_torch_sees_no_gpu(refuse: Refuse, monkeypatch: pytest.MonkeyPatch, outputs: Path) -> None:

@@ -527,6 +527,7 @@ def two_parts(tmp_path: Path) -> Path:
 def fingerprints(root: Path) -> tuple[str, str]:
     datasets.look_again()  # as every run does
     config, seen = image_folder(root), root.parent / "seen"
+    remembered.keep(seen)
     return datasets.fingerprint(config, "train", seen), datasets.fingerprint(config, "test", seen)
 
 

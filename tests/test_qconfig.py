@@ -96,7 +96,7 @@ def test_setting_is_resolved_and_int8_is_what_was_simulated_or_said_to_saturate_
             answered = quantization.convert(prepared, backend)(batch())
         # Where products saturate, the answer is another, if of the same kind; a line says so before anything runs.
         saturates = quantization.saturation_warning(backend) is not None
-        assert (answered - expected).norm() < (0.2 if saturates else 0.1) * expected.norm()
+        assert (answered - expected).norm() < (0.5 if saturates else 0.1) * expected.norm()
 
 
 def test_zero_point_is_in_the_middle_of_the_reduced_range_when_7_bits_are_symmetric() -> None:

@@ -80,10 +80,6 @@ def test_key_changes_only_where_the_result_depends_on_the_setting(override: str,
     assert changed(override) == stages
 
 
-def test_setting_that_came_later_is_in_no_key_while_it_has_its_default() -> None:
-    assert "max_image_megapixels" not in str(make_plan(compose_request([]).config).steps[0].hashed)
-
-
 def test_everything_is_cached_and_the_metrics_are_the_same_when_run_again(
     copied: Path, small_request: Callable[..., Request], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,7 +31,7 @@ def hash_files(files: Sequence[ImageFile], folder: str, seen: Path) -> list[str]
         for index, digest in zip(new, _hash([files[index].path for index in new]), strict=True):
             hashes[index] = digest
             memory.note(files[index].path, files[index].state, digest)
-    finally:  # interrupted, it goes on from here
+    finally:  # interrupted in a store that is there, it goes on from here
         memory.save()
     return hashes
 
