@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from pipeline import terminal
 from pipeline.files import sha256, write_and_rename
 from pipeline.holds import Holds
 from pipeline.machine import Machine
+from pipeline.remembered import FileMemory
 from pipeline.stage import MODEL_FILE, PROGRESS_FILE, Metric
 
 _MANIFEST = "manifest.json"
 # In a partial folder: the content of the artifacts that its checkpoint was trained from.
 _BEGUN = "begun.json"
+_TRACKED = ".tracked.json"
 # The damaged folders that this process has told of, until they are made again.
 _said: set[Path] = set()
 
@@ -69,6 +71,18 @@ def _read_json(path: Path) -> dict[str, Any]:
 def seen_folder(outputs: Path) -> Path:
     """Where the runs of an `outputs` folder remember what they found out about files."""
     return outputs / "artifacts" / ".seen"
+
+
+def note_tracking(outputs: Path, uri: str) -> None:
+    """Note where the runs of an `outputs` folder are tracked: the one who removes artifacts has to ask there."""
+    known = FileMemory(outputs / "artifacts" / _TRACKED)
+    known.note(uri, "tracked", True)
+    known.save()
+
+
+def tracked_in(outputs: Path) -> list[str]:
+    """Every store in which runs of an `outputs` folder were tracked."""
+    return FileMemory(outputs / "artifacts" / _TRACKED).names
 
 
 class Store:
@@ -127,9 +141,13 @@ class Store:
 
     def manifests(self, stage: str) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Every artifact of a stage that can be read, the newest first: its folder and its manifest."""
-        folders = (path for path in self.root.glob(f"{stage}-*") if (path / _MANIFEST).is_file())
-        for folder in sorted(folders, key=lambda path: (path / _MANIFEST).stat().st_mtime, reverse=True):
-            yield folder, _read_json(folder / _MANIFEST)
+        ages = {}
+        for folder in self.root.glob(f"{stage}-*"):
+            with suppress(OSError):  # put in its place, or removed, at this moment
+                ages[folder] = (folder / _MANIFEST).stat().st_mtime
+        for folder in sorted(ages, key=lambda folder: ages[folder], reverse=True):
+            if folder.suffix != ".partial":
+                yield folder, _read_json(folder / _MANIFEST)
 
     def partial_folder(self, name: str, inputs: dict[str, str | None], afresh: bool) -> Path:
         """Where `<stage>-<key>` is made from `inputs`, with what an interrupted run left there.
@@ -171,9 +189,10 @@ class Store:
                 shorter.append((other[section][setting], folder))
         for _, folder in sorted(shorter, reverse=True):
             if self.find(folder.name) is not None:  # its files are as its manifest says
-                with write_and_rename(partial / PROGRESS_FILE) as temporary:
-                    shutil.copyfile(folder / PROGRESS_FILE, temporary)
-                return folder.name
+                with suppress(FileNotFoundError):  # removed at this moment
+                    with write_and_rename(partial / PROGRESS_FILE) as temporary:
+                        shutil.copyfile(folder / PROGRESS_FILE, temporary)
+                    return folder.name
         return None
 
     def complete(

@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("action", nargs="?", default="list", metavar="list|prune", help="(default: %(default)s)")
     parser.add_argument("--outputs", default="outputs", help="the folder of the runs (default: %(default)s)")
-    parser.add_argument("--tracking-uri", help="the store that knows the runs (default: mlflow.db in --outputs)")
+    parser.add_argument("--tracking-uri", help="a store besides those that runs here were tracked in")
     parser.add_argument("--outdated", action="store_true", help="prune: also what today's code would make again")
     parser.add_argument("--yes", action="store_true", help="prune: without asking")
     return parser
@@ -64,6 +64,8 @@ def _run(arguments: argparse.Namespace) -> None:
     if not arguments.yes and not _is_agreed():
         print("nothing is removed")
         return
+    users, _ = _users(outputs, arguments.tracking_uri)  # a run may have ended while this one was asked
+    chosen = [item for item in chosen if item.name not in users or item.users]
     removed = remove(store, chosen)
     held = len(chosen) - len(removed)
     kept = f"; {held} are held by runs under way and stay" if held else ""
@@ -72,18 +74,19 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _users(outputs: Path, uri: str | None) -> tuple[dict[str, list[str]], str]:
     """Who stands on which artifact, and where that is known from."""
+    from pipeline.artifact_store import tracked_in
     from pipeline.config import TrackingConfig
     from pipeline.sweep import untracked_users
     from pipeline.tracking.reading import users_of_artifacts
     from pipeline.tracking.store import store_uri
 
-    config = TrackingConfig(uri=uri)
-    users = untracked_users(outputs)
-    if uri is None and not (outputs / "mlflow.db").exists():
-        return users, "none are tracked here"
-    for name, runs in users_of_artifacts(config, outputs).items():
-        users.setdefault(name, []).extend(runs)
-    return users, store_uri(config, outputs)
+    users, uris = untracked_users(outputs), dict.fromkeys(tracked_in(outputs))
+    if uri is not None or (outputs / "mlflow.db").exists():
+        uris[store_uri(TrackingConfig(uri=uri), outputs)] = None
+    for known in uris:
+        for name, runs in users_of_artifacts(TrackingConfig(uri=known), outputs).items():
+            users.setdefault(name, []).extend(runs)
+    return users, ", ".join(uris) or "none are tracked"
 
 
 def _is_agreed() -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +15,12 @@ from tabulate import tabulate
 
 from pipeline.artifact_store import Store, seen_folder
 from pipeline.errors import presentable
-from pipeline.remembered import FileMemory
+from pipeline.remembered import memory_at
 from pipeline.sources import digest_of, version_of
 
 _PARTIAL = ".partial"
+# Whatever else lies there is the user's.
+_ITEM = re.compile(r"[a-z_]+-[0-9a-f]{16}(\.partial)?")
 # Of the runs that stand on an artifact, so many are named.
 _NAMED = 2
 _LONGEST = 40
@@ -50,18 +55,28 @@ class Item:
 def take_stock(store: Store, users: Mapping[str, Sequence[str]]) -> list[Item]:
     """Every result in the store, the newest first; `users`: who stands on which name."""
     folders: dict[str, list[Path]] = {}
-    for path in store.root.glob("*-*"):
-        if path.is_dir() and not path.name.startswith("."):
+    for path in store.root.iterdir():
+        if _ITEM.fullmatch(path.name) and path.is_dir():
             folders.setdefault(path.name.removesuffix(_PARTIAL), []).append(path)
     currency = _Currency(store)
     items = []
     for name, places in folders.items():
-        files = [file.stat() for place in places for file in place.rglob("*") if file.is_file()]
+        files = [status for place in places for status in _files(place)]
         size = sum(status.st_size for status in files)
-        changed = max((status.st_mtime for status in files), default=places[0].stat().st_mtime)
+        changed = max((status.st_mtime for status in files), default=time.time())
         current = currency.of(name) if (store.root / name).is_dir() else None
         items.append(Item(name, tuple(sorted(places)), size, changed, tuple(users.get(name, ())), current))
     return sorted(items, key=lambda item: item.changed, reverse=True)
+
+
+def _files(folder: Path) -> list[os.stat_result]:
+    """What the file system says of every file; of one that vanishes meanwhile, nothing."""
+    found = []
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                found.append(os.stat(os.path.join(place, name)))
+    return found
 
 
 class _Currency:
@@ -70,7 +85,7 @@ class _Currency:
     def __init__(self, store: Store) -> None:
         stages = {path.name.rpartition("-")[0] for path in store.root.glob("*-*") if path.is_dir()}
         self._manifests = {folder.name: manifest for stage in stages for folder, manifest in store.manifests(stage)}
-        self._memory = FileMemory(seen_folder(store.root.parent) / "sources.json")
+        self._memory = memory_at(seen_folder(store.root.parent) / "sources.json")
 
     def of(self, name: str) -> bool:
         manifest = self._manifests.get(name, {})
@@ -128,15 +143,17 @@ def _users(users: Sequence[str]) -> str:
 
 def remove(store: Store, items: Sequence[Item]) -> list[Item]:
     """Remove these, except what a run under way holds; gives those that are removed."""
-    grave = store.root / ".removed"
+    graves = store.root / ".removed"
+    grave = graves / f"{os.getpid()}-{time.time_ns()}"
     removed = []
     with store.holds().settled() as held:
-        grave.mkdir(exist_ok=True)
+        grave.mkdir(parents=True)
         for item in items:
             if item.name in held:
                 continue
             for folder in item.folders:  # at once, so that no run finds half of it
-                folder.rename(grave / f"{folder.name}-{time.time_ns()}")
+                with suppress(FileNotFoundError):  # done by another meanwhile
+                    folder.rename(grave / folder.name)
             removed.append(item)
-    shutil.rmtree(grave)
+    shutil.rmtree(graves, ignore_errors=True)  # also what a removal left that was killed
     return removed

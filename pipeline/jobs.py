@@ -160,7 +160,7 @@ def run_job(request: Request, folder: Path, processes: int) -> dict[str, float]:
             return record.metrics
         has_predecessor = record.state in (RUNNING, KILLED)
         request = dataclasses.replace(request, name=record.name, parent_run_id=sweep.parent_run_id, job=job.slug)
-        record = JobRecord(record.name, request.overrides, RUNNING)
+        record = JobRecord(record.name, request.overrides, RUNNING, artifacts=artifacts)
         job.write(record)
         terminal.say(f"{record.name}:")
         started = time.perf_counter()

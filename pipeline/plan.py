@@ -107,17 +107,18 @@ def _add_step(stage: Stage, producers: dict[Product, Stage], config: Config, ste
 
 
 def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
-    hashed: dict[str, Any] = {"stage": stage.name}
+    seen = seen_folder(in_project(config.outputs))
+    # Before the data, which may take minutes: this process has loaded its modules already.
+    code = code_of(_modules(stage, config), seen / "sources.json")
+    hashed: dict[str, Any] = {"stage": stage.name, "sources": code.files, "libraries": code.libraries}
     for section in stage.reads(config):
         hashed[section] = _settings(section, getattr(config, section), stage.ignores)
     if "model" in stage.sections:
         hashed["weights"] = weights.fingerprint(config.model)
-    seen = seen_folder(in_project(config.outputs))
     hashed["data"] = {part: datasets.fingerprint(config.dataset, part, seen) for part in stage.parts}
     if stage.measures_machine:
         hashed["machine"] = environment.machine()
-    code = code_of(_modules(stage, config), seen / "sources.json")
-    return hashed | {"sources": code.files, "libraries": code.libraries}
+    return hashed
 
 
 def _modules(stage: Stage, config: Config) -> list[str]:

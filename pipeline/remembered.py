@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,6 @@ def state_of(status: os.stat_result) -> str | None:
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
-_waiting: list[FileMemory] = []
-
-
-def keep(folder: Path) -> None:
-    """Make the folder where files are remembered, and write what waits for it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    waiting = list(_waiting)
-    _waiting.clear()
-    for memory in waiting:
-        memory.save()
-
-
 class FileMemory:
     """Values (JSON) by name, each with the state of what it was found in. It may be lost: that costs time alone."""
 
@@ -47,7 +36,11 @@ class FileMemory:
             known = json.loads(path.read_text())
         except (OSError, ValueError):
             known = {}
-        self._known: dict[str, tuple[str, Any]] = known if isinstance(known, dict) else {}
+        self._known: dict[str, list[Any]] = known if isinstance(known, dict) else {}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._known)
 
     def recall(self, name: str, state: str | None) -> Any:
         """The value that was noted of this state, or None."""
@@ -55,17 +48,32 @@ class FileMemory:
         return known[1] if state is not None and known is not None and known[0] == state else None
 
     def note(self, name: str, state: str | None, value: Any) -> None:
-        if state is not None:
-            self._known[name] = (state, value)
+        if state is not None and self._known.get(name) != [state, value]:
+            self._known[name] = [state, value]
             self._changed = True
 
     def save(self) -> None:
         """Write what was noted, or wait for `keep` where the folder is not there: a run that is refused makes none."""
-        if not self._changed:
-            return
-        if not self._path.parent.is_dir():
-            _waiting.append(self)
-            return
-        with write_and_rename(self._path) as temporary:
-            temporary.write_text(json.dumps(self._known))
-        self._changed = False
+        if self._changed and self._path.parent.is_dir():
+            with suppress(OSError), write_and_rename(self._path) as temporary:
+                temporary.write_text(json.dumps(self._known))
+                self._changed = False
+
+
+_memories: dict[Path, FileMemory] = {}
+
+
+def memory_at(path: Path) -> FileMemory:
+    """The one of a file, so that what waits to be written is known to whoever asks next."""
+    if path not in _memories:
+        _memories[path] = FileMemory(path)
+    return _memories[path]
+
+
+def keep(folder: Path) -> None:
+    """Make the folder where files are remembered, and write what waits for it."""
+    with suppress(OSError):  # another user's: only time is lost
+        folder.mkdir(parents=True, exist_ok=True)
+    for path, memory in _memories.items():
+        if path.parent == folder:
+            memory.save()

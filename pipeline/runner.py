@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline import datasets, environment, models, quantization, report, terminal, torchrun
-from pipeline.artifact_store import Artifact, Store, seen_folder
+from pipeline.artifact_store import Artifact, Store, note_tracking, seen_folder
 from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
 from pipeline.files import in_project, make_writable_folder
@@ -20,6 +20,7 @@ from pipeline.remembered import keep
 from pipeline.request import Request, describe, tell_data, tell_qconfigs
 from pipeline.runtimes import check_runtimes
 from pipeline.tracking import Tracker, find_earlier, open_run
+from pipeline.tracking.store import store_uri
 from pipeline.walk import Walk
 from pipeline.world import World, join
 
@@ -64,6 +65,8 @@ def _walk(request: Request, plan: Plan, world: World, store: Store) -> Outcome:
     config, outputs, forced = request.config, store.root.parent, _forced(request.config)
     done = _find_artifacts(plan, store, config, forced)
     keep(seen_folder(outputs))
+    if config.tracking.enabled:
+        note_tracking(outputs, store_uri(config.tracking, outputs))
     if any(step.stage.parts and step.artifact not in done for step in plan.steps):
         datasets.find(config.dataset).prepare(config.dataset)
     record = describe(request, plan, tell_data(config, outputs, store.machine()))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.remembered import FileMemory, state_of
+from pipeline.remembered import FileMemory, memory_at, state_of
 
 # Of this project: they say, draw, fetch, look for oddities and wait, or hold settings, whose values are in a key
 # themselves. Of libraries: the same. Neither is followed. Of a package its own file is meant alone.
@@ -54,15 +54,16 @@ def code_of(roots: Iterable[str], memory: Path) -> Code:
     Followed are the modules of this project and whatever else is no installed library. `memory` is a file that saves
     parsing again. A file counts as it was when this process first asked.
     """
-    known, files, libraries, seen, open_ends = FileMemory(memory), {}, set(), set(), list(roots)
+    known, files, libraries, seen, open_ends = memory_at(memory), {}, {"python"}, set(), list(roots)
     while open_ends:
         name = open_ends.pop()
-        if name in seen or name in _COMPUTE_NOTHING:
+        package = name.partition(".")[0]
+        if name in seen or _computes_nothing(name, package):
             continue
         seen.add(name)
-        folder = _folder_of(name.partition(".")[0])
+        folder = _folder_of(package)
         if folder is None:
-            libraries.add(name.partition(".")[0])
+            libraries.add(package)
             continue
         path = _file_of(name, folder)
         if path is not None:  # no name within a module, which is followed itself
@@ -71,6 +72,11 @@ def code_of(roots: Iterable[str], memory: Path) -> Code:
     known.save()
     versions = {library: version_of(library) for library in sorted(libraries)}
     return Code(dict(sorted(files.items())), {name: version for name, version in versions.items() if version})
+
+
+def _computes_nothing(name: str, package: str) -> bool:
+    of_a_library = package != "pipeline" and package in _COMPUTE_NOTHING
+    return of_a_library or name in _COMPUTE_NOTHING or name.startswith("pipeline.tracking.")
 
 
 def digest_of(shown: str, memory: FileMemory) -> str | None:
@@ -82,6 +88,8 @@ def digest_of(shown: str, memory: FileMemory) -> str | None:
 @functools.cache
 def version_of(library: str) -> str | None:
     """The version of a library that is imported by this name; None for Python's own, and where it is not installed."""
+    if library == "python":  # another one may print another syntax of the same source
+        return f"{sys.version_info.major}.{sys.version_info.minor}"
     if library in sys.stdlib_module_names:
         return None
     try:
@@ -102,13 +110,27 @@ def _read(path: Path, folder: Path, memory: FileMemory) -> tuple[str, list[str]]
     state = state_of(os.stat(path))
     found = memory.recall(str(path), state)
     if found is None:
-        tree = ast.parse(path.read_bytes(), str(path))
-        package = ".".join(path.relative_to(folder).parent.parts)
-        imports = sorted(set(_imports(tree, package)))
-        found = [hashlib.sha256(ast.dump(_Bare().visit(tree)).encode()).hexdigest()[:16], imports]
+        source, package = path.read_bytes(), ".".join(path.relative_to(folder).parent.parts)
+        try:
+            tree = ast.parse(source, str(path))
+            imports = sorted(set(_imports(tree, package)) - {""})
+            syntax = ast.dump(_Bare().visit(tree)).encode()
+        except (SyntaxError, ValueError, RecursionError):  # who runs it will say so
+            syntax, imports = source, []
+        found = [hashlib.sha256(syntax).hexdigest()[:16], imports]
         memory.note(str(path), state, found)
     _read_before[path] = found[0], found[1]
     return _read_before[path]
+
+
+class _Wordless(ast.NodeTransformer):
+    """Takes the words out of an expression, and what is put into them."""
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        return ast.Constant("")
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        return ast.Constant("") if isinstance(node.value, str) else node
 
 
 class _Bare(ast.NodeTransformer):
@@ -124,8 +146,7 @@ class _Bare(ast.NodeTransformer):
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         """Without the words of the error."""
-        kind = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
-        return ast.Raise(exc=kind, cause=None)
+        return _Wordless().visit(node)  # type: ignore[no-any-return]
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         called = node.value.func if isinstance(node.value, ast.Call) else None
@@ -153,9 +174,12 @@ def _parents(name: str) -> list[str]:
 @functools.cache
 def _folder_of(package: str) -> Path | None:
     """The folder that holds a top-level package or module whose source counts; None for libraries and Python's own."""
-    if package in sys.stdlib_module_names:
+    if package in sys.stdlib_module_names or package == "__main__":
         return None
-    found = importlib.util.find_spec(package)
+    try:
+        found = importlib.util.find_spec(package)
+    except ValueError:  # of a module that was made by hand
+        found = None
     if found is None:
         return None
     if found.origin is None:  # a folder without __init__.py
@@ -170,7 +194,10 @@ def _folder_of(package: str) -> Path | None:
 
 
 def _is_installed(path: Path) -> bool:
-    return any(path.is_relative_to(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib"))
+    """Whether it lies where pip, a system or a user's folder keeps libraries, or where Python's own are."""
+    return bool({"site-packages", "dist-packages"} & set(path.parts)) or path.is_relative_to(
+        sysconfig.get_path("stdlib")
+    )
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ def outputs(finished_outputs: Path, tmp_path: Path) -> Path:
     """The outputs of a finished run, with a float model besides that nothing stands on."""
     outputs = tmp_path / "outputs"
     shutil.copytree(finished_outputs, outputs)
+    (outputs / "artifacts" / ".tracked.json").unlink()  # of the place where they were made
     (train,) = (outputs / "artifacts").glob("train-*")
     shutil.copytree(train, train.with_name("train-0000000000000000"))
     return outputs
@@ -173,6 +175,25 @@ def test_command_is_refused_in_one_line_when_it_cannot_know(
     assert said in text
     assert len(text.splitlines()) == 1
     assert names(outputs) == before
+
+
+def test_prune_asks_every_store_in_which_runs_were_tracked(command: Command, outputs: Path, tmp_path: Path) -> None:
+    command("prune", "--yes")
+    (outputs / "mlflow.db").rename(tmp_path / "elsewhere.db")
+    (outputs / "artifacts" / ".tracked.json").write_text(
+        json.dumps({f"sqlite:///{tmp_path}/elsewhere.db": ["tracked", True]})
+    )
+    assert command("prune", "--yes").startswith("nothing to remove: of 5 artifacts, ")
+    (tmp_path / "elsewhere.db").unlink()
+    assert "there is no such database" in command("prune", "--yes", status=2)
+    assert len(names(outputs)) == 5
+
+
+def test_prune_leaves_folders_that_no_stage_made(command: Command, outputs: Path) -> None:
+    (outputs / "artifacts" / "my-notes").mkdir()
+    assert "my-notes" not in command()
+    command("prune", "--yes")
+    assert (outputs / "artifacts" / "my-notes").is_dir()
 
 
 def test_holds_of_ended_runs_are_gone(outputs: Path) -> None:

@@ -76,7 +76,7 @@ def test_code_is_what_is_imported_when_a_network_is_somebodys_own(own: Path, tmp
     found = code(tmp_path)
     names = ["__init__", "blocks", "deep/__init__", "deep/arithmetic", "nets"]
     assert list(found.files) == [f"own_networks/{name}.py" for name in names]
-    assert list(found.libraries) == ["numpy"]
+    assert list(found.libraries) == ["numpy", "python"]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +115,24 @@ def test_code_is_the_same_when_only_words_change(own: Path, tmp_path: Path, file
     assert old in text
     (own / file).write_text(text.replace(old, new))
     assert code(tmp_path) == before
+
+
+def test_code_of_a_module_that_does_not_parse_is_its_bytes(own: Path, tmp_path: Path) -> None:
+    (own / "deep" / "arithmetic.py").write_text("def plus(x, y:")
+    before = code(tmp_path)
+    (own / "deep" / "arithmetic.py").write_text("def plus(x, y):")
+    assert code(tmp_path) != before
+
+
+def test_code_differs_when_an_error_carries_another_number(own: Path, tmp_path: Path) -> None:
+    before, path = code(tmp_path), own / "blocks.py"
+    path.write_text(path.read_text().replace('UserError("x is missing")', 'UserError("x is missing", 2)'))
+    assert code(tmp_path) != before
+
+
+def test_libraries_that_compute_nothing_are_in_no_key(own: Path, tmp_path: Path) -> None:
+    (own / "deep" / "__init__.py").write_text("from tqdm.auto import tqdm\nfrom filelock import FileLock\n")
+    assert list(code(tmp_path).libraries) == ["numpy", "python"]
 
 
 # --- this project's own code, changed in a copy of it

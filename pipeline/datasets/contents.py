@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import terminal
 from pipeline.datasets.decoding import ImageFile, worker_count
-from pipeline.remembered import FileMemory
+from pipeline.remembered import memory_at
 
 _AT_A_TIME = 64
 # From so many files on it takes a while, even of small ones.
@@ -22,7 +22,7 @@ def hash_files(files: Sequence[ImageFile], folder: str, seen: Path) -> list[str]
 
     `seen` is the folder where the hashes of the files in `folder` are remembered.
     """
-    memory = FileMemory(seen / f"{hashlib.sha256(folder.encode(errors='surrogateescape')).hexdigest()[:16]}.json")
+    memory = memory_at(seen / f"{hashlib.sha256(folder.encode(errors='surrogateescape')).hexdigest()[:16]}.json")
     hashes = [memory.recall(file.path, file.state) for file in files]
     new = [index for index, digest in enumerate(hashes) if digest is None]
     if len(new) >= _MANY:
@@ -30,7 +30,8 @@ def hash_files(files: Sequence[ImageFile], folder: str, seen: Path) -> list[str]
     try:
         for index, digest in zip(new, _hash([files[index].path for index in new]), strict=True):
             hashes[index] = digest
-            memory.note(files[index].path, files[index].state, digest)
+            if digest != UNREADABLE:  # which may be for the moment, or for this user
+                memory.note(files[index].path, files[index].state, digest)
     finally:  # interrupted in a store that is there, it goes on from here
         memory.save()
     return hashes
