@@ -43,8 +43,9 @@ def comparable(name: str) -> str:
 
 
 def folders_in(folder: Path) -> tuple[str, ...]:
-    """The folders in a folder, sorted."""
-    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and is_ours(path.name)))
+    """The folders in a folder, sorted; a million files beside them are not asked one by one."""
+    with os.scandir(folder) as entries:
+        return tuple(sorted(entry.name for entry in entries if is_ours(entry.name) and entry.is_dir()))
 
 
 def images_in(folder: Path) -> list[str]:
