@@ -16,7 +16,8 @@ _EPILOG = """examples:
   python -m pipeline.artifacts prune --outdated      # and what today's code and libraries would make again anyway
 
 A run in MLflow stands on the results that it names, until the run is deleted there; so does a job of a sweep that is
-not tracked. What a run under way holds is never removed. The numbers of runs stay in MLflow.
+not tracked. What a run under way holds is never removed. The numbers of runs stay in MLflow. Every store is asked in
+which runs were tracked; outputs/artifacts/.tracked.json names those besides mlflow.db, and can be edited.
 """
 
 

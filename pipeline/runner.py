@@ -65,7 +65,9 @@ def _walk(request: Request, plan: Plan, world: World, store: Store) -> Outcome:
     config, outputs, forced = request.config, store.root.parent, _forced(request.config)
     done = _find_artifacts(plan, store, config, forced)
     keep(seen_folder(outputs))
-    if config.tracking.enabled:
+    if (
+        config.tracking.enabled and config.tracking.uri is not None
+    ):  # else it lies beside the artifacts, and moves along
         note_tracking(outputs, store_uri(config.tracking, outputs))
     if any(step.stage.parts and step.artifact not in done for step in plan.steps):
         datasets.find(config.dataset).prepare(config.dataset)
