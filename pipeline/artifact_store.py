@@ -22,13 +22,12 @@ from pipeline import terminal
 from pipeline.files import sha256, write_and_rename
 from pipeline.holds import Holds
 from pipeline.machine import Machine
-from pipeline.remembered import FileMemory
 from pipeline.stage import MODEL_FILE, PROGRESS_FILE, Metric
 
 _MANIFEST = "manifest.json"
 # In a partial folder: the content of the artifacts that its checkpoint was trained from.
 _BEGUN = "begun.json"
-_TRACKED = ".tracked.json"
+_TRACKED = ".tracked"
 # The damaged folders that this process has told of, until they are made again.
 _said: set[Path] = set()
 
@@ -75,14 +74,18 @@ def seen_folder(outputs: Path) -> Path:
 
 def note_tracking(outputs: Path, uri: str) -> None:
     """Note where the runs of an `outputs` folder are tracked: the one who removes artifacts has to ask there."""
-    known = FileMemory(outputs / "artifacts" / _TRACKED)
-    known.note(uri, "tracked", True)
-    known.save()
+    known = tracked_in(outputs)
+    if uri not in known:
+        with write_and_rename(outputs / "artifacts" / _TRACKED) as temporary:
+            temporary.write_text("\n".join([*known, uri]))
 
 
 def tracked_in(outputs: Path) -> list[str]:
     """Every store in which runs of an `outputs` folder were tracked."""
-    return FileMemory(outputs / "artifacts" / _TRACKED).names
+    try:
+        return (outputs / "artifacts" / _TRACKED).read_text().splitlines()
+    except FileNotFoundError:
+        return []
 
 
 class Store:

@@ -17,7 +17,7 @@ _EPILOG = """examples:
 
 A run in MLflow stands on the results that it names, until the run is deleted there; so does a job of a sweep that is
 not tracked. What a run under way holds is never removed. The numbers of runs stay in MLflow. Every store is asked in
-which runs were tracked; outputs/artifacts/.tracked.json names those besides mlflow.db, and can be edited.
+which runs were tracked; outputs/artifacts/.tracked names those besides mlflow.db, and can be edited.
 """
 
 

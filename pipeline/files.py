@@ -45,6 +45,14 @@ def expand_user(path: str) -> Path:
         raise UserError(f"{path}: there is no such user's home folder; ./{path} is a folder of that name") from error
 
 
+def amount(size: int) -> str:
+    """A number of bytes in words."""
+    for unit, least in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= least:
+            return f"{size / least:,.1f} {unit}"
+    return f"{size} B"
+
+
 def sha256(path: Path) -> str:
     """The hexadecimal SHA-256 of a file's content."""
     with path.open("rb") as stream:

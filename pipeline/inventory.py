@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 from pipeline.artifact_store import Store, seen_folder
 from pipeline.errors import presentable
+from pipeline.files import amount
 from pipeline.remembered import memory_at
 from pipeline.sources import digest_of, version_of
 
@@ -46,10 +47,6 @@ class Item:
     changed: float
     users: tuple[str, ...]
     is_current: bool | None
-
-    @property
-    def stage(self) -> str:
-        return self.name.rpartition("-")[0]
 
 
 def take_stock(store: Store, users: Mapping[str, Sequence[str]]) -> list[Item]:
@@ -115,14 +112,6 @@ def total(items: Iterable[Item]) -> str:
     """How many they are and how large together."""
     sizes = [item.bytes for item in items]
     return f"{len(sizes):,} artifact{'' if len(sizes) == 1 else 's'}, {amount(sum(sizes))}"
-
-
-def amount(size: int) -> str:
-    """A number of bytes in words."""
-    for unit, least in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= least:
-            return f"{size / least:,.1f} {unit}"
-    return f"{size} B"
 
 
 def _age(changed: float) -> str:

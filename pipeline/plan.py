@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import datasets, environment, models, stages
+from pipeline import datasets, environment, models, runtimes, stages
 from pipeline.artifact_store import Artifact, seen_folder
 from pipeline.config import Config
 from pipeline.errors import UserError, suggestion
@@ -110,7 +110,9 @@ def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
     seen = seen_folder(in_project(config.outputs))
     # Before the data, which may take minutes: this process has loaded its modules already.
     code = code_of(_modules(stage, config), seen / "sources.json")
-    hashed: dict[str, Any] = {"stage": stage.name, "sources": code.files, "libraries": code.libraries}
+    # What a runtime needs it may import out of sight, as torch.onnx does.
+    libraries = code.libraries | (runtimes.versions(config.runtime.names) if "runtime" in stage.sections else {})
+    hashed: dict[str, Any] = {"stage": stage.name, "sources": code.files, "libraries": libraries}
     for section in stage.reads(config):
         hashed[section] = _settings(section, getattr(config, section), stage.ignores)
     if "model" in stage.sections:

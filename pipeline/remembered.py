@@ -38,10 +38,6 @@ class FileMemory:
             known = {}
         self._known: dict[str, list[Any]] = known if isinstance(known, dict) else {}
 
-    @property
-    def names(self) -> list[str]:
-        return list(self._known)
-
     def recall(self, name: str, state: str | None) -> Any:
         """The value that was noted of this state, or None."""
         known = self._known.get(name)

@@ -25,12 +25,13 @@ from pipeline.remembered import FileMemory, memory_at, state_of
 # themselves. Of libraries: the same. Neither is followed. Of a package its own file is meant alone.
 _COMPUTE_NOTHING = frozenset(
     {
-        *("pipeline", "pipeline.config", "pipeline.datasets.archives", "pipeline.datasets.contents"),
-        *("pipeline.datasets.folder_findings", "pipeline.datasets.looking", "pipeline.environment", "pipeline.errors"),
-        *("pipeline.faults", "pipeline.files", "pipeline.interruption", "pipeline.machine", "pipeline.plots"),
-        *("pipeline.redaction", "pipeline.remembered", "pipeline.runtime_plots", "pipeline.runtime_report"),
-        *("pipeline.sensitivity_report", "pipeline.setting", "pipeline.shipping", "pipeline.stage", "pipeline.stages"),
-        *("pipeline.terminal", "pipeline.torchrun", "pipeline.tracking", "filelock", "mlflow", "tabulate", "tqdm"),
+        *("pipeline", "pipeline.config", "pipeline.declared", "pipeline.datasets.archives"),
+        *("pipeline.datasets.contents", "pipeline.datasets.folder_findings", "pipeline.datasets.looking"),
+        *("pipeline.environment", "pipeline.errors", "pipeline.faults", "pipeline.files", "pipeline.interruption"),
+        *("pipeline.machine", "pipeline.plots", "pipeline.redaction", "pipeline.remembered", "pipeline.runtime_plots"),
+        *("pipeline.runtime_report", "pipeline.sensitivity_report", "pipeline.setting", "pipeline.shipping"),
+        *("pipeline.stage", "pipeline.stages", "pipeline.terminal", "pipeline.torchrun", "pipeline.tracking"),
+        *("filelock", "mlflow", "tabulate", "tqdm"),
     }
 )
 # Libraries whose distribution has another name, which is slow to look up.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -15,7 +14,7 @@ import mlflow
 import pytest
 
 from pipeline import artifacts, sources
-from pipeline.artifact_store import Store
+from pipeline.artifact_store import Store, note_tracking
 from pipeline.files import PROJECT_ROOT
 from pipeline.sweep import JobRecord, Sweep
 
@@ -127,7 +126,7 @@ def test_prune_keeps_everything_when_nobody_agrees(
 def run_under_way(outputs: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that holds the artifact that nothing else stands on."""
     program = (
-        "import sys, time; from pathlib import Path; from pipeline.artifact_store import Store\n"
+        "import sys, time; from pathlib import Path; from pipeline.artifact_store import Store, note_tracking\n"
         f"with Store(Path({str(outputs / 'artifacts')!r})).holds().held(['train-0000000000000000']):\n"
         "    print('holds', flush=True); time.sleep(600)"
     )
@@ -179,9 +178,7 @@ def test_command_is_refused_in_one_line_when_it_cannot_know(
 def test_prune_asks_every_store_in_which_runs_were_tracked(command: Command, outputs: Path, tmp_path: Path) -> None:
     command("prune", "--yes")
     (outputs / "mlflow.db").rename(tmp_path / "elsewhere.db")
-    (outputs / "artifacts" / ".tracked.json").write_text(
-        json.dumps({f"sqlite:///{tmp_path}/elsewhere.db": ["tracked", True]})
-    )
+    note_tracking(outputs, f"sqlite:///{tmp_path}/elsewhere.db")
     assert command("prune", "--yes").startswith("nothing to remove: of 5 artifacts, ")
     (tmp_path / "elsewhere.db").unlink()
     assert "there is no such database" in command("prune", "--yes", status=2)

@@ -113,7 +113,7 @@ def test_run_ends_in_the_same_artifacts_when_it_is_streamed(pictures: Path, tmp_
 
 def test_way_to_load_is_chosen_by_size_and_said(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = len(CLASSES) * (TRAIN + TEST)
-    start = f"image_folder: {images} images of 16 px are 0.0 MB decoded, "
+    start = f"image_folder: {images} images of 16 px are {images * 3 * 16 * 16 / 1000:.1f} kB decoded, "
     for changes, line in (
         ({}, "at most dataset.max_memory_gb=4: decoded once, into memory, by 2 threads"),
         ({"max_memory_gb": 1e-5}, "more than dataset.max_memory_gb=1e-05: decoded batch by batch, by 2 workers"),

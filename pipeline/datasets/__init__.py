@@ -7,12 +7,9 @@ part is the same for every seed.
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pipeline.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
 from pipeline.config import DatasetConfig
@@ -20,6 +17,7 @@ from pipeline.datasets.arrays import prepared
 from pipeline.datasets.labels import check_labels
 from pipeline.datasets.spec import DatasetInfo, DatasetSpec, Part, PartName
 from pipeline.datasets.splitting import chosen_to_test, training_and_validation
+from pipeline.declared import modules_of
 from pipeline.errors import UserError, suggestion
 from pipeline.machine import UNSHARED, Machine
 from pipeline.preprocessing import Preprocessing
@@ -31,18 +29,13 @@ _SHOWN = 12
 @functools.cache
 def registry() -> dict[str, DatasetSpec]:
     """Every declared data set by its name."""
-    return {spec.name: spec for module in _modules() for spec in getattr(module, "DATASETS", ())}
+    return {spec.name: spec for module in modules_of(__name__) for spec in getattr(module, "DATASETS", ())}
 
 
 def module_of(config: DatasetConfig) -> str:
     """The module that declares the data set which `config` names."""
     spec = find(config)
-    return next(module.__name__ for module in _modules() if spec in getattr(module, "DATASETS", ()))
-
-
-@functools.cache
-def _modules() -> tuple[ModuleType, ...]:
-    return tuple(importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+    return next(module.__name__ for module in modules_of(__name__) if spec in getattr(module, "DATASETS", ()))
 
 
 def find(config: DatasetConfig) -> DatasetSpec:

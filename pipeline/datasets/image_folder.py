@@ -19,7 +19,7 @@ from pipeline.datasets.folder_listing import Listing
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
 from pipeline.datasets.streaming import Streamed
 from pipeline.errors import UserError
-from pipeline.files import in_project
+from pipeline.files import amount, in_project
 from pipeline.machine import Machine
 
 # Of the files that are left out, so many are named.
@@ -49,7 +49,7 @@ def _is_streamed(config: DatasetConfig) -> tuple[bool, str]:
     fits, bound = needed <= 1e9 * config.max_memory_gb, f"dataset.max_memory_gb={config.max_memory_gb:g}"
     if config.loading == "memory" and not fits:
         raise UserError(
-            f"{bound}: {count:,} images of {config.image_size} px need {_amount(needed)} with dataset.loading=memory; "
+            f"{bound}: {count:,} images of {config.image_size} px need {amount(needed)} with dataset.loading=memory; "
             "allowed: more memory, a smaller dataset.image_size, or dataset.loading=auto"
         )
     streamed = config.loading == "stream" or not fits
@@ -61,7 +61,7 @@ def _is_streamed(config: DatasetConfig) -> tuple[bool, str]:
     workers = worker_count(config.workers)
     how = "batch by batch, by {} worker{}" if streamed else "once, into memory, by {} thread{}"
     return streamed, (
-        f"image_folder: {count:,} images of {config.image_size} px are {_amount(needed)} decoded, {why}: decoded "
+        f"image_folder: {count:,} images of {config.image_size} px are {amount(needed)} decoded, {why}: decoded "
         + how.format(workers, "s" if workers > 1 else "")
     )
 
@@ -69,10 +69,6 @@ def _is_streamed(config: DatasetConfig) -> tuple[bool, str]:
 @functools.cache
 def _say_once(root: str, line: str) -> None:
     terminal.say(line)
-
-
-def _amount(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
 def _decode(listing: Listing, config: DatasetConfig, part: PartName, machine: Machine) -> Part:

@@ -7,10 +7,7 @@ file and one YAML in conf/model: the registry finds both by themselves.
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Protocol
 
 from torch import nn
@@ -18,6 +15,7 @@ from torch import nn
 import pipeline.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
 from pipeline.config import ModelConfig
 from pipeline.datasets.spec import DatasetInfo
+from pipeline.declared import modules_of
 from pipeline.errors import UserError, suggestion
 
 
@@ -54,18 +52,13 @@ class ModelSpec:
 @functools.cache
 def registry() -> dict[str, ModelSpec]:
     """Every declared model by its name."""
-    return {spec.name: spec for module in _modules() for spec in getattr(module, "MODELS", ())}
+    return {spec.name: spec for module in modules_of(__name__) for spec in getattr(module, "MODELS", ())}
 
 
 def module_of(config: ModelConfig) -> str:
     """The module that declares the model which `config` names."""
     spec = find(config)
-    return next(module.__name__ for module in _modules() if spec in getattr(module, "MODELS", ()))
-
-
-@functools.cache
-def _modules() -> tuple[ModuleType, ...]:
-    return tuple(importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+    return next(module.__name__ for module in modules_of(__name__) if spec in getattr(module, "MODELS", ()))
 
 
 def check_model(config: ModelConfig, image_size: int) -> None:
