@@ -3,7 +3,8 @@
     python -m benchmarks.cached_run [FOLDER]
 
 Makes both once in FOLDER (a temporary one), then repeats them turn by turn, each in a process of its own, and prints
-the medians of their seconds and of their processor's, and what the code's part of the keys takes.
+the medians of their seconds and of their processor's, and what the code's part of the keys takes. Beside them stands a
+process that only imports torch and mlflow: no run is faster, and machines differ in it threefold.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pipeline.files import PROJECT_ROOT
 _IMAGES, _CLASSES, _PIXELS = 50_000, 10, 16
 _REPEATS = 7
 _SHORT = ("model.stem=small", "dataset.max_train_samples=200", "dataset.max_test_samples=60", "train.epochs=1")
+_IMPORTS = (sys.executable, "-c", "import torch, mlflow")
 _ALSO = ("qat.epochs=1", "evaluate.warmup=1", "evaluate.repeats=3")
 
 
@@ -41,27 +43,34 @@ def main() -> None:
 def _measure(folder: Path) -> None:
     _write_images(folder / "images")
     of_images = ("dataset=image_folder", f"dataset.root={folder / 'images'}", f"dataset.image_size={_PIXELS}")
+    run, outputs = (sys.executable, "-m", "pipeline", *_SHORT, *_ALSO), f"outputs={folder / 'outputs'}"
     runs = {
-        "digits": (*_SHORT, *_ALSO, f"outputs={folder / 'outputs'}"),
-        f"{_IMAGES:,} images": (*of_images, *_SHORT, *_ALSO, f"outputs={folder / 'outputs'}"),
+        "import torch, mlflow": _IMPORTS,
+        "digits": (*run, outputs),
+        f"{_IMAGES:,} images": (*run, *of_images, outputs),
     }
-    for name, overrides in runs.items():
-        print(f"{name}: made in {_run(overrides)[0]:.0f} s", flush=True)
+    for name, command in runs.items():
+        print(f"{name}: first in {_take(command)[0]:.0f} s", flush=True)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(_REPEATS):
-        for name, overrides in runs.items():
-            taken[name].append(_run(overrides))
+        for name, command in runs.items():
+            taken[name].append(_take(command))
+    least = next(iter(taken.values()))
     rows = [
-        [name, *(f"{statistics.median(column):.2f}" for column in zip(*of, strict=True))] for name, of in taken.items()
+        [
+            name,
+            *(f"{statistics.median(column):.2f}" for column in zip(*of, strict=True)),
+            f"{statistics.median(one[0] / other[0] for one, other in zip(of, least, strict=True)):.2f}",
+        ]
+        for name, of in taken.items()
     ]
-    print(tabulate(rows, ["cached run", "seconds", "processor's seconds"]))
+    print(tabulate(rows, ["cached run", "seconds", "processor's seconds", "times the imports"], disable_numparse=True))
     print(f"the code in the keys of all stages: {1000 * _seconds_of_code(folder):.0f} ms, median of {_REPEATS}")
 
 
-def _run(overrides: tuple[str, ...]) -> tuple[float, float]:
-    """The seconds of a run, and those of its processors."""
+def _take(command: tuple[str, ...]) -> tuple[float, float]:
+    """The seconds of a command, and those of its processors."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    command = [sys.executable, "-m", "pipeline", *overrides]
     subprocess.run(command, cwd=PROJECT_ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

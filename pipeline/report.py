@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from pipeline.config import EvaluateConfig
 from pipeline.pairs import PAIRS
-from pipeline.statistics import SIGNIFICANCE, mcnemar_p
+from pipeline.statistics import SIGNIFICANCE
 
 # What a form's metrics begin with, and what a reader calls it.
 FORMS = {
@@ -110,7 +110,7 @@ def _worth_of_qat(metrics: Mapping[str, float]) -> list[str]:
     took = f"in {_duration(metrics['qat/start_seconds'])}; QAT took {_duration(metrics['qat/seconds'])}"
     if metrics["qat/kept_epoch"] == 0:
         return [f"no epoch of QAT was better on validation than its start, which is kept: PTQ reaches the same {took}"]
-    p = mcnemar_p(int(metrics["qat/val_only_start_right"]), int(metrics["qat/val_only_kept_right"]))
+    p = metrics["qat/val_mcnemar_p"]
     gain = f"{kept - start + 0.0:+.2f} points on validation over PTQ, its start"
     if p >= SIGNIFICANCE:
         return [f"QAT gains {gain}, no more than chance (p = {p:.2g}): PTQ reaches the same {took}"]

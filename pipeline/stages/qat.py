@@ -20,6 +20,7 @@ from pipeline.config import Config, QatConfig
 from pipeline.datasets.spec import Part
 from pipeline.distillation import distillation_loss
 from pipeline.stage import Context, Inputs, Stage
+from pipeline.statistics import mcnemar_p
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
@@ -89,8 +90,10 @@ def _compare_with_start(start: Tensor, kept: Tensor, validation: Part, context: 
     start_right, kept_right = start == validation.labels, kept == validation.labels
     context.metric("qat/start_val_int8_accuracy_pct", training.accuracy_pct(start, validation))
     context.metric("qat/kept_val_int8_accuracy_pct", training.accuracy_pct(kept, validation))
-    context.metric("qat/val_only_start_right", int((start_right & ~kept_right).sum()))
-    context.metric("qat/val_only_kept_right", int((kept_right & ~start_right).sum()))
+    lost, won = int((start_right & ~kept_right).sum()), int((kept_right & ~start_right).sum())
+    context.metric("qat/val_only_start_right", lost)
+    context.metric("qat/val_only_kept_right", won)
+    context.metric("qat/val_mcnemar_p", mcnemar_p(lost, won))
 
 
 def _distillation(config: Config, inputs: Inputs, context: Context) -> training.Loss | None:
