@@ -28,11 +28,14 @@ from scipy.stats import bootstrap
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from pipeline import datasets, models, quantization, terminal, torchrun, training
-from pipeline.composition import compose_request
-from pipeline.files import PROJECT_ROOT
-from pipeline.stage import Context
-from pipeline.world import join
+from pipeline import datasets, models
+from pipeline.commands.composition import compose_request
+from pipeline.flows import eager as quantization
+from pipeline.host import terminal, torchrun
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.host.world import join
+from pipeline.stages.contract import Context
+from pipeline.training import loop as training
 
 _CPU = torch.device("cpu")
 _STEPS = 50

@@ -24,18 +24,21 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from pipeline import calibration, datasets, environment, latency, parity
-from pipeline.composition import compose_request
-from pipeline.config import Config
+from pipeline import datasets
+from pipeline.commands.composition import compose_request
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
-from pipeline.errors import UserError
-from pipeline.files import in_project
-from pipeline.machine import UNSHARED
-from pipeline.request import Request
-from pipeline.runner import artifacts_of, run
-from pipeline.runtimes import Predictor, registry
-from pipeline.statistics import accuracy_interval
+from pipeline.host import environment
+from pipeline.host.errors import UserError
+from pipeline.host.files import in_project
+from pipeline.host.machine import UNSHARED
+from pipeline.measure import latency
+from pipeline.measure.statistics import accuracy_interval
+from pipeline.run.request import Request
+from pipeline.run.runner import artifacts_of, run
+from pipeline.runtimes import Predictor, parity, registry
+from pipeline.settings.config import Config
+from pipeline.training import calibration
 
 _CPU = torch.device("cpu")
 _STAGES = "stages=[train,fuse,qat,convert,evaluate,export]"

@@ -26,11 +26,13 @@ from scipy.stats import bootstrap
 from tabulate import tabulate
 from torch import Tensor
 
-from pipeline import datasets, environment, models, optimization
-from pipeline.composition import compose_request
-from pipeline.config import Config
+from pipeline import datasets, models
+from pipeline.commands.composition import compose_request
 from pipeline.datasets.loader import training_batches
 from pipeline.datasets.spec import Part
+from pipeline.host import environment
+from pipeline.settings.config import Config
+from pipeline.training import optimization
 
 _CLASSES = ("cat", "dog")
 

@@ -28,14 +28,18 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline import datasets, environment, models, optimization, quantization, training
-from pipeline.compilation import CompiledForward
-from pipeline.composition import compose_request
-from pipeline.config import Config, OptimizationConfig
+from pipeline import datasets, models
+from pipeline.commands.composition import compose_request
 from pipeline.datasets.arrays import Arrays
 from pipeline.datasets.spec import Part
-from pipeline.files import in_project
-from pipeline.stage import Context
+from pipeline.flows import eager as quantization
+from pipeline.host import environment
+from pipeline.host.files import in_project
+from pipeline.settings.config import Config, OptimizationConfig
+from pipeline.stages.contract import Context
+from pipeline.training import loop as training
+from pipeline.training import optimization
+from pipeline.training.compilation import CompiledForward
 
 _CPU = torch.device("cpu")
 # The network that stands for each image size: the default one, and the post's own, which needs large images.

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import exported
-from pipeline.command_line import Parser, run_command, tell_error
-from pipeline.errors import UserError
+from pipeline.commands.command_line import Parser, run_command, tell_error
+from pipeline.host.errors import UserError
+from pipeline.runtimes import exported
 
 _EPILOG = """examples:
   python -m pipeline.predict seven.png                                     # by the model that was exported last

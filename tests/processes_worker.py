@@ -13,11 +13,14 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from pipeline import datasets, models, quantization, terminal, torchrun, training
-from pipeline.composition import compose_request
-from pipeline.config import Config
-from pipeline.stage import Context
-from pipeline.world import World, join
+from pipeline import datasets, models
+from pipeline.commands.composition import compose_request
+from pipeline.flows import eager as quantization
+from pipeline.host import terminal, torchrun
+from pipeline.host.world import World, join
+from pipeline.settings.config import Config
+from pipeline.stages.contract import Context
+from pipeline.training import loop as training
 
 
 def main(result: Path) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import datasets, models, quantization
-from pipeline.champion import Contender
-from pipeline.composition import compose_request
-from pipeline.config import TrackingConfig
+from pipeline import datasets, models
+from pipeline.commands.composition import compose_request
+from pipeline.flows import eager as quantization
 from pipeline.runtimes import registry
-from pipeline.shipping import RegisterConfig
+from pipeline.settings.config import TrackingConfig
+from pipeline.settings.shipping import RegisterConfig
 from pipeline.tracking import RunRecord, open_run
+from pipeline.tracking.champion import Contender
 from pipeline.tracking.models import ModelRecord, log_model, register
 
 _SIZE = 32

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import quantization, training
-from pipeline.compilation import CompiledForward
-from pipeline.config import BackendConfig
-from pipeline.stage import PROGRESS_FILE
+from pipeline.flows import eager as quantization
+from pipeline.settings.config import BackendConfig
+from pipeline.stages.contract import PROGRESS_FILE
+from pipeline.training import loop as training
+from pipeline.training.compilation import CompiledForward
 from tests.test_training import DATA, Killed, context, equal, settings
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import models, stages
-from pipeline.composition import CONFIG_FOLDER
-from pipeline.files import PROJECT_ROOT
+from pipeline.commands.composition import CONFIG_FOLDER
+from pipeline.host.files import PROJECT_ROOT
 
 MODULES = sorted((PROJECT_ROOT / "pipeline").rglob("*.py"))
 OWNERS = {
@@ -84,9 +84,9 @@ def test_stages_know_nothing_of_hydra_mlflow_the_store_or_each_other() -> None:
     forbidden = (
         "hydra",
         "mlflow",
-        "pipeline.artifact_store",
+        "pipeline.run.artifact_store",
         "pipeline.tracking",
-        "pipeline.runner",
+        "pipeline.run.runner",
         "pipeline.stages",
     )
     for module in (PROJECT_ROOT / "pipeline" / "stages").glob("*.py"):

@@ -23,15 +23,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline import datasets, remembered
-from pipeline.composition import compose_request
-from pipeline.config import DatasetConfig
+from pipeline import datasets
+from pipeline.commands.composition import compose_request
 from pipeline.datasets import contents
 from pipeline.datasets.arrays import prepared
 from pipeline.datasets.loader import count_batches, evaluation_batches, training_batches
 from pipeline.datasets.spec import Part
-from pipeline.errors import UserError
-from pipeline.request import Request
+from pipeline.host import remembered
+from pipeline.host.errors import UserError
+from pipeline.run.request import Request
+from pipeline.settings.config import DatasetConfig
 from tests.array_images import all_pixels
 
 CPU = torch.device("cpu")

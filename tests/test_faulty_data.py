@@ -21,13 +21,13 @@ import torch
 from PIL import Image
 
 from pipeline import datasets
-from pipeline.composition import compose_request
-from pipeline.config import DatasetConfig
+from pipeline.commands.composition import compose_request
 from pipeline.datasets import archives
 from pipeline.datasets.spec import Part
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT
-from pipeline.machine import UNSHARED
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.host.machine import UNSHARED
+from pipeline.settings.config import DatasetConfig
 
 
 @pytest.fixture
@@ -164,8 +164,8 @@ def test_empty_file_is_refused_with_the_setting_that_leaves_it_out(loading: str,
 LOAD = """
 import sys
 from pipeline import datasets
-from pipeline.command_line import run_command
-from pipeline.config import DatasetConfig
+from pipeline.commands.command_line import run_command
+from pipeline.settings.config import DatasetConfig
 
 run_command(lambda: datasets.load_training(DatasetConfig("image_folder", sys.argv[1])))
 """

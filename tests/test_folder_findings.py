@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 from pipeline import datasets
-from pipeline.composition import compose_request
-from pipeline.config import DatasetConfig
+from pipeline.commands.composition import compose_request
 from pipeline.datasets import looking
 from pipeline.datasets.splitting import split_indices, take_indices
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT
-from pipeline.runner import run
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.run.runner import run
+from pipeline.settings.config import DatasetConfig
 
 
 @functools.cache

@@ -16,16 +16,19 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import datasets, forms, parity, quantization
-from pipeline.composition import compose_request
-from pipeline.config import DatasetConfig
+from pipeline import datasets
+from pipeline.commands.composition import compose_request
 from pipeline.datasets import decoding
 from pipeline.datasets.loader import evaluation_batches
+from pipeline.datasets.pictures import Reading
 from pipeline.datasets.spec import Part
-from pipeline.machine import UNSHARED, Machine
-from pipeline.pictures import Reading
-from pipeline.request import Request
-from pipeline.runner import run
+from pipeline.flows import eager as quantization
+from pipeline.flows import forms
+from pipeline.host.machine import UNSHARED, Machine
+from pipeline.run.request import Request
+from pipeline.run.runner import run
+from pipeline.runtimes import parity
+from pipeline.settings.config import DatasetConfig
 from tests.machine_lock import could_measure, measuring_elsewhere
 
 CPU = torch.device("cpu")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline import models, quantization
-from pipeline.composition import CONFIG_FOLDER, compose_request
-from pipeline.config import Config
+from pipeline import models
+from pipeline.commands.composition import CONFIG_FOLDER, compose_request
 from pipeline.datasets.spec import DatasetInfo
-from pipeline.errors import UserError
+from pipeline.flows import eager as quantization
+from pipeline.host.errors import UserError
 from pipeline.models import weights
+from pipeline.settings.config import Config
 
 NAMES = sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml"))
 STEMS = [(name, stem) for name in NAMES for stem in (models.registry()[name].stems or (None,))]
@@ -74,7 +75,7 @@ def test_model_accepts_its_smallest_image_and_fails_one_pixel_below(name: str) -
 
 
 def test_blog_resnet18_has_the_posts_size() -> None:
-    from pipeline.measurement import size_mb
+    from pipeline.measure.measurement import size_mb
 
     config = config_of("blog_resnet18", None)
     network = models.build(config.model, GREY)

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from pipeline import datasets
-from pipeline.composition import compose_request
-from pipeline.config import DatasetConfig
+from pipeline.commands.composition import compose_request
 from pipeline.datasets import arrays
 from pipeline.datasets.loader import evaluation_batches, training_batches
+from pipeline.datasets.preprocessing import PREPROCESSING_FILE, Preprocessing
 from pipeline.datasets.spec import Part
-from pipeline.errors import UserError
-from pipeline.preprocessing import PREPROCESSING_FILE, Preprocessing
+from pipeline.host.errors import UserError
+from pipeline.settings.config import DatasetConfig
 from tests.array_images import EACH, declare
 
 CPU = torch.device("cpu")

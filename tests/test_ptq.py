@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import calibration, datasets, forms
-from pipeline.config import Config
+from pipeline import datasets
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
-from pipeline.machine import Machine
-from pipeline.quantization import Form
-from pipeline.request import Request
-from pipeline.runner import artifacts_of, run
-from pipeline.stage import MODEL_FILE
+from pipeline.flows import forms
+from pipeline.flows.eager import Form
+from pipeline.host.machine import Machine
+from pipeline.run.request import Request
+from pipeline.run.runner import artifacts_of, run
+from pipeline.settings.config import Config
+from pipeline.stages.contract import MODEL_FILE
+from pipeline.training import calibration
 from tests.array_images import all_pixels
 
 Compose = Callable[..., Request]
@@ -89,8 +91,9 @@ def test_calibration_images_are_another_choice_when_the_seed_is_another() -> Non
 
 
 def test_calibration_observes_float_activations_when_the_model_is_prepared_for_qat() -> None:
-    from pipeline import models, quantization
-    from pipeline.composition import compose_request
+    from pipeline import models
+    from pipeline.commands.composition import compose_request
+    from pipeline.flows import eager as quantization
 
     config = compose_request([]).config
     info = datasets.info(config.dataset)

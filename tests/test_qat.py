@@ -11,18 +11,20 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from pipeline import forms, quantization, training
-from pipeline.composition import compose_request
+from pipeline.commands.composition import compose_request
 from pipeline.datasets import load_training
 from pipeline.datasets.loader import evaluation_batches
-from pipeline.distillation import distillation_loss
-from pipeline.machine import Machine
-from pipeline.plan import Step, make_plan
-from pipeline.report import in_words
-from pipeline.request import Request
-from pipeline.runner import run
-from pipeline.stage import PROGRESS_FILE, Context
+from pipeline.flows import eager as quantization
+from pipeline.flows import forms
+from pipeline.host.machine import Machine
+from pipeline.reports.results import in_words
+from pipeline.run.plan import Step, make_plan
+from pipeline.run.request import Request
+from pipeline.run.runner import run
 from pipeline.stages import qat
+from pipeline.stages.contract import PROGRESS_FILE, Context
+from pipeline.training import loop as training
+from pipeline.training.distillation import distillation_loss
 from tests.conftest import SMALL
 from tests.test_stages import Bench
 

@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import datasets, forms, models, quantization
-from pipeline.composition import CONFIG_FOLDER, compose_request
-from pipeline.config import BackendConfig, Config
+from pipeline import datasets, models
+from pipeline.commands.composition import CONFIG_FOLDER, compose_request
 from pipeline.datasets.spec import DatasetInfo
-from pipeline.errors import UserError
-from pipeline.quantization import DeQuantStub, Form, QuantStub, fuse_modules
-from pipeline.request import Request
-from pipeline.runner import artifacts_of, check_parts, run
-from pipeline.stage import MODEL_FILE
+from pipeline.flows import eager as quantization
+from pipeline.flows import forms
+from pipeline.flows.eager import DeQuantStub, Form, QuantStub, fuse_modules
+from pipeline.host.errors import UserError
+from pipeline.run.request import Request
+from pipeline.run.runner import artifacts_of, check_parts, run
+from pipeline.settings.config import BackendConfig, Config
+from pipeline.stages.contract import MODEL_FILE
 
 BACKENDS = sorted(path.stem for path in (CONFIG_FOLDER / "backend").glob("*.yaml"))
 GREY = DatasetInfo(1, tuple("0123456789"))
@@ -138,8 +140,8 @@ def test_saturation_is_warned_of_when_the_processor_lacks_vnni(
 def test_qconfig_is_told_tagged_and_warned_of_when_a_run_starts(
     small_request: Callable[..., Request], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.plan import make_plan
-    from pipeline.request import describe
+    from pipeline.run.plan import make_plan
+    from pipeline.run.request import describe
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: NO_VNNI)
     request = small_request("tracking=off", "stages=[train,ptq]", "backend.activation_bits=8", "train.epochs=1")

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import forms, models, quantization
-from pipeline.composition import CONFIG_FOLDER, compose_request
-from pipeline.config import Config
+from pipeline import models
+from pipeline.commands.composition import CONFIG_FOLDER, compose_request
 from pipeline.datasets.spec import DatasetInfo
-from pipeline.quantization import Form
+from pipeline.flows import eager as quantization
+from pipeline.flows import forms
+from pipeline.flows.eager import Form
+from pipeline.settings.config import Config
 from pipeline.stages.qat import freeze_on_schedule
 
 BACKENDS = sorted(path.stem for path in (CONFIG_FOLDER / "backend").glob("*.yaml"))
@@ -134,10 +136,10 @@ def _bytes(model: nn.Module) -> int:
 
 
 def test_validation_leaves_ranges_as_they_are_when_observers_still_learn() -> None:
-    from pipeline.config import DatasetConfig
     from pipeline.datasets.spec import Part
-    from pipeline.machine import Machine
-    from pipeline.training import predict
+    from pipeline.host.machine import Machine
+    from pipeline.settings.config import DatasetConfig
+    from pipeline.training.loop import predict
 
     model = trained_qat(config_of("fbgemm"))
     before = {name: value.clone() for name, value in model.state_dict().items()}

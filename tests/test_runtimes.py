@@ -20,12 +20,16 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import datasets, forms, memory, models, parity, quantization, runner, runtime_plots, runtimes
-from pipeline.composition import compose_request
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT
-from pipeline.quantization import qconfig
-from pipeline.runtimes import Runtime, eager, registry
+from pipeline import datasets, models, runtimes
+from pipeline.commands.composition import compose_request
+from pipeline.flows import eager as quantization
+from pipeline.flows import forms
+from pipeline.flows.eager import qconfig
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.reports import runtime_plots
+from pipeline.run import runner
+from pipeline.runtimes import Runtime, eager, memory, parity, registry
 from tests.conftest import SMALL, TRAINED
 from tests.machine_lock import could_measure
 

@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import datasets, quantization, sensitivity
-from pipeline.composition import compose_request
+from pipeline import datasets
+from pipeline.commands.composition import compose_request
 from pipeline.datasets.spec import Part
-from pipeline.machine import Machine
-from pipeline.request import Request
-from pipeline.runner import artifacts_of, check_parts, run
-from pipeline.sensitivity import LayerSensitivity, Sensitivity, analyse
-from pipeline.sensitivity_report import advice
+from pipeline.flows import eager as quantization
+from pipeline.host.machine import Machine
+from pipeline.measure import sensitivity
+from pipeline.measure.sensitivity import LayerSensitivity, Sensitivity, analyse
+from pipeline.reports.sensitivity_report import advice
+from pipeline.run.request import Request
+from pipeline.run.runner import artifacts_of, check_parts, run
 from tests.test_qconfig import Twin, backend_of, batch
 
 Compose = Callable[..., Request]

@@ -10,14 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import datasets, forms, models, stages
-from pipeline.composition import compose_request
-from pipeline.config import Config
+from pipeline import datasets, models, stages
+from pipeline.commands.composition import compose_request
 from pipeline.datasets.arrays import Arrays
 from pipeline.datasets.spec import Part
-from pipeline.plan import visible_config
-from pipeline.quantization import Form, silence_known_warnings
-from pipeline.stage import MODEL_FILE, Context
+from pipeline.flows import forms
+from pipeline.flows.eager import Form, silence_known_warnings
+from pipeline.run.plan import visible_config
+from pipeline.settings.config import Config
+from pipeline.stages.contract import MODEL_FILE, Context
 from tests.conftest import SMALL
 
 

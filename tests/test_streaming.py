@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 
 from pipeline import datasets
-from pipeline.composition import compose_request
-from pipeline.config import DatasetConfig
+from pipeline.commands.composition import compose_request
 from pipeline.datasets.loader import evaluation_batches, training_batches
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT, sha256
-from pipeline.request import Request
-from pipeline.runner import run
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT, sha256
+from pipeline.run.request import Request
+from pipeline.run.runner import run
+from pipeline.settings.config import DatasetConfig
 
 CPU = torch.device("cpu")
 # A folder of so many images, of 16 px, in batches small enough that two workers have to take turns.
@@ -142,8 +142,8 @@ KILL = """
 import multiprocessing, os, signal, sys
 import torch
 from pipeline import datasets
-from pipeline.command_line import run_command
-from pipeline.config import DatasetConfig
+from pipeline.commands.command_line import run_command
+from pipeline.settings.config import DatasetConfig
 from pipeline.datasets.loader import evaluation_batches
 
 def stream():
@@ -180,11 +180,12 @@ def test_workers_end_when_the_epoch_is_left_in_the_middle(pictures: Path) -> Non
 
 STREAM = """
 import sys
-from pipeline import datasets, terminal
-from pipeline.config import DatasetConfig
-from pipeline.command_line import run_command
+from pipeline import datasets
+from pipeline.host import terminal
+from pipeline.settings.config import DatasetConfig
+from pipeline.commands.command_line import run_command
 from pipeline.datasets.loader import evaluation_batches
-from pipeline.interruption import termination_as_interrupt
+from pipeline.host.interruption import termination_as_interrupt
 import torch
 
 def stream():

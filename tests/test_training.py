@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import optimization, training
-from pipeline.config import DatasetConfig, TrainConfig
 from pipeline.datasets.spec import DatasetInfo, Part
-from pipeline.errors import UserError
-from pipeline.faults import told
-from pipeline.machine import Machine
-from pipeline.stage import PROGRESS_FILE, Context
-from pipeline.world import World
+from pipeline.host.errors import UserError
+from pipeline.host.faults import told
+from pipeline.host.machine import Machine
+from pipeline.host.world import World
+from pipeline.settings.config import DatasetConfig, TrainConfig
+from pipeline.stages.contract import PROGRESS_FILE, Context
+from pipeline.training import loop as training
+from pipeline.training import optimization
 
 DATA = DatasetConfig(name="made", image_size=8, crop_padding=1)
 
@@ -253,7 +254,7 @@ def test_epoch_is_kept_when_the_run_is_interrupted_as_it_is_told(
     def interrupted(text: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.terminal.epoch_line", interrupted)
+    monkeypatch.setattr("pipeline.host.terminal.epoch_line", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, settings())
     assert torch.load(tmp_path / PROGRESS_FILE, weights_only=True)["epochs_done"] == 1

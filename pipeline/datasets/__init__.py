@@ -11,16 +11,16 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import pipeline.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
-from pipeline.config import DatasetConfig
+import pipeline.host.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
 from pipeline.datasets.arrays import prepared
 from pipeline.datasets.labels import check_labels
+from pipeline.datasets.preprocessing import Preprocessing
 from pipeline.datasets.spec import DatasetInfo, DatasetSpec, Part, PartName
 from pipeline.datasets.splitting import chosen_to_test, training_and_validation
-from pipeline.declared import modules_of
-from pipeline.errors import UserError, suggestion
-from pipeline.machine import UNSHARED, Machine
-from pipeline.preprocessing import Preprocessing
+from pipeline.host.declared import modules_of
+from pipeline.host.errors import UserError, suggestion
+from pipeline.host.machine import UNSHARED, Machine
+from pipeline.settings.config import DatasetConfig
 
 # Of the classes in their order, so many are named.
 _SHOWN = 12

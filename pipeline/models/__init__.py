@@ -12,11 +12,11 @@ from typing import Protocol
 
 from torch import nn
 
-import pipeline.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
-from pipeline.config import ModelConfig
+import pipeline.host.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
 from pipeline.datasets.spec import DatasetInfo
-from pipeline.declared import modules_of
-from pipeline.errors import UserError, suggestion
+from pipeline.host.declared import modules_of
+from pipeline.host.errors import UserError, suggestion
+from pipeline.settings.config import ModelConfig
 
 
 class Builder(Protocol):

@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from pipeline.flows.eager import DeQuantStub, FloatFunctional, QuantStub, fuse_modules
 from pipeline.models import ModelSpec
-from pipeline.quantization import DeQuantStub, FloatFunctional, QuantStub, fuse_modules
 
 
 class BlogBlock(nn.Module):

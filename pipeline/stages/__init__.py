@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 
-from pipeline.declared import modules_of
-from pipeline.stage import Stage
+from pipeline.host.declared import modules_of
+from pipeline.stages.contract import Stage
 
 
 @functools.cache

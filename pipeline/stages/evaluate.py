@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import forms, plots
-from pipeline.config import Config
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
-from pipeline.measurement import measure_latency, size_mb
-from pipeline.pairs import pair_metrics
-from pipeline.quantization import Form
-from pipeline.stage import Context, Inputs, Stage
-from pipeline.statistics import accuracy_interval
-from pipeline.training import accuracy_pct, predict
+from pipeline.flows import forms
+from pipeline.flows.eager import Form
+from pipeline.measure.measurement import measure_latency, size_mb
+from pipeline.measure.pairs import pair_metrics
+from pipeline.measure.statistics import accuracy_interval
+from pipeline.reports import plots
+from pipeline.settings.config import Config
+from pipeline.stages.contract import Context, Inputs, Stage
+from pipeline.training.loop import accuracy_pct, predict
 
 _ON_CPU_ALONE = ("ptq_int8", "int8")
 # fp32_finetuned is the arithmetic of fp32, and qat_fake only simulates that of int8: nobody ships it for its speed.

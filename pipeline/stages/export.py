@@ -18,14 +18,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline import datasets, forms, parity, quantization, terminal
-from pipeline.config import Config
-from pipeline.errors import UserError
-from pipeline.faults import fault
-from pipeline.files import check_space
-from pipeline.measurement import MEGABYTE
-from pipeline.runtimes import Runtime, eager, exported_to
-from pipeline.stage import Context, Inputs, Product, Stage
+from pipeline import datasets
+from pipeline.flows import eager as quantization
+from pipeline.flows import forms
+from pipeline.host import terminal
+from pipeline.host.errors import UserError
+from pipeline.host.faults import fault
+from pipeline.host.files import check_space
+from pipeline.measure.measurement import MEGABYTE
+from pipeline.runtimes import Runtime, eager, exported_to, parity
+from pipeline.settings.config import Config
+from pipeline.stages.contract import Context, Inputs, Product, Stage
 
 
 @dataclass(frozen=True)

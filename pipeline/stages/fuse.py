@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline import forms, quantization
-from pipeline.config import Config
-from pipeline.stage import Context, Inputs, Stage
+from pipeline.flows import eager as quantization
+from pipeline.flows import forms
+from pipeline.settings.config import Config
+from pipeline.stages.contract import Context, Inputs, Stage
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:

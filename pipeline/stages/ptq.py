@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 
-from pipeline import quantization
-from pipeline.calibration import calibrated
-from pipeline.config import Config
-from pipeline.stage import Context, Inputs, Stage
+from pipeline.flows import eager as quantization
+from pipeline.settings.config import Config
+from pipeline.stages.contract import Context, Inputs, Stage
+from pipeline.training.calibration import calibrated
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:

@@ -14,13 +14,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline import forms, optimization, quantization, training
-from pipeline.calibration import calibrate, calibrated
-from pipeline.config import Config, QatConfig
 from pipeline.datasets.spec import Part
-from pipeline.distillation import distillation_loss
-from pipeline.stage import Context, Inputs, Stage
-from pipeline.statistics import mcnemar_p
+from pipeline.flows import eager as quantization
+from pipeline.flows import forms
+from pipeline.measure.statistics import mcnemar_p
+from pipeline.settings.config import Config, QatConfig
+from pipeline.stages.contract import Context, Inputs, Stage
+from pipeline.training import loop as training
+from pipeline.training import optimization
+from pipeline.training.calibration import calibrate, calibrated
+from pipeline.training.distillation import distillation_loss
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:

@@ -5,13 +5,16 @@ Calibrated on training images as `ptq` is; accuracies are those of validation im
 
 from __future__ import annotations
 
-from pipeline import forms, plots, quantization, terminal
-from pipeline.calibration import calibrate, choose
-from pipeline.config import Config
 from pipeline.datasets.loader import evaluation_batches
-from pipeline.sensitivity import analyse
-from pipeline.sensitivity_report import advice, csv_table, markdown_table
-from pipeline.stage import Context, Inputs, Stage
+from pipeline.flows import eager as quantization
+from pipeline.flows import forms
+from pipeline.host import terminal
+from pipeline.measure.sensitivity import analyse
+from pipeline.reports import plots
+from pipeline.reports.sensitivity_report import advice, csv_table, markdown_table
+from pipeline.settings.config import Config
+from pipeline.stages.contract import Context, Inputs, Stage
+from pipeline.training.calibration import calibrate, choose
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
