@@ -28,14 +28,16 @@ from scipy.stats import bootstrap
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from pipeline import datasets, models
+from pipeline import models
 from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
 from pipeline.flows import eager as quantization
+from pipeline.flows.eager import twins
 from pipeline.host import terminal, torchrun
 from pipeline.host.files import PROJECT_ROOT
 from pipeline.host.world import join
-from pipeline.stages.contract import Context
 from pipeline.training import loop as training
+from pipeline.training.context import Context
 
 _CPU = torch.device("cpu")
 _STEPS = 50
@@ -85,8 +87,8 @@ def _worker(stage: str, dtype: str, activation: str, result: str, folder: str, *
     config = compose_request([*overrides, "device=cpu"]).config
     quantization.silence_known_warnings()
     terminal.mute()
-    info = datasets.info(config.dataset)
-    parts = datasets.load_training(config.dataset)
+    info = catalogue.info(config.dataset)
+    parts = catalogue.load_training(config.dataset)
     settings = config.train if stage == "train" else config.qat
     batch = settings.batch_size
     training_part = dataclasses.replace(parts[0])
@@ -97,7 +99,7 @@ def _worker(stage: str, dtype: str, activation: str, result: str, folder: str, *
         if activation == "softplus":
             _smooth(model)
     else:
-        twin = models.build_twin(config.model, info)
+        twin = twins.build(config.model, info)
         model = quantization.prepare(quantization.fuse(twin, config.fuse.mode), config.backend)
     settings = dataclasses.replace(settings, epochs=max(epochs, settings.epochs))
     if dtype == "float64":

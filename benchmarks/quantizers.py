@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from pipeline import datasets
 from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
 from pipeline.host import environment
@@ -81,7 +81,7 @@ def compare(request: Request) -> str:
     config = request.config
     (export,) = (name for name in artifacts_of(config) if name.startswith("export-"))
     exports = in_project(config.outputs) / "artifacts" / export
-    test, tables = datasets.load_test(config.dataset), []
+    test, tables = catalogue.load_test(config.dataset), []
     with tempfile.TemporaryDirectory() as made:
         theirs = dict(_quantize(exports / "fp32" / "onnxruntime" / "model.onnx", config, Path(made)))
         candidates = [
@@ -103,7 +103,7 @@ def compare(request: Request) -> str:
 
 def _quantize(float_file: Path, config: Config, made: Path) -> Iterator[tuple[str, tuple[str, Path]]]:
     """Quantizers' names with the runtime and the folder of what they make."""
-    training, _ = datasets.load_training(config.dataset)
+    training, _ = catalogue.load_training(config.dataset)
     part = calibration.choose(training, config.ptq.calibration_samples, config.seed)
     for name, settings in _onnxruntime_settings().items():
         folder = made / f"ort{len(list(made.iterdir()))}"

@@ -13,14 +13,16 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from pipeline import datasets, models
+from pipeline import models
 from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
 from pipeline.flows import eager as quantization
+from pipeline.flows.eager import twins
 from pipeline.host import terminal, torchrun
 from pipeline.host.world import World, join
 from pipeline.settings.config import Config
-from pipeline.stages.contract import Context
 from pipeline.training import loop as training
+from pipeline.training.context import Context
 
 
 def main(result: Path) -> None:
@@ -37,8 +39,8 @@ def main(result: Path) -> None:
 
 
 def _train(stage: str, config: Config, world: World) -> dict[str, Any]:
-    device, info = torch.device("cpu"), datasets.info(config.dataset)
-    parts = datasets.load_training(config.dataset)
+    device, info = torch.device("cpu"), catalogue.info(config.dataset)
+    parts = catalogue.load_training(config.dataset)
     torch.manual_seed(config.seed)
     if stage == "train":
         model = models.build(config.model, info)
@@ -46,7 +48,7 @@ def _train(stage: str, config: Config, world: World) -> dict[str, Any]:
         model.double().register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
         settings = dataclasses.replace(config.train, epochs=2, batch_size=20)
     else:
-        fused = quantization.fuse(models.build_twin(config.model, info), config.fuse.mode)
+        fused = quantization.fuse(twins.build(config.model, info), config.fuse.mode)
         model = quantization.prepare(fused, config.backend)
         settings = dataclasses.replace(config.qat, epochs=2, batch_size=20)
     losses: list[Tensor] = []

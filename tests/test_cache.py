@@ -18,7 +18,7 @@ from pipeline.run.artifact_store import Store
 from pipeline.run.plan import make_plan
 from pipeline.run.runner import run
 from pipeline.run.sources import Code, code_of
-from pipeline.stages.contract import PROGRESS_FILE, Metric
+from pipeline.training.context import PROGRESS_FILE, Metric
 from tests.conftest import SMALL
 
 # --- the syntax that counts, on a network of somebody's own

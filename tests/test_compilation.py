@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from pipeline.flows import eager as quantization
 from pipeline.settings.config import BackendConfig
-from pipeline.stages.contract import PROGRESS_FILE
 from pipeline.training import loop as training
 from pipeline.training.compilation import CompiledForward
+from pipeline.training.context import PROGRESS_FILE
 from tests.test_training import DATA, Killed, context, equal, settings
 
 

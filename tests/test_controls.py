@@ -17,8 +17,9 @@ from pipeline.flows.eager import silence_known_warnings
 from pipeline.host.errors import UserError
 from pipeline.measure.statistics import accuracy_interval, holm, mcnemar_p, paired_interval
 from pipeline.run.plan import Step, make_plan
-from pipeline.stages.contract import Context, Stage
+from pipeline.stages.contract import Stage
 from pipeline.training import loop as training
+from pipeline.training.context import Context
 from tests.conftest import SMALL
 from tests.test_stages import Bench
 

@@ -32,8 +32,8 @@ from pipeline.host.errors import UserError
 from pipeline.host.faults import fault
 from pipeline.host.files import PROJECT_ROOT, sha256
 from pipeline.host.interruption import interruption_as_one_line, stop_if_interrupted, termination_as_interrupt
-from pipeline.stages.contract import PROGRESS_FILE
 from pipeline.training import loop as training
+from pipeline.training.context import PROGRESS_FILE
 from tests.conftest import SMALL
 from tests.fault_table import note
 from tests.test_tracking import runs
@@ -392,7 +392,7 @@ def test_run_goes_on_when_the_disk_was_full(
 def test_full_disk_is_told_from_a_network_that_cannot_be_exported(name: str, small_disk: Path) -> None:
     from pipeline import models as networks
     from pipeline import runtimes
-    from pipeline.datasets import info
+    from pipeline.datasets.catalogue import info
     from pipeline.host.files import check_space
 
     pytest.importorskip("torch" if name == "torchscript" else name)

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import datasets
+from pipeline.datasets import catalogue
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
 from pipeline.flows import forms
-from pipeline.flows.eager import Form
+from pipeline.flows.eager import Form, twins
 from pipeline.host.machine import Machine
 from pipeline.run.request import Request
 from pipeline.run.runner import artifacts_of, run
 from pipeline.settings.config import Config
-from pipeline.stages.contract import MODEL_FILE
 from pipeline.training import calibration
+from pipeline.training.context import MODEL_FILE
 from tests.array_images import all_pixels
 
 Compose = Callable[..., Request]
@@ -30,8 +30,8 @@ def logits(form: Form, stage: str, config: Config) -> torch.Tensor:
     """What a form answers to 100 training images, loaded from its artifact."""
     name = next(name for name in artifacts_of(config) if name.startswith(f"{stage}-"))
     path = Path(config.outputs) / "artifacts" / name / MODEL_FILE
-    model = forms.load(form, path, config, datasets.info(config.dataset)).eval()
-    training, _ = datasets.load_training(config.dataset)
+    model = forms.load(form, path, config, catalogue.info(config.dataset)).eval()
+    training, _ = catalogue.load_training(config.dataset)
     images, _ = next(evaluation_batches(training, config.dataset, 100, torch.device("cpu")))
     with torch.no_grad():
         return model(images)
@@ -51,7 +51,7 @@ def test_ptq_never_reads_the_test_part(small_request: Compose, monkeypatch: pyte
     def refuse(*_: object) -> Part:
         raise AssertionError("the test part was read")
 
-    monkeypatch.setattr(datasets, "load_test", refuse)
+    monkeypatch.setattr(catalogue, "load_test", refuse)
     run(small_request(*PTQ))
 
 
@@ -72,7 +72,7 @@ def test_calibration_shows_training_images_alone_without_augmentation(
     run(request)
     (pixels,) = shown
     assert len(pixels) == 50
-    training, validation = datasets.load_training(request.config.dataset)
+    training, validation = catalogue.load_training(request.config.dataset)
 
     def rows(images: torch.Tensor) -> set[bytes]:
         return {image.numpy().tobytes() for image in images}
@@ -91,14 +91,13 @@ def test_calibration_images_are_another_choice_when_the_seed_is_another() -> Non
 
 
 def test_calibration_observes_float_activations_when_the_model_is_prepared_for_qat() -> None:
-    from pipeline import models
     from pipeline.commands.composition import compose_request
     from pipeline.flows import eager as quantization
 
     config = compose_request([]).config
-    info = datasets.info(config.dataset)
+    info = catalogue.info(config.dataset)
     torch.manual_seed(0)
-    fused = quantization.rebuild("fused", models.build_twin(config.model, info))
+    fused = quantization.rebuild("fused", twins.build(config.model, info))
     model = quantization.prepare(fused, config.backend)
     part = Part(torch.randint(0, 255, (32, 1, 32, 32), dtype=torch.uint8), torch.zeros(32, dtype=torch.long))
     before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}

@@ -12,7 +12,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from pipeline.commands.composition import compose_request
-from pipeline.datasets import load_training
+from pipeline.datasets.catalogue import load_training
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.flows import eager as quantization
 from pipeline.flows import forms
@@ -22,8 +22,8 @@ from pipeline.run.plan import Step, make_plan
 from pipeline.run.request import Request
 from pipeline.run.runner import run
 from pipeline.stages import qat
-from pipeline.stages.contract import PROGRESS_FILE, Context
 from pipeline.training import loop as training
+from pipeline.training.context import PROGRESS_FILE, Context
 from pipeline.training.distillation import distillation_loss
 from tests.conftest import SMALL
 from tests.test_stages import Bench

@@ -13,7 +13,7 @@ from pipeline.commands.composition import CONFIG_FOLDER, compose_request
 from pipeline.datasets.spec import DatasetInfo
 from pipeline.flows import eager as quantization
 from pipeline.flows import forms
-from pipeline.flows.eager import Form
+from pipeline.flows.eager import Form, twins
 from pipeline.settings.config import Config
 from pipeline.stages.qat import freeze_on_schedule
 
@@ -34,7 +34,7 @@ def images(count: int = 8, seed: int = 0, size: int = 32) -> torch.Tensor:
 def trained_qat(config: Config) -> nn.Module:
     """A prepared model whose observers have seen two batches."""
     torch.manual_seed(0)
-    fused = quantization.rebuild("fused", models.build_twin(config.model, INFO))
+    fused = quantization.rebuild("fused", twins.build(config.model, INFO))
     prepared = quantization.prepare(fused, config.backend)
     return observed(prepared, config.dataset.image_size)
 
@@ -43,7 +43,7 @@ def calibrated_ptq(config: Config) -> nn.Module:
     """A model prepared for post-training quantization whose observers have seen two batches."""
     torch.manual_seed(0)
     return observed(
-        quantization.prepare_ptq(models.build_twin(config.model, INFO), config.backend), config.dataset.image_size
+        quantization.prepare_ptq(twins.build(config.model, INFO), config.backend), config.dataset.image_size
     )
 
 
@@ -61,7 +61,7 @@ def test_form_round_trips_bit_equal_when_loaded_from_its_state_dict(backend: str
     if form == "float":
         model = models.build(config.model, INFO)
     elif form == "fused":
-        model = quantization.rebuild("fused", models.build_twin(config.model, INFO))
+        model = quantization.rebuild("fused", twins.build(config.model, INFO))
     elif form == "ptq_int8":
         model = quantization.convert(calibrated_ptq(config), config.backend)
     else:

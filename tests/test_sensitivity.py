@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import datasets
 from pipeline.commands.composition import compose_request
 from pipeline.datasets.spec import Part
 from pipeline.flows import eager as quantization
@@ -116,7 +115,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[
         raise AssertionError("the test part was read")
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
-        patch.setattr(datasets, "load_test", refuse)
+        patch.setattr(catalogue, "load_test", refuse)
         metrics = run(request).metrics
     name = next(name for name in artifacts_of(request.config) if name.startswith("sensitivity-"))
     return outputs / "artifacts" / name, said.getvalue(), metrics

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import datasets, predict
+from pipeline import predict
 from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
 from pipeline.datasets.arrays import Arrays
 from pipeline.host.errors import UserError
 from pipeline.run.request import Request
@@ -44,7 +45,7 @@ def test_champion_predicts_the_classes_that_the_run_predicted_when_its_test_imag
     request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = request_.config
-    test = datasets.load_test(config.dataset)
+    test = catalogue.load_test(config.dataset)
     names = []
     assert isinstance(test.pixels, Arrays)
     for index, pixels in enumerate(test.pixels.images.numpy()):  # of 8 px, as they were read

@@ -16,9 +16,9 @@ from pipeline.host.faults import told
 from pipeline.host.machine import Machine
 from pipeline.host.world import World
 from pipeline.settings.config import DatasetConfig, TrainConfig
-from pipeline.stages.contract import PROGRESS_FILE, Context
 from pipeline.training import loop as training
 from pipeline.training import optimization
+from pipeline.training.context import PROGRESS_FILE, Context
 
 DATA = DatasetConfig(name="made", image_size=8, crop_padding=1)
 

@@ -9,7 +9,7 @@ from torch import nn
 from pipeline import models
 from pipeline.datasets.spec import DatasetInfo
 from pipeline.flows import eager as quantization
-from pipeline.flows.eager import Form
+from pipeline.flows.eager import Form, twins
 from pipeline.host.errors import UserError
 from pipeline.host.files import load_tensors
 from pipeline.settings.config import Config
@@ -35,14 +35,14 @@ def load(form: Form, checkpoint: Path, config: Config, info: DatasetInfo) -> nn.
     else:
         backend = config.backend if form in ("qat", "int8", "ptq_int8") else None
         fuse_mode = config.fuse.mode if form in ("fused", "qat") else "train"
-        model = quantization.rebuild(form, models.build_twin(config.model, info), backend, fuse_mode)
+        model = quantization.rebuild(form, twins.build(config.model, info), backend, fuse_mode)
     _load_state(model, checkpoint)
     return model
 
 
 def load_float_into_twin(checkpoint: Path, config: Config, info: DatasetInfo) -> nn.Module:
     """The quantizable twin with the float network's parameters, which have the same names."""
-    twin = models.build_twin(config.model, info)
+    twin = twins.build(config.model, info)
     _load_state(twin, checkpoint)
     return twin
 

@@ -22,7 +22,7 @@ from pipeline.host import terminal
 from pipeline.host.files import sha256, write_and_rename
 from pipeline.host.machine import Machine
 from pipeline.run.holds import Holds
-from pipeline.stages.contract import MODEL_FILE, PROGRESS_FILE, Metric
+from pipeline.training.context import MODEL_FILE, PROGRESS_FILE, Metric
 
 _MANIFEST = "manifest.json"
 # In a partial folder: the content of the artifacts that its checkpoint was trained from.

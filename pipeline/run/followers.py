@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline import datasets
+from pipeline.datasets import catalogue
 from pipeline.datasets.spec import Part
 from pipeline.host.errors import UserError
 from pipeline.host.files import in_project
@@ -18,7 +18,8 @@ from pipeline.host.world import World
 from pipeline.run.artifact_store import Store
 from pipeline.run.plan import Plan, Step, visible_config
 from pipeline.settings.config import Config
-from pipeline.stages.contract import Context, Inputs
+from pipeline.stages.contract import Inputs
+from pipeline.training.context import Context
 
 
 def check_processes(config: Config, size: int) -> None:
@@ -70,7 +71,7 @@ def follow(config: Config, plan: Plan, world: World, device: torch.device) -> No
 
     @functools.cache
     def load_training() -> tuple[Part, Part]:
-        training, validation = datasets.load_training(config.dataset, Store(outputs / "artifacts").machine())
+        training, validation = catalogue.load_training(config.dataset, Store(outputs / "artifacts").machine())
         # No batch waits for a measurement: rank 0 may wait for it within `computing`, and the measurement for rank 0.
         return replace(training, machine=UNSHARED), replace(validation, machine=UNSHARED)
 
@@ -80,7 +81,7 @@ def follow(config: Config, plan: Plan, world: World, device: torch.device) -> No
         context = Context(
             folder=folder,
             device=device,
-            info=datasets.info(config.dataset),
+            info=catalogue.info(config.dataset),
             load_training=load_training,
             load_test=_no_test_part,
             world=world,  # and no lock of the machine to train: rank 0 has it, and the others wait for rank 0

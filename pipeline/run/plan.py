@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import datasets, models, runtimes, stages
+from pipeline import models, runtimes, stages
+from pipeline.datasets import catalogue
+from pipeline.flows.eager import twins
 from pipeline.host import environment
 from pipeline.host.errors import UserError, suggestion
 from pipeline.host.files import in_project
@@ -55,7 +57,7 @@ def make_plan(config: Config) -> Plan:
     Raises:
         UserError: for a stage that does not exist or that stands before one it needs.
     """
-    datasets.look_again()
+    catalogue.look_again()
     declared = stages.registry()
     for name in config.stages:
         if name not in declared:
@@ -118,7 +120,7 @@ def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
         hashed[section] = _settings(section, getattr(config, section), stage.ignores)
     if "model" in stage.sections:
         hashed["weights"] = weights.fingerprint(config.model)
-    hashed["data"] = {part: datasets.fingerprint(config.dataset, part, seen) for part in stage.parts}
+    hashed["data"] = {part: catalogue.fingerprint(config.dataset, part, seen) for part in stage.parts}
     if stage.measures_machine:
         hashed["machine"] = environment.machine()
     return hashed
@@ -127,7 +129,9 @@ def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
 def _modules(stage: Stage, config: Config) -> list[str]:
     """The modules that a stage runs: its own, and those that are chosen by name."""
     chosen = [models.module_of(config.model)] if "model" in stage.sections else []
-    return [stage.run.__module__, *chosen, *([datasets.module_of(config.dataset)] if stage.parts else [])]
+    if {"fuse", "backend"} & set(stage.sections):
+        chosen.append(twins.module_of(config.model))
+    return [stage.run.__module__, *chosen, *([catalogue.module_of(config.dataset)] if stage.parts else [])]
 
 
 def _settings(section: str, value: Any, ignores: tuple[str, ...]) -> Any:

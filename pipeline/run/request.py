@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from pipeline import datasets, runtimes
+from pipeline import runtimes
+from pipeline.datasets import catalogue
 from pipeline.flows import eager as quantization
 from pipeline.host import environment, terminal, torchrun
 from pipeline.host.files import in_project
@@ -68,8 +69,8 @@ def tell_qconfigs(config: Config, plan: Plan) -> None:
 
 def tell_data(config: Config, outputs: Path, machine: Machine) -> dict[str, str]:
     """Say what is odd about the data, in a line each, and give the lines by their names."""
-    found = datasets.inspect(config.dataset, seen_folder(outputs), machine)
-    order = datasets.class_order(config.dataset) if config.model.weights is not None else None
+    found = catalogue.inspect(config.dataset, seen_folder(outputs), machine)
+    order = catalogue.class_order(config.dataset) if config.model.weights is not None else None
     if order is not None:
         found["class_order"] = f"model.weights={config.model.weights}: has to have its classes in this order: {order}"
     for line in found.values():
@@ -103,9 +104,9 @@ def describe(request: Request, plan: Plan, warnings: Mapping[str, str] = {}) -> 
         or f"{config.model.name} {config.dataset.name} {config.backend.name}"
     )
     seen = seen_folder(in_project(config.outputs))
-    data = {part: datasets.fingerprint(config.dataset, part, seen) for part in ("train", "test")}  # type: ignore[arg-type]
+    data = {part: catalogue.fingerprint(config.dataset, part, seen) for part in ("train", "test")}  # type: ignore[arg-type]
     digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:8]
-    origin = datasets.find(config.dataset).origin(config.dataset)
+    origin = catalogue.find(config.dataset).origin(config.dataset)
     dataset = (config.dataset.name, digest, origin)
     return RunRecord(
         mask_text(name),

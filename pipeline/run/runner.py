@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline import datasets, models
+from pipeline import models
+from pipeline.datasets import catalogue
 from pipeline.flows import eager as quantization
+from pipeline.flows.eager import twins
 from pipeline.host import environment, terminal, torchrun
 from pipeline.host.errors import UserError, suggestion
 from pipeline.host.files import in_project, make_writable_folder
@@ -73,7 +75,7 @@ def _walk(request: Request, plan: Plan, world: World, store: Store) -> Outcome:
     ):  # else it lies beside the artifacts, and moves along
         note_tracking(outputs, store_uri(config.tracking, outputs))
     if any(step.stage.parts and step.artifact not in done for step in plan.steps):
-        datasets.find(config.dataset).prepare(config.dataset)
+        catalogue.find(config.dataset).prepare(config.dataset)
     record = describe(request, plan, tell_data(config, outputs, store.machine()))
     # To be registered, a model is logged: that takes a run.
     repeats = is_replay(plan, done) and config.register.name is None
@@ -102,16 +104,16 @@ def check_parts(config: Config) -> Plan:
     """
     device = environment.resolve_device(config.device)
     check_processes(config, torchrun.world_size())
-    datasets.find(config.dataset)
+    catalogue.find(config.dataset)
     models.check_model(config.model, config.dataset.image_size)
     quantization.check_backend(config.backend)
     if config.backend.skip_layers:
-        fused = quantization.fuse(models.build_twin(config.model, datasets.info(config.dataset)), "eval")
+        fused = quantization.fuse(twins.build(config.model, catalogue.info(config.dataset)), "eval")
         quantization.check_skip_layers(config.backend.skip_layers, fused, config.model.name)
     if config.train.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("train.precision=bf16: this GPU does not have it; allowed: auto, fp32")
     if config.model.weights is not None:
-        weights.load_into(models.build(config.model, datasets.info(config.dataset)), config.model)
+        weights.load_into(models.build(config.model, catalogue.info(config.dataset)), config.model)
     _forced(config)
     check_runtimes(config.runtime.names, config.stages)
     check_registration(config)

@@ -25,7 +25,7 @@ from pipeline.host.remembered import FileMemory, memory_at, state_of
 # themselves. Of libraries: the same. Neither is followed. Of a package its own file is meant alone.
 _COMPUTE_NOTHING = frozenset(
     {
-        *("pipeline", "pipeline.host", "pipeline.stages", "pipeline.stages.contract"),
+        *("pipeline", "pipeline.host", "pipeline.stages", "pipeline.stages.contract", "pipeline.training.context"),
         *(f"pipeline.host.{name}" for name in ("declared", "environment", "errors", "faults", "files", "interruption")),
         *(f"pipeline.host.{name}" for name in ("machine", "redaction", "remembered", "terminal", "torchrun")),
         *(f"pipeline.datasets.{name}" for name in ("archives", "contents", "folder_findings", "looking")),

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import datasets
+from pipeline.datasets import catalogue
 from pipeline.host import environment, terminal
 from pipeline.host.world import SOLO, World
 from pipeline.run.artifact_store import Artifact, Store
@@ -15,8 +15,8 @@ from pipeline.run.followers import announce
 from pipeline.run.plan import Step, input_hashes, is_current, visible_config
 from pipeline.run.remade import what_changed
 from pipeline.settings.config import Config
-from pipeline.stages.contract import Context
 from pipeline.tracking import Tracker
+from pipeline.training.context import Context
 
 
 def _undeclared_part() -> Any:
@@ -31,8 +31,8 @@ class Walk:
         self.metrics: dict[str, float] = {}
         self.machine = store.machine()
         self.device = environment.resolve_device(config.device)
-        self.load_training = functools.cache(lambda: datasets.load_training(config.dataset, self.machine))
-        self.load_test = functools.cache(lambda: datasets.load_test(config.dataset, self.machine))
+        self.load_training = functools.cache(lambda: catalogue.load_training(config.dataset, self.machine))
+        self.load_test = functools.cache(lambda: catalogue.load_test(config.dataset, self.machine))
 
     def folder_of(self, stage: str) -> Path | None:
         """The folder of a stage's result, or None where the walk has not been there."""
@@ -81,7 +81,7 @@ class Walk:
         context = Context(
             folder=folder,
             device=self.device,
-            info=datasets.info(self.config.dataset),
+            info=catalogue.info(self.config.dataset),
             load_training=self.load_training if "train" in step.stage.parts else _undeclared_part,
             load_test=self.load_test if "test" in step.stage.parts else _undeclared_part,
             machine=self.machine,

@@ -15,7 +15,6 @@ from pipeline.host.errors import UserError
 from pipeline.host.files import expand_user, in_project
 from pipeline.runtimes import Predictor, Runtime, check_runtimes, registry
 
-_REGISTERED = "models:/"
 # Of several files in a folder: the runtime that starts soonest.
 _PREFERRED = ("onnxruntime", "openvino", "torchscript")
 # Where MLflow's flavours keep a model's file and what goes with it.
@@ -49,20 +48,14 @@ class ExportedModel:
         return odds / odds.sum()
 
 
-def locate(model: str | None, outputs: str, tracking_uri: str | None) -> Path:
-    """The file or folder of a model: `models:/NAME@ALIAS`, a path, or None for the int8 model exported last.
+def locate(model: str | None, outputs: str) -> Path:
+    """The file or folder of a model: a path, or None for the int8 model exported last.
 
     Raises:
         UserError: when it is not there.
     """
     if model is None:
         return _exported_last(in_project(outputs) / "artifacts")
-    if model.startswith(_REGISTERED):
-        # Of mlflow it imports something only where the store is no SQLite file.
-        from pipeline.settings.config import TrackingConfig
-        from pipeline.tracking.registry import find_registered
-
-        return find_registered(model, TrackingConfig(uri=tracking_uri), in_project(outputs))
     path = expand_user(model)
     if not path.exists():
         raise UserError(f"--model {model}: no such file or folder; allowed: models:/NAME@ALIAS, {_files()}")

@@ -14,4 +14,4 @@ from pipeline.stages.contract import Stage
 @functools.cache
 def registry() -> dict[str, Stage]:
     """Every declared stage by its name."""
-    return {module.STAGE.name: module.STAGE for module in modules_of(__name__)}
+    return {module.STAGE.name: module.STAGE for module in modules_of(__name__) if hasattr(module, "STAGE")}

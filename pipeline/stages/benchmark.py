@@ -27,7 +27,8 @@ from pipeline.reports import runtime_plots
 from pipeline.reports.runtime_report import Measured, runtimes_table
 from pipeline.runtimes import EAGER, Predictor, eager, exported_to, memory, parity
 from pipeline.settings.config import Config
-from pipeline.stages.contract import Context, Inputs, Stage
+from pipeline.stages.contract import Inputs, Stage
+from pipeline.training.context import Context
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pipeline.flows import eager as quantization
 from pipeline.flows import forms
 from pipeline.settings.config import Config
-from pipeline.stages.contract import Context, Inputs, Stage
+from pipeline.stages.contract import Inputs, Stage
+from pipeline.training.context import Context
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:

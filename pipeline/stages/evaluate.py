@@ -22,7 +22,8 @@ from pipeline.measure.pairs import pair_metrics
 from pipeline.measure.statistics import accuracy_interval
 from pipeline.reports import plots
 from pipeline.settings.config import Config
-from pipeline.stages.contract import Context, Inputs, Stage
+from pipeline.stages.contract import Inputs, Stage
+from pipeline.training.context import Context
 from pipeline.training.loop import accuracy_pct, predict
 
 _ON_CPU_ALONE = ("ptq_int8", "int8")

@@ -11,9 +11,10 @@ from torch import nn
 
 from pipeline.flows import forms
 from pipeline.settings.config import Config
-from pipeline.stages.contract import Context, Inputs, Stage
+from pipeline.stages.contract import Inputs, Stage
 from pipeline.training import loop as training
 from pipeline.training import optimization
+from pipeline.training.context import Context
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:

@@ -10,8 +10,9 @@ import time
 
 from pipeline.flows import eager as quantization
 from pipeline.settings.config import Config
-from pipeline.stages.contract import Context, Inputs, Stage
+from pipeline.stages.contract import Inputs, Stage
 from pipeline.training.calibration import calibrated
+from pipeline.training.context import Context
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:

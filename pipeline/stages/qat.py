@@ -19,10 +19,11 @@ from pipeline.flows import eager as quantization
 from pipeline.flows import forms
 from pipeline.measure.statistics import mcnemar_p
 from pipeline.settings.config import Config, QatConfig
-from pipeline.stages.contract import Context, Inputs, Stage
+from pipeline.stages.contract import Inputs, Stage
 from pipeline.training import loop as training
 from pipeline.training import optimization
 from pipeline.training.calibration import calibrate, calibrated
+from pipeline.training.context import Context
 from pipeline.training.distillation import distillation_loss
 
 

@@ -13,8 +13,9 @@ from pipeline.measure.sensitivity import analyse
 from pipeline.reports import plots
 from pipeline.reports.sensitivity_report import advice, csv_table, markdown_table
 from pipeline.settings.config import Config
-from pipeline.stages.contract import Context, Inputs, Stage
+from pipeline.stages.contract import Inputs, Stage
 from pipeline.training.calibration import calibrate, choose
+from pipeline.training.context import Context
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:

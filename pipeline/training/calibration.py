@@ -16,7 +16,7 @@ from pipeline.flows.eager import fake_quantize_off
 from pipeline.host import terminal
 from pipeline.host.machine import Machine
 from pipeline.settings.config import Config, DatasetConfig
-from pipeline.stages.contract import Context
+from pipeline.training.context import Context
 
 
 def choose(part: Part, samples: int, seed: int) -> Part:

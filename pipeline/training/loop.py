@@ -32,10 +32,10 @@ from pipeline.host.interruption import stop_if_interrupted
 from pipeline.host.machine import Machine
 from pipeline.host.world import SOLO, World
 from pipeline.settings.config import DatasetConfig, OptimizationConfig, QatConfig
-from pipeline.stages.contract import Context
 from pipeline.training import optimization, progress
 from pipeline.training.batch_norm import normalize_over_all
 from pipeline.training.compilation import CompiledForward
+from pipeline.training.context import Context
 from pipeline.training.dropout import drop_out_over_all
 
 # The loss of a step from images (B, C, S, S), logits (B, classes) and labels int64 (B).

@@ -17,7 +17,7 @@ from pipeline.host import terminal
 from pipeline.host.errors import UserError
 from pipeline.host.faults import fault
 from pipeline.host.files import load_tensors, save_tensors
-from pipeline.stages.contract import PROGRESS_FILE, Context
+from pipeline.training.context import PROGRESS_FILE, Context
 
 # Instead of a number of epochs, of which there are so many at most.
 _DAMAGED, _MOST_EPOCHS = -1, 2**31

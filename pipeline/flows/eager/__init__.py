@@ -6,15 +6,14 @@ but without a removal version: when it goes, this is the room to refurnish.
     engines.py         what this machine runs int8 with
     qconfig.py         what is observed and fake-quantized, and how
     layers.py          the quantizable layers by name, and those that stay float
+    twins/             the quantizable twin of each model
+    fusing.py          neighbouring modules in one
     graph.py           the forms of a model: fuse, prepare, convert, rebuild
     ranges.py          from calibrated observers to fake-quantize modules
     fake_quantize.py   switching observers and fake-quantize modules of a prepared model
     products.py        int8 matrix products, for the machine's peak
     vectorized.py      the arithmetic of fake-quantize on the CPU, to torch's bits in a fraction of its time
 """
-
-from torch.ao.nn.quantized import FloatFunctional
-from torch.ao.quantization import DeQuantStub, QuantStub
 
 from pipeline.flows.eager.engines import check_backend, silence_known_warnings, supported_engines, use_engine
 from pipeline.flows.eager.fake_quantize import (
@@ -30,7 +29,6 @@ from pipeline.flows.eager.graph import (
     Form,
     convert,
     fuse,
-    fuse_modules,
     prepare,
     prepare_ptq,
     prepare_simulation,
@@ -48,12 +46,8 @@ from pipeline.flows.eager.qconfig import (
 from pipeline.flows.eager.ranges import take_ranges
 from pipeline.flows.eager.vectorized import observe_over_all, size_ranges
 
-# The stubs and FloatFunctional are here for the quantizable twins, which must not import torch.ao themselves.
 __all__ = [
-    "DeQuantStub",
-    "FloatFunctional",
     "Form",
-    "QuantStub",
     "activation_levels",
     "check_backend",
     "check_skip_layers",
@@ -63,7 +57,6 @@ __all__ = [
     "freeze_batch_norm",
     "freeze_observers",
     "fuse",
-    "fuse_modules",
     "has_vnni",
     "int8_products",
     "observe_over_all",

@@ -11,7 +11,6 @@ twin, and the checkpoint is loaded into it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Literal
 
 import torch.ao.quantization as ao
@@ -25,16 +24,6 @@ from pipeline.flows.eager.vectorized import vectorize
 from pipeline.settings.config import BackendConfig
 
 Form = Literal["float", "float_finetuned", "fused", "qat", "int8", "ptq_int8"]
-
-
-def fuse_modules(module: nn.Module, groups: Sequence[Sequence[str]], is_qat: bool) -> None:
-    """Fuse each group of `module`'s children (Conv+BN, Conv+BN+ReLU, …) in place.
-
-    With `is_qat` (the module in training mode) the BatchNorm is kept, trainable, beside its
-    convolution; without (evaluation mode) it is folded into the weights for good.
-    """
-    in_mode = ao.fuse_modules_qat if is_qat else ao.fuse_modules
-    in_mode(module, [list(group) for group in groups], inplace=True)
 
 
 def fuse(twin: nn.Module, mode: str) -> nn.Module:
