@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.datasets import catalogue
 from pipeline.datasets.spec import DatasetSpec, Part
 
 # Of a made data set's images, so many are of the first class, and as many of the second.

@@ -27,7 +27,7 @@ from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue, contents
 from pipeline.datasets.arrays import prepared
 from pipeline.datasets.loader import count_batches, evaluation_batches, training_batches
-from pipeline.datasets.spec import Part
+from pipeline.datasets.spec import DatasetInfo, Part
 from pipeline.host import remembered
 from pipeline.host.errors import UserError
 from pipeline.run.request import Request
@@ -455,7 +455,7 @@ def test_image_folder_reads_every_kind_of_image_when_train_and_test_are_given(tm
 
     config = image_folder(tmp_path)
     test = catalogue.load_test(config)
-    assert catalogue.info(config) == catalogue.spec.DatasetInfo(3, ("cat", "dog"))
+    assert catalogue.info(config) == DatasetInfo(3, ("cat", "dog"))
     assert test.pixels.shape == (6, 3, 16, 16)
     assert test.pixels.dtype == torch.uint8
     assert test.labels.tolist() == [0, 0, 0, 1, 1, 1]

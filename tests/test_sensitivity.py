@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
 from pipeline.datasets.spec import Part
 from pipeline.flows import eager as quantization
 from pipeline.host.machine import Machine
