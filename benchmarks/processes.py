@@ -32,7 +32,7 @@ from pipeline import models
 from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue
 from pipeline.flows import eager as quantization
-from pipeline.flows.eager import twins
+from pipeline.flows.eager import flow, twins
 from pipeline.host import terminal, torchrun
 from pipeline.host.files import PROJECT_ROOT
 from pipeline.host.world import join
@@ -116,7 +116,7 @@ def _worker(stage: str, dtype: str, activation: str, result: str, folder: str, *
         return loss
 
     with join(_CPU) as world:
-        context = Context(Path(folder), _CPU, info, lambda: parts, lambda: parts[1], world=world)
+        context = Context(Path(folder), _CPU, info, lambda: parts, lambda: parts[1], flow, world=world)
         with contextlib.suppress(_Enough):
             training.fit(model, settings, config.dataset, config.seed, context, stage, loss_of=loss_of)
         mean = [float(world.mean(loss)) for loss in losses]

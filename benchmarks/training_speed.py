@@ -34,7 +34,7 @@ from pipeline.datasets import catalogue
 from pipeline.datasets.arrays import Arrays
 from pipeline.datasets.spec import Part
 from pipeline.flows import eager as quantization
-from pipeline.flows.eager import twins
+from pipeline.flows.eager import flow, twins
 from pipeline.host import environment
 from pipeline.host.files import in_project
 from pipeline.settings.config import Config, OptimizationConfig
@@ -210,6 +210,7 @@ def _fit(model: nn.Module, config: Config, part: Part, validation: Part, note: C
             info=catalogue.info(config.dataset),
             load_training=lambda: (part, validation.select(np.arange(10))),
             load_test=lambda: part,
+            flow=flow,
         )
         training.fit(model, config.train, config.dataset, 0, context, "train", lambda model, done: note())
 

@@ -17,7 +17,7 @@ from pipeline import models
 from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue
 from pipeline.flows import eager as quantization
-from pipeline.flows.eager import twins
+from pipeline.flows.eager import flow, twins
 from pipeline.host import terminal, torchrun
 from pipeline.host.world import World, join
 from pipeline.settings.config import Config
@@ -63,7 +63,7 @@ def _train(stage: str, config: Config, world: World) -> dict[str, Any]:
         return loss
 
     with tempfile.TemporaryDirectory() as folder:
-        context = Context(Path(folder), device, info, lambda: parts, lambda: parts[1], world=world)
+        context = Context(Path(folder), device, info, lambda: parts, lambda: parts[1], flow, world=world)
         training.fit(model, settings, config.dataset, config.seed, context, stage, loss_of=loss_of)
         files = len(list(Path(folder).iterdir()))
     state = torch.cat([value.double().flatten() for value in model.state_dict().values()])

@@ -14,7 +14,6 @@ from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
 from pipeline.flows import forms
 from pipeline.flows.eager import Form, twins
-from pipeline.host.machine import Machine
 from pipeline.run.request import Request
 from pipeline.run.runner import artifacts_of, run
 from pipeline.settings.config import Config
@@ -90,9 +89,11 @@ def test_calibration_images_are_another_choice_when_the_seed_is_another() -> Non
     assert not np.array_equal(first, np.sort(first))
 
 
-def test_calibration_observes_float_activations_when_the_model_is_prepared_for_qat() -> None:
+def test_calibration_observes_float_activations_when_the_model_is_prepared_for_qat(tmp_path: Path) -> None:
     from pipeline.commands.composition import compose_request
     from pipeline.flows import eager as quantization
+    from pipeline.flows.eager import flow
+    from pipeline.training.context import Context
 
     config = compose_request([]).config
     info = catalogue.info(config.dataset)
@@ -101,7 +102,8 @@ def test_calibration_observes_float_activations_when_the_model_is_prepared_for_q
     model = quantization.prepare(fused, config.backend)
     part = Part(torch.randint(0, 255, (32, 1, 32, 32), dtype=torch.uint8), torch.zeros(32, dtype=torch.long))
     before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
-    calibration.calibrate(model, part, config.dataset, 32, 0, 32, torch.device("cpu"), Machine())
+    context = Context(tmp_path, torch.device("cpu"), info, lambda: (part, part), lambda: part, flow)
+    calibration.calibrate(model, config, context)
     state = model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in before.items())
     assert all(value == 1 for name, value in state.items() if name.endswith("fake_quant_enabled"))

@@ -13,7 +13,7 @@ from pipeline.commands.composition import CONFIG_FOLDER, compose_request
 from pipeline.datasets.spec import DatasetInfo
 from pipeline.flows import eager as quantization
 from pipeline.flows import forms
-from pipeline.flows.eager import Form, twins
+from pipeline.flows.eager import Form, flow, twins
 from pipeline.settings.config import Config
 from pipeline.stages.qat import freeze_on_schedule
 
@@ -119,7 +119,7 @@ def test_freeze_schedule_stops_statistics_and_ranges_when_their_epochs_have_come
         """Whether a step moved BatchNorm statistics, and whether it moved ranges."""
         before = {name: value.clone() for name, value in model.state_dict().items()}
         model.train()
-        freeze_on_schedule(model, epochs_done, config.qat)
+        freeze_on_schedule(model, epochs_done, config.qat, flow)
         model(3 * images(seed=seed))
         moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
         return any("running_mean" in name for name in moved), any("min_val" in name for name in moved)
@@ -144,6 +144,6 @@ def test_validation_leaves_ranges_as_they_are_when_observers_still_learn() -> No
     model = trained_qat(config_of("fbgemm"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     bright = Part(torch.full((4, 1, 32, 32), 255, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
-    predict(model, bright, DatasetConfig(name="made", std=[0.01]), 2, torch.device("cpu"), "test", Machine())
+    predict(model, bright, DatasetConfig(name="made", std=[0.01]), 2, torch.device("cpu"), "test", flow, Machine())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(value == 1 for name, value in model.state_dict().items() if name.endswith("observer_enabled"))

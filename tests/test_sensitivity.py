@@ -14,6 +14,7 @@ from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue
 from pipeline.datasets.spec import Part
 from pipeline.flows import eager as quantization
+from pipeline.flows.eager import flow
 from pipeline.host.machine import Machine
 from pipeline.measure import sensitivity
 from pipeline.measure.sensitivity import LayerSensitivity, Sensitivity, analyse
@@ -45,7 +46,7 @@ def analysed(spoil: str | None) -> tuple[Sensitivity, nn.Module, Tensor, Tensor]
     def batches() -> list[tuple[Tensor, Tensor]]:
         return [(batch(), labels)]
 
-    return analyse(model, batches, batches, Machine()), model, batch(), labels
+    return analyse(model, flow, batches, batches, Machine()), model, batch(), labels
 
 
 def test_spoilt_layer_is_ranked_worst_and_recovers_when_it_alone_stays_float() -> None:

@@ -16,7 +16,7 @@ from pipeline.datasets import catalogue
 from pipeline.datasets.arrays import Arrays
 from pipeline.datasets.spec import Part
 from pipeline.flows import forms
-from pipeline.flows.eager import Form, silence_known_warnings
+from pipeline.flows.eager import Form, flow, silence_known_warnings
 from pipeline.run.plan import visible_config
 from pipeline.settings.config import Config
 from pipeline.training.context import MODEL_FILE, Context
@@ -48,6 +48,7 @@ class Bench:
                 catalogue.load_training(self.config.dataset) if reads_training else (forbidden(), forbidden())
             ),
             load_test=lambda: catalogue.load_test(self.config.dataset) if reads_test else forbidden(),
+            flow=flow,
         )
         inputs = {form: self.models[form] for form in stage.inputs(self.config)}
         stage.run(visible_config(stage, self.config), inputs, context)

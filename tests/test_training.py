@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.datasets.spec import DatasetInfo, Part
+from pipeline.flows.eager import flow
 from pipeline.host.errors import UserError
 from pipeline.host.faults import told
 from pipeline.host.machine import Machine
@@ -38,6 +39,7 @@ def context(folder: Path) -> Context:
         info=DatasetInfo(1, tuple("abcd")),
         load_training=lambda: (part(64, 0), part(32, 1)),
         load_test=lambda: part(0, 0),
+        flow=flow,
     )
 
 
@@ -178,7 +180,7 @@ def test_best_epoch_is_kept_when_a_later_one_is_worse(tmp_path: Path) -> None:
 
     def accuracy(model: nn.Module) -> float:
         return training.accuracy_pct(
-            training.predict(model, validation, DATA, 16, torch.device("cpu"), "test", Machine()), validation
+            training.predict(model, validation, DATA, 16, torch.device("cpu"), "test", flow, Machine()), validation
         )
 
     assert accuracy(best) == max(curve)
@@ -210,7 +212,7 @@ def test_predict_gives_every_image_its_class_in_order_when_the_last_batch_is_sho
             return -(level[:, None] - torch.arange(4)).abs()
 
     sample = part(30, 3)
-    predicted = training.predict(Brightness(), sample, DATA, 7, torch.device("cpu"), "test", Machine())
+    predicted = training.predict(Brightness(), sample, DATA, 7, torch.device("cpu"), "test", flow, Machine())
     assert torch.equal(predicted, sample.labels)
     assert training.accuracy_pct(predicted, sample) == 100
 

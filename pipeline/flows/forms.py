@@ -8,8 +8,8 @@ from torch import nn
 
 from pipeline import models
 from pipeline.datasets.spec import DatasetInfo
-from pipeline.flows import eager as quantization
-from pipeline.flows.eager import Form, twins
+from pipeline.flows import catalogue
+from pipeline.flows.contract import Form
 from pipeline.host.errors import UserError
 from pipeline.host.files import load_tensors
 from pipeline.settings.config import Config
@@ -25,26 +25,16 @@ PREFIXES: dict[Form, str] = {
 
 
 def load(form: Form, checkpoint: Path, config: Config, info: DatasetInfo) -> nn.Module:
-    """The model in `form`, on the CPU: the plain float network, or the quantizable twin's other forms.
+    """The model in `form`, on the CPU: the float network, or what the backend's flow makes of it.
 
-    Reads `config.model`; `config.backend` for the forms `qat`, `int8` and `ptq_int8`; `config.fuse` for
-    `fused` and `qat`.
+    Reads `config.model`; `config.backend` and `config.fuse` for the flow's forms.
     """
     if form in ("float", "float_finetuned"):
         model = models.build(config.model, info)
     else:
-        backend = config.backend if form in ("qat", "int8", "ptq_int8") else None
-        fuse_mode = config.fuse.mode if form in ("fused", "qat") else "train"
-        model = quantization.rebuild(form, twins.build(config.model, info), backend, fuse_mode)
+        model = catalogue.find(config.backend).rebuild(form, config, info)
     _load_state(model, checkpoint)
     return model
-
-
-def load_float_into_twin(checkpoint: Path, config: Config, info: DatasetInfo) -> nn.Module:
-    """The quantizable twin with the float network's parameters, which have the same names."""
-    twin = twins.build(config.model, info)
-    _load_state(twin, checkpoint)
-    return twin
 
 
 def _load_state(model: nn.Module, checkpoint: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.flows import eager as quantization
+from pipeline.flows.contract import Flow
 from pipeline.host import terminal
 from pipeline.host.machine import Machine
 
@@ -60,14 +60,14 @@ RANK_RULE = (
 
 
 @torch.no_grad()
-def analyse(model: nn.Module, calibration: Batches, validation: Batches, machine: Machine) -> Sensitivity:
+def analyse(model: nn.Module, flow: Flow, calibration: Batches, validation: Batches, machine: Machine) -> Sensitivity:
     """Measure every quantizable layer of a simulated, calibrated model, and rank them by `RANK_RULE`.
 
     Accuracies are those of `validation`, signal-to-noise ratios those of `calibration`. Leaves everything
     quantized and the observers off.
     """
-    quantization.freeze_observers(model)
-    layers = quantization.quantizable_layers(model)
+    flow.freeze(model, batch_norm=False, ranges=True)
+    layers = flow.layers(model)
     with terminal.bar("sensitivity", 3 + 2 * len(layers), unit="pass") as bar:
 
         def accuracy() -> float:
@@ -78,22 +78,22 @@ def analyse(model: nn.Module, calibration: Batches, validation: Batches, machine
             bar.update(1)
             return 100 * float(torch.cat(right).double().mean())
 
-        quantization.switch_all(model, False)
-        snr = _activation_snr_db(model, layers, calibration, machine)
+        flow.switch_all(model, False)
+        snr = _activation_snr_db(model, flow, layers, calibration, machine)
         bar.update(1)
         float_pct = accuracy()
         alone_int8 = {}
         for name, layer in layers.items():
-            quantization.switch(layer, weight=True, activation=True)
+            flow.switch(layer, weight=True, activation=True)
             alone_int8[name] = accuracy()
-            quantization.switch(layer, weight=False, activation=False)
-        quantization.switch_all(model, True)
+            flow.switch(layer, weight=False, activation=False)
+        flow.switch_all(model, True)
         int8_pct = accuracy()
         alone_float = {}
         for name, layer in layers.items():
-            quantization.switch(layer, weight=False, activation=True)
+            flow.switch(layer, weight=False, activation=True)
             alone_float[name] = accuracy()
-            quantization.switch(layer, weight=True, activation=True)
+            flow.switch(layer, weight=True, activation=True)
     with machine.computing():
         weight_snr = {name: _weight_snr_db(layer) for name, layer in layers.items()}
     found = [
@@ -119,7 +119,7 @@ def _weight_snr_db(layer: nn.Module) -> float:
 
 
 def _activation_snr_db(
-    model: nn.Module, layers: dict[str, nn.Module], batches: Batches, machine: Machine
+    model: nn.Module, flow: Flow, layers: dict[str, nn.Module], batches: Batches, machine: Machine
 ) -> dict[str, float]:
     """Run the float network, and at each layer, on the same input, that layer quantized."""
     sums = {name: [0.0, 0.0] for name in layers}
@@ -132,9 +132,9 @@ def _activation_snr_db(
             if inside:  # the call just below
                 return
             inside = True
-            quantization.switch(layer, weight=True, activation=True)
+            flow.switch(layer, weight=True, activation=True)
             noise = layer(*inputs) - output
-            quantization.switch(layer, weight=False, activation=False)
+            flow.switch(layer, weight=False, activation=False)
             inside = False
             sums[name][0] += _squares(output)
             sums[name][1] += _squares(noise)

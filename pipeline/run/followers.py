@@ -11,6 +11,7 @@ import torch
 
 from pipeline.datasets import catalogue
 from pipeline.datasets.spec import Part
+from pipeline.flows.catalogue import find as find_flow
 from pipeline.host.errors import UserError
 from pipeline.host.files import in_project
 from pipeline.host.machine import UNSHARED
@@ -82,6 +83,7 @@ def follow(config: Config, plan: Plan, world: World, device: torch.device) -> No
             folder=folder,
             device=device,
             info=catalogue.info(config.dataset),
+            flow=find_flow(config.backend),
             load_training=load_training,
             load_test=_no_test_part,
             world=world,  # and no lock of the machine to train: rank 0 has it, and the others wait for rank 0

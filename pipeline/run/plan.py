@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline import models, runtimes, stages
 from pipeline.datasets import catalogue
-from pipeline.flows.eager import twins
+from pipeline.flows.catalogue import find as find_flow
 from pipeline.host import environment
 from pipeline.host.errors import UserError, suggestion
 from pipeline.host.files import in_project
@@ -27,6 +27,8 @@ from pipeline.settings.config import Config
 from pipeline.stages.contract import Product, Stage
 
 _KEY_LENGTH = 16
+# Stages that read one of these go by the backend's flow; `fuse` reads no other setting of the backend.
+_FLOWING = {"fuse", "backend"}
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
     hashed: dict[str, Any] = {"stage": stage.name, "sources": code.files, "libraries": libraries}
     for section in stage.reads(config):
         hashed[section] = _settings(section, getattr(config, section), stage.ignores)
+    if _FLOWING & set(stage.sections):
+        hashed["flow"] = config.backend.flow
     if "model" in stage.sections:
         hashed["weights"] = weights.fingerprint(config.model)
     hashed["data"] = {part: catalogue.fingerprint(config.dataset, part, seen) for part in stage.parts}
@@ -129,8 +133,8 @@ def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
 def _modules(stage: Stage, config: Config) -> list[str]:
     """The modules that a stage runs: its own, and those that are chosen by name."""
     chosen = [models.module_of(config.model)] if "model" in stage.sections else []
-    if {"fuse", "backend"} & set(stage.sections):
-        chosen.append(twins.module_of(config.model))
+    if _FLOWING & set(stage.sections):
+        chosen += find_flow(config.backend).modules_of(config)
     return [stage.run.__module__, *chosen, *([catalogue.module_of(config.dataset)] if stage.parts else [])]
 
 

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline import models
+from pipeline import flows, models
 from pipeline.datasets import catalogue
-from pipeline.flows import eager as quantization
-from pipeline.flows.eager import twins
 from pipeline.host import environment, terminal, torchrun
 from pipeline.host.errors import UserError, suggestion
 from pipeline.host.files import in_project, make_writable_folder
@@ -45,7 +43,6 @@ def run(request: Request) -> Outcome:
         UserError: for whatever the user can mend; before the first stage runs wherever possible.
     """
     config = request.config
-    quantization.silence_known_warnings()
     plan = check_parts(config)
     device = environment.resolve_device(config.device)
     with termination_as_interrupt(), join(device) as world:
@@ -106,10 +103,7 @@ def check_parts(config: Config) -> Plan:
     check_processes(config, torchrun.world_size())
     catalogue.find(config.dataset)
     models.check_model(config.model, config.dataset.image_size)
-    quantization.check_backend(config.backend)
-    if config.backend.skip_layers:
-        fused = quantization.fuse(twins.build(config.model, catalogue.info(config.dataset)), "eval")
-        quantization.check_skip_layers(config.backend.skip_layers, fused, config.model.name)
+    flows.catalogue.find(config.backend).check(config, catalogue.info(config.dataset))
     if config.train.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("train.precision=bf16: this GPU does not have it; allowed: auto, fp32")
     if config.model.weights is not None:

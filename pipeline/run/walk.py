@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets import catalogue
+from pipeline.flows.catalogue import find as find_flow
 from pipeline.host import environment, terminal
 from pipeline.host.world import SOLO, World
 from pipeline.run.artifact_store import Artifact, Store
@@ -82,6 +83,7 @@ class Walk:
             folder=folder,
             device=self.device,
             info=catalogue.info(self.config.dataset),
+            flow=find_flow(self.config.backend),
             load_training=self.load_training if "train" in step.stage.parts else _undeclared_part,
             load_test=self.load_test if "test" in step.stage.parts else _undeclared_part,
             machine=self.machine,

@@ -67,10 +67,11 @@ class BackendConfig:
 
     null keeps the default of `qconfig`: bits of activations, weights by channel, the activations' observer,
     their scheme. `skip_layers` stay float. With `fake_quantize=false` QAT takes the post-training qconfig,
-    whose observers alone do not simulate int8.
+    whose observers alone do not simulate int8. `flow` is the way from float to int8 (pipeline/flows).
     """
 
     name: str = setting()
+    flow: str = setting("eager")
     qconfig: str = setting()
     engine: str = setting()
     activation_bits: int | None = setting(None, minimum=7, maximum=8)

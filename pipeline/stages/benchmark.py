@@ -15,7 +15,7 @@ import torch
 
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.flows import forms
-from pipeline.flows.eager import Form
+from pipeline.flows.contract import Form
 from pipeline.host import environment, terminal
 from pipeline.host.errors import UserError
 from pipeline.host.machine import Machine

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
 from pipeline.flows import forms
-from pipeline.flows.eager import Form
+from pipeline.flows.contract import Form
 from pipeline.measure.measurement import measure_latency, size_mb
 from pipeline.measure.pairs import pair_metrics
 from pipeline.measure.statistics import accuracy_interval
@@ -61,7 +61,9 @@ def _predict(name: str, model: nn.Module, part: Part, config: Config, context: C
     """The predicted class of every image of `part`; the model is on the CPU afterwards."""
     device = torch.device("cpu") if name in _ON_CPU_ALONE else context.device
     size, description = config.evaluate.batch_size, f"evaluate {name}"
-    predicted = predict(model.to(device), part, config.dataset, size, device, description, context.machine)
+    predicted = predict(
+        model.to(device), part, config.dataset, size, device, description, context.flow, context.machine
+    )
     model.to("cpu")
     return predicted
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.flows import eager as quantization
 from pipeline.flows import forms
 from pipeline.settings.config import Config
 from pipeline.stages.contract import Inputs, Stage
@@ -11,8 +10,8 @@ from pipeline.training.context import Context
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
     with context.machine.computing():
-        twin = forms.load_float_into_twin(inputs["float"], config, context.info)
-        fused = quantization.fuse(twin, config.fuse.mode)
+        model = forms.load("float", inputs["float"], config, context.info)
+        fused = context.flow.fuse(model, config, context.info)
     context.save_model(fused)
 
 

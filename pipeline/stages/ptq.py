@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 
-from pipeline.flows import eager as quantization
 from pipeline.settings.config import Config
 from pipeline.stages.contract import Inputs, Stage
 from pipeline.training.calibration import calibrated
@@ -20,7 +19,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     started = time.perf_counter()
     prepared = calibrated(inputs["float"], config, context)
     with context.machine.computing():
-        int8 = quantization.convert(prepared, config.backend)
+        int8 = context.flow.convert(prepared, config)
     context.metric("ptq/seconds", time.perf_counter() - started)
     context.save_model(int8)
 

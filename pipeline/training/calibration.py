@@ -10,12 +10,9 @@ from torch import nn
 
 from pipeline.datasets.loader import count_batches, evaluation_batches
 from pipeline.datasets.spec import Part
-from pipeline.flows import eager as quantization
 from pipeline.flows import forms
-from pipeline.flows.eager import fake_quantize_off
 from pipeline.host import terminal
-from pipeline.host.machine import Machine
-from pipeline.settings.config import Config, DatasetConfig
+from pipeline.settings.config import Config
 from pipeline.training.context import Context
 
 
@@ -33,38 +30,27 @@ def calibrated(checkpoint: Path, config: Config, context: Context) -> nn.Module:
     Reads `config.model`, `backend`, `ptq`, `dataset` and `seed`. What is left to do is to convert it.
     """
     with context.machine.computing():
-        twin = forms.load_float_into_twin(checkpoint, config, context.info)
-        prepared = quantization.prepare_ptq(twin, config.backend, config.ptq.observer)
-    training, _ = context.load_training()
-    samples, size = config.ptq.calibration_samples, config.ptq.batch_size
-    calibrate(prepared, training, config.dataset, samples, config.seed, size, context.device, context.machine)
+        model = forms.load("float", checkpoint, config, context.info)
+        prepared = context.flow.prepare_ptq(model, config, context.info)
+    calibrate(prepared, config, context)
     return prepared
 
 
 @torch.no_grad()  # not inference_mode: a model may train on from these ranges
-def calibrate(
-    model: nn.Module,
-    training: Part,
-    dataset: DatasetConfig,
-    samples: int,
-    seed: int,
-    batch_size: int,
-    device: torch.device,
-    machine: Machine,
-) -> None:
-    """Show the observers of a prepared model, PTQ's or QAT's, `samples` training images.
+def calibrate(model: nn.Module, config: Config, context: Context) -> None:
+    """Show the observers of a prepared model, PTQ's or QAT's, as many training images as `ptq.*` says.
 
     The images are not augmented, BatchNorm normalizes by its running statistics, and fake-quantize
     modules, where there are any, only observe: the ranges are those of the float activations. Leaves
-    the model in evaluation mode on `device`.
-
-    Args:
-        training: the training part, without the validation part.
+    the model in evaluation mode on the context's device.
     """
-    part = choose(training, samples, seed)
-    model.to(device).eval()
-    with fake_quantize_off(model), terminal.bar("calibrate", count_batches(part, batch_size, training=False)) as bar:
-        for images, _ in evaluation_batches(part, dataset, batch_size, device):
-            with machine.computing():
+    training, _ = context.load_training()  # without the validation part
+    part, size = choose(training, config.ptq.calibration_samples, config.seed), config.ptq.batch_size
+    flow = context.flow
+    flow.set_mode(model.to(context.device), training=False)
+    batches = count_batches(part, size, training=False)
+    with flow.fake_quantize_off(model), terminal.bar("calibrate", batches) as bar:
+        for images, _ in evaluation_batches(part, config.dataset, size, context.device):
+            with context.machine.computing():
                 model(images)
             bar.update(1)

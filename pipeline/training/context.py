@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.datasets.spec import DatasetInfo, Part
+from pipeline.flows.contract import Flow
 from pipeline.host.files import save_tensors
 from pipeline.host.machine import Machine
 from pipeline.host.world import SOLO, World
@@ -32,6 +33,7 @@ class Context:
         info: channels and classes of the data set.
         load_training: gives the training and the validation part.
         load_test: gives the test part.
+        flow: how the backend goes from float to int8.
         machine: its `computing` and `measuring` keep training and latency measurements apart.
         world: the processes that run this stage together; of them rank 0 alone writes.
         on_metric: is told every metric at once.
@@ -44,6 +46,7 @@ class Context:
     info: DatasetInfo
     load_training: Callable[[], tuple[Part, Part]]
     load_test: Callable[[], Part]
+    flow: Flow
     machine: Machine = field(default_factory=Machine)
     world: World = SOLO
     on_metric: Callable[[str, float, int | None], None] = lambda name, value, step: None

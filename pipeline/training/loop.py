@@ -24,8 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.datasets.loader import count_batches, evaluation_batches, training_batches
 from pipeline.datasets.spec import Part
-from pipeline.flows import eager as quantization
-from pipeline.flows.eager import observers_off
+from pipeline.flows.contract import Flow
 from pipeline.host import terminal
 from pipeline.host.errors import UserError
 from pipeline.host.interruption import stop_if_interrupted
@@ -74,7 +73,7 @@ def fit(
         UserError: when the loss or a parameter is no longer finite.
     """
     training, validation = context.load_training()
-    device, world = context.device, context.world
+    device, flow, world = context.device, context.flow, context.world
     model.to(device)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -85,7 +84,11 @@ def fit(
     if start_accuracy_pct is not None and so_far.epochs_done == 0 and settings.keep == "best":
         so_far.keep(model, start_accuracy_pct)
     forward = (
-        _together(model, world) if world.size > 1 else CompiledForward(model, curve) if settings.compile else model
+        _together(model, context.flow, world)
+        if world.size > 1
+        else CompiledForward(model, curve)
+        if settings.compile
+        else model
     )
     took: list[float] = []
     loss_of = loss_of or functools.partial(_cross_entropy, settings.label_smoothing)
@@ -95,7 +98,7 @@ def fit(
         generator = _seed_epoch(seed, curve, epoch)
         losses: list[Tensor] = []
         correct, seen = torch.zeros((), dtype=torch.long, device=device), 0
-        model.train()
+        flow.set_mode(model, training=True)
         description = f"{curve} epoch {epoch + 1}/{settings.epochs}"
         drawn = training_batches(training, dataset, settings.batch_size, device, generator, world)
         with terminal.bar(description, steps, unit="batch") as bar, contextlib.closing(drawn) as batches:
@@ -122,7 +125,9 @@ def fit(
                 stop_if_interrupted()
         _check_finite_parameters(model, settings, curve, epoch, steps)
         mean_loss = float(world.mean(torch.stack(losses).double().mean()))
-        predicted = predict(model, validation, dataset, settings.batch_size, device, "validate", context.machine, world)
+        predicted = predict(
+            model, validation, dataset, settings.batch_size, device, "validate", flow, context.machine, world
+        )
         accuracies = {"val_accuracy_pct": accuracy_pct(predicted, validation), **validate_further(model, validation)}
         context.metric(f"{curve}/loss", mean_loss, epoch)
         for name, accuracy in accuracies.items():
@@ -144,11 +149,11 @@ def fit(
         context.metric(f"{curve}/seconds", settings.epochs * sum(took) / len(took))
 
 
-def _together(model: nn.Module, world: World) -> nn.Module:
+def _together(model: nn.Module, flow: Flow, world: World) -> nn.Module:
     """`model` with gradients, BatchNorm statistics, dropout and quantization ranges of what all processes see."""
     normalize_over_all(model)
     drop_out_over_all(model)
-    quantization.observe_over_all(model, world)
+    flow.observe_over_all(model, world)
     # Of a 1×1 convolution's gradient either stride is right, and copying it costs nothing that can be measured.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     # Buffers need no sending: every process computes the same ones.
@@ -167,6 +172,7 @@ def predict(
     batch_size: int,
     device: torch.device,
     description: str,
+    flow: Flow,
     machine: Machine,
     world: World = SOLO,
 ) -> Tensor:
@@ -176,11 +182,11 @@ def predict(
     """
     if world.size > 1:
         mine = np.array_split(np.arange(len(part)), world.size)[world.rank]
-        return world.gather(predict(model, part.select(mine), dataset, batch_size, device, description, machine))
-    model.eval()
+        return world.gather(predict(model, part.select(mine), dataset, batch_size, device, description, flow, machine))
+    flow.set_mode(model, training=False)
     predicted, correct, seen = [torch.empty(0, dtype=torch.long)], 0, 0
     batches = count_batches(part, batch_size, training=False)
-    with observers_off(model), terminal.bar(description, batches, unit="batch") as bar:
+    with flow.observers_off(model), terminal.bar(description, batches, unit="batch") as bar:
         for images, labels in evaluation_batches(part, dataset, batch_size, device):
             with machine.computing():
                 chosen = model(images).argmax(1)

@@ -15,6 +15,8 @@ but without a removal version: when it goes, this is the room to refurnish.
     vectorized.py      the arithmetic of fake-quantize on the CPU, to torch's bits in a fraction of its time
 """
 
+from pipeline.flows.contract import Flow, Form
+from pipeline.flows.eager import flow
 from pipeline.flows.eager.engines import check_backend, silence_known_warnings, supported_engines, use_engine
 from pipeline.flows.eager.fake_quantize import (
     count_fake_quantize,
@@ -26,7 +28,6 @@ from pipeline.flows.eager.fake_quantize import (
     switch_all,
 )
 from pipeline.flows.eager.graph import (
-    Form,
     convert,
     fuse,
     prepare,
@@ -46,7 +47,10 @@ from pipeline.flows.eager.qconfig import (
 from pipeline.flows.eager.ranges import take_ranges
 from pipeline.flows.eager.vectorized import observe_over_all, size_ranges
 
+FLOW: Flow = flow
+
 __all__ = [
+    "FLOW",
     "Form",
     "activation_levels",
     "check_backend",

@@ -14,6 +14,7 @@ import pipeline.host.torchvision_operators  # noqa: F401  (before any module her
 from pipeline import models
 from pipeline.datasets.spec import DatasetInfo
 from pipeline.host.declared import modules_of
+from pipeline.host.errors import UserError
 from pipeline.models import Builder
 from pipeline.settings.config import ModelConfig
 
@@ -27,6 +28,19 @@ def registry() -> dict[str, Builder]:
 def module_of(config: ModelConfig) -> str:
     """The module that declares the twin of the model that `config` names."""
     return next(module.__name__ for module in modules_of(__name__) if config.name in module.TWINS)
+
+
+def check(config: ModelConfig) -> None:
+    """Refuse a model that has no twin.
+
+    Raises:
+        UserError: naming those that have one.
+    """
+    if config.name not in registry():
+        raise UserError(
+            f"model.name={config.name}: it has no quantizable twin, which backend.flow=eager needs; allowed with it: "
+            + ", ".join(registry())
+        )
 
 
 def build(config: ModelConfig, info: DatasetInfo) -> nn.Module:
