@@ -111,7 +111,7 @@ def test_qat_trains_with_fake_quantize_modules_when_run(walked: Walked) -> None:
     curves = {"qat/loss", "qat/val_accuracy_pct", "qat/val_int8_accuracy_pct"}
     assert {name for name, step in reported.items() if step is not None} == curves
     assert reported.keys() - curves == {
-        *("qat/kept_epoch", "qat/seconds", "qat/start_seconds"),
+        *("qat/kept_epoch", "qat/seconds", "qat/start_seconds", "qat/val_mcnemar_p"),
         *(f"qat/{which}_val_int8_accuracy_pct" for which in ("start", "kept")),
         *(f"qat/val_only_{which}_right" for which in ("start", "kept")),
     }
