@@ -105,6 +105,29 @@ def test_nothing_is_trained_again_when_killed_after_the_last_epoch(tmp_path: Pat
     assert len([name for name, _, epoch in history.history if epoch is not None]) == 2 * settings().epochs
 
 
+def test_best_weights_are_written_once_and_found_again_when_later_epochs_are_worse(tmp_path: Path) -> None:
+    def ruin(model: nn.Module, epochs_done: float) -> None:
+        if epochs_done in (2, 3):  # as these epochs begin
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(-1)
+
+    def ruin_and_kill(model: nn.Module, epochs_done: float) -> None:
+        ruin(model, epochs_done)
+        if epochs_done > 3.3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(tmp_path / "run", settings(), before_step=ruin_and_kill)
+    left = torch.load(tmp_path / "run" / PROGRESS_FILE, weights_only=True)
+    assert left["best_epoch"] < left["epochs_done"] == 3
+    (apart,) = (tmp_path / "run").glob("progress-*")
+    assert apart.name == f"progress-best-{left['best_epoch']}.pt"
+    best = torch.load(apart, weights_only=True)
+    resumed, _ = fit(tmp_path / "run", settings(), before_step=ruin)
+    assert all(torch.equal(value, best[name]) for name, value in resumed.state_dict().items())
+
+
 def test_training_repeats_bit_for_bit_when_the_seed_is_the_same(tmp_path: Path) -> None:
     first, _ = fit(tmp_path / "1", settings())
     second, _ = fit(tmp_path / "2", settings())

@@ -22,7 +22,7 @@ from pipeline.host import terminal
 from pipeline.host.files import sha256, write_and_rename
 from pipeline.host.machine import Machine
 from pipeline.run.holds import Holds
-from pipeline.training.context import MODEL_FILE, PROGRESS_FILE, Metric
+from pipeline.training.context import MODEL_FILE, PROGRESS_FILE, PROGRESS_FILES, Metric
 
 _MANIFEST = "manifest.json"
 # In a partial folder: the content of the artifacts that its checkpoint was trained from.
@@ -193,8 +193,9 @@ class Store:
         for _, folder in sorted(shorter, reverse=True):
             if self.find(folder.name) is not None:  # its files are as its manifest says
                 with suppress(FileNotFoundError):  # removed at this moment
-                    with write_and_rename(partial / PROGRESS_FILE) as temporary:
-                        shutil.copyfile(folder / PROGRESS_FILE, temporary)
+                    for file in sorted(folder.glob(PROGRESS_FILES)):  # progress.pt itself comes last
+                        with write_and_rename(partial / file.name) as temporary:
+                            shutil.copyfile(file, temporary)
                     return folder.name
         return None
 
@@ -213,7 +214,8 @@ class Store:
         partial, folder = self.root / f"{name}.partial", self.root / name
         (partial / _BEGUN).unlink(missing_ok=True)
         if not keep_progress:
-            (partial / PROGRESS_FILE).unlink(missing_ok=True)
+            for file in partial.glob(PROGRESS_FILES):
+                file.unlink()
         paths = {path.relative_to(partial).as_posix(): path for path in sorted(partial.rglob("*")) if path.is_file()}
         files = {name: sha256(path) for name, path in paths.items() if name != _MANIFEST}
         manifest = {

@@ -16,8 +16,9 @@ from pipeline.host.machine import Machine
 from pipeline.host.world import SOLO, World
 
 MODEL_FILE = "model.pt"
-# The checkpoint of a training that is under way, or may go on.
+# The checkpoint of a training that is under way, or may go on, and all that belongs to it.
 PROGRESS_FILE = "progress.pt"
+PROGRESS_FILES = "progress*.pt"
 
 # name, value, step (None: a number of the whole run)
 Metric = tuple[str, float, int | None]

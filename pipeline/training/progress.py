@@ -1,9 +1,14 @@
-"""The checkpoint of a training under way: everything that the next epoch depends on, complete or absent."""
+"""The checkpoint of a training under way: everything that the next epoch depends on, complete or absent.
+
+The best epoch's weights lie in a file of their own, `progress-best-<epoch>.pt`, written once: when a later epoch is not
+better. Until then they are the last epoch's, which `progress.pt` has.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,7 @@ from pipeline.host.faults import fault
 from pipeline.host.files import load_tensors, save_tensors
 from pipeline.training.context import PROGRESS_FILE, Context
 
+_BEST = "progress-best-{}.pt"
 # Instead of a number of epochs, of which there are so many at most.
 _DAMAGED, _MOST_EPOCHS = -1, 2**31
 
@@ -42,7 +48,11 @@ class Progress:
     def keep(self, model: nn.Module, accuracy: float) -> None:
         """Take the last finished epoch for the best."""
         self.best_accuracy, self.best_epoch = accuracy, self.epochs_done
-        self.best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        self.best = _cpu_copy(model.state_dict())
+
+
+def _cpu_copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
 def save(progress: Progress, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, context: Context) -> None:
@@ -56,10 +66,20 @@ def save(progress: Progress, model: nn.Module, optimizer: Optimizer, scheduler: 
         "scheduler": scheduler.state_dict(),
         "best_accuracy": progress.best_accuracy,
         "best_epoch": progress.best_epoch,
-        "best": progress.best,
         "history": context.history,
     }
+    apart = _best_file(progress, context.folder)
+    if apart is not None and not apart.exists():
+        save_tensors(progress.best, apart)
     save_tensors(state, context.folder / PROGRESS_FILE)
+    for older in context.folder.glob(_BEST.format("*")):
+        if older != apart:
+            older.unlink()
+
+
+def _best_file(progress: Progress, folder: Path) -> Path | None:
+    """Where the best epoch's weights lie; None where the last epoch is the best."""
+    return folder / _BEST.format(progress.best_epoch) if progress.best_epoch < progress.epochs_done else None
 
 
 def resume(model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, context: Context) -> Progress:
@@ -106,12 +126,13 @@ def _read(path: Path, parts: tuple[Any, ...]) -> tuple[Progress, list[tuple[str,
             epochs_done=int(state["epochs_done"]),
             best_accuracy=float(state["best_accuracy"]),
             best_epoch=int(state["best_epoch"]),
-            best=dict(state["best"]),
         )
+        apart = _best_file(found, path.parent)
+        found.best = _cpu_copy(state["model"]) if apart is None else dict(load_tensors(apart))
         if not 0 < found.epochs_done <= _MOST_EPOCHS:
             raise ValueError
         return found, [(str(name), float(value), int(epoch)) for name, value, epoch in state["history"]], ""
-    except (UserError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (UserError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, FileNotFoundError) as error:
         if fault(error) is not None:
             raise
         return Progress(), [], type(error).__name__
