@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import torch
 
@@ -60,7 +61,8 @@ def ship(runtime: str, folder: Path) -> Shipped:
     outputs, exported = folder / "outputs", folder / "exported"
     exported.mkdir()
     record = ModelRecord(runtime, export_int8(runtime, exported), 1, "fbgemm")
-    with open_run(TrackingConfig(), outputs, RunRecord("test", {}, {}, "", ("digits", "0", "nowhere"))):
+    run = RunRecord("test", {}, {}, "", ("digits", "0", "nowhere"))
+    with open_run(TrackingConfig(), outputs, run) as tracker, mlflow.start_run(run_id=tracker.run_id):
         contender = Contender(0.0, 90.0, 20.0, 1.0, True, "1 thread")
         done = register(RegisterConfig("digits"), outputs, record, log_model(record), contender)
     assert done.verdict.wins

@@ -82,9 +82,8 @@ def keep(tracker: Tracker, exports: Path, store: Path, small_request: Callable[.
     def once(*overrides: str, **metrics: float) -> Mapping[str, str] | None:
         changed = {name.replace("__", "/"): value for name, value in metrics.items()}
         keep_model(small_request(STAGES, f"outputs={store}", *overrides).config, exports, METRICS | changed, tracker)
-        active = mlflow.active_run()
-        assert active is not None
-        logged = mlflow.get_run(active.info.run_id).outputs
+        assert tracker.run_id is not None
+        logged = mlflow.get_run(tracker.run_id).outputs
         if logged is None or not logged.model_outputs:
             return None
         return mlflow.models.get_model_info(f"models:/{logged.model_outputs[-1].model_id}").flavors

@@ -38,7 +38,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(outputs: Path) -> Iterator[None]:
     record = RunRecord("test", {}, {}, "", ("digits", "0", "nowhere"))
-    with open_run(TrackingConfig(), outputs, record):
+    with open_run(TrackingConfig(), outputs, record) as tracker, mlflow.start_run(run_id=tracker.run_id):
         yield
 
 
@@ -188,7 +188,7 @@ def test_registered_model_is_found_through_mlflow_when_the_tables_are_not_as_the
     from pipeline.tracking import registry as module
 
     registering(same_file=True)
-    monkeypatch.setattr(module, "_VERSIONS", "versions_of_another_schema")
+    monkeypatch.setattr(module, "_QUERY", "select * from a_table_of_another_schema")
     folder = find_registered(f"models:/{name}@champion", TrackingConfig(), outputs)
     assert not folder.is_relative_to(outputs)  # downloaded
     assert capfd.readouterr() == ("", "")

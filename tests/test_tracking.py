@@ -267,7 +267,6 @@ def test_run_is_marked_killed_by_the_next_one_when_its_process_is_gone_and_only_
     assert killed.info.status == "RUNNING"
     with open_run(TrackingConfig(), outputs, RECORD) as lives:
         assert "1 run of a killed process marked KILLED" in capsys.readouterr().out
-        mlflow.end_run()  # of this thread: another run follows within
         client(outputs).update_run(lives.run_id, status="RUNNING")
         with open_run(TrackingConfig(), outputs, RECORD):
             states = {run.info.run_id: run.info.status for run in runs(outputs)}
@@ -312,13 +311,13 @@ def test_dead_run_is_left_to_its_own_store_when_the_next_one_goes_to_another(out
 
 
 def test_run_is_killed_when_it_is_interrupted_as_it_begins(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = mlflow.start_run
+    begin = mlflow.MlflowClient.create_run
 
     def interrupted(*given: Any, **named: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
         return begin(*given, **named)
 
-    monkeypatch.setattr(mlflow, "start_run", interrupted)
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", interrupted)
     with pytest.raises(KeyboardInterrupt), open_run(TrackingConfig(), outputs, RECORD):
         raise AssertionError("it goes on")
     (run,) = runs(outputs)

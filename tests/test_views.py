@@ -1,4 +1,4 @@
-"""The views that MLflow's UI shows first: the form that it reads, from its release 3.13 on, and what they show."""
+"""The views that MLflow's UI shows first: the form that it reads, and what they show."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SWEEP = of_sweep("0123abcd", "seed=0,1", "f" * 32, ["backend.name", "qat.epochs"
 
 
 def unpacked(view: View) -> dict[str, Any]:
-    """The state as 3.15 and later read it: packed as zlib of JSON, in Base64, beside a name and a time."""
+    """The state as the UI reads it: packed as zlib of JSON, in Base64, beside a name and a time."""
     content = json.loads(view.value)
     assert isinstance(content["name"], str)
     assert isinstance(content["createdAt"], int)
@@ -29,19 +29,8 @@ def unpacked(view: View) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("view", [results(), SWEEP], ids=["results", "sweep"])
-def test_tag_holds_the_same_state_for_old_and_new_releases_and_fits_in_a_tag_of_both(view: View) -> None:
-    beside, state = json.loads(view.value), unpacked(view)
-    # Without one of these the page of 3.13 stays empty.
-    needed = {
-        *("selectedColumns", "runsExpanded", "runsPinned", "runsHidden", "runsVisibilityMap", "runsHiddenMode"),
-        *("compareRunCharts", "compareRunSections", "viewMaximized", "runListHidden", "isAccordionReordered"),
-        *("groupBy", "groupsExpanded", "autoRefreshEnabled", "useGroupedValuesInCharts", "hideEmptyCharts"),
-        "globalLineChartConfig",
-    }
-    assert beside.keys() >= needed
-    assert {key: beside[key] for key in state if key in beside} == {
-        key: value for key, value in state.items() if key not in ("columnOrder", "columnWidths")
-    }
+def test_view_fits_in_a_tag(view: View) -> None:
+    assert unpacked(view).keys() >= {"selectedColumns", "compareRunCharts", "compareRunSections"}
     assert len(view.value) < 5000
     assert view.tag == f"mlflow.sharedViewState.{view.key}"
 

@@ -37,9 +37,8 @@ from pipeline.sweeps.states import (
     sweep_id,
 )
 from pipeline.tracking import parents
-from pipeline.tracking.living import tell_killed
+from pipeline.tracking.failures import ServerAway
 from pipeline.tracking.outbox import of_run
-from pipeline.tracking.patience import ServerAway
 
 
 @contextmanager
@@ -227,11 +226,12 @@ def _settle_killed(sweep: Sweep, config: Config) -> None:
     if not config.tracking.enabled or sweep.parent_run_id is None:
         return
     alive = {job.slug for job in sweep.all_jobs() if job.is_alive()}
-    tell_killed(parents.mark_killed(config.tracking, in_project(config.outputs), sweep.parent_run_id, alive))
+    outputs = in_project(config.outputs)
+    parents.mark_killed(config.tracking, outputs, sweep.parent_run_id, lambda job: job not in alive)
 
 
 def _settle_predecessor(sweep: Sweep, job: Job, config: Config) -> None:
     """The same for one job, which is run again where no sweep begins: Slurm queues again what it has lost."""
     if config.tracking.enabled and sweep.parent_run_id is not None:
-        outputs = in_project(config.outputs)
-        tell_killed(parents.mark_job_killed(config.tracking, outputs, sweep.parent_run_id, job.slug))
+        outputs, patience_s = in_project(config.outputs), config.tracking.patience_s
+        parents.mark_killed(config.tracking, outputs, sweep.parent_run_id, lambda one: one == job.slug, patience_s)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import Timeout
 
 from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
 from pipeline.host.redaction import refuse_credentials
 from pipeline.settings.store_address import check_server
 from pipeline.tracking.delivery import thing
-from pipeline.tracking.failures import http_status, reason
-from pipeline.tracking.outbox import Address, Outbox, kept, lock_of
-from pipeline.tracking.patience import no_retries
-from pipeline.tracking.sender import Courier, later_command, shown
-from pipeline.tracking.store import CREDENTIALS, SERVER_VARIABLE, configured_server, point_at, quiet, same_server
+from pipeline.tracking.failures import in_the_way, reason
+from pipeline.tracking.outbox import Address, Outbox, kept, lock_of, shown
+from pipeline.tracking.store import SERVER_VARIABLE, client_of, configured_server, same_server
 
 
 @dataclass(frozen=True)
@@ -54,71 +54,70 @@ def send_leftovers(outputs: Path, run_ids: list[str] | None = None, uri: str | N
     if uri is not None:
         refuse_credentials("--tracking-uri", uri)
         check_server("--tracking-uri", uri)
-    outboxes = {outbox.folder.name: outbox for outbox in kept(outputs)}
+    folders = {folder.name: folder for folder in kept(outputs)}
     for run_id in run_ids or []:
-        if run_id not in outboxes:
-            known = ", ".join(outboxes) or "none"
+        if run_id not in folders:
+            known = ", ".join(folders) or "none"
             raise UserError(f"{run_id}: nothing is kept of such a run in {shown(outputs / 'outbox')}; kept: {known}")
-    return [send_leftover(outbox, uri) for name, outbox in outboxes.items() if name in (run_ids or outboxes)]
+    return [send_leftover(folder, uri) for name, folder in folders.items() if name in (run_ids or folders)]
 
 
-def send_leftover(outbox: Outbox, uri: str | None = None) -> Leftover:
+def send_leftover(folder: Path, uri: str | None = None) -> Leftover:
     """Send what one run left to the server at `uri`, or to the configured one if it is for that.
 
     A run that never said how it ended was KILLED when it last said something. What is in the way of this one is told
     in what it gives, and holds up no other.
     """
-    meant = outbox.address()
-    if meant is None:
-        return Leftover("?", outbox.folder.name, in_the_way=f"{shown(outbox.folder / 'run.json')} cannot be read")
     try:
+        meant = Outbox(folder).address()
+    except UserError as error:
+        return Leftover("?", folder.name, in_the_way=str(error))
+    left, why = 0, ""
+    try:
+        left = Outbox(folder).count_left()
         if uri is None and not same_server(meant.uri, configured_server()):
             why = (
                 f"not sent: it was for {meant.uri}, which is not the configured server, {configured_server()}; if your "
-                f"user and password may go there: {later_command(outbox.folder.parent.parent, meant.uri)}"
+                f"user and password may go there: {later_command(folder.parent.parent, meant.uri)}"
             )
-            return Leftover(meant.name, meant.run_id, left=outbox.count_left(), in_the_way=why)
-        with lock_of(outbox.folder).acquire(timeout=0):
-            if not outbox.is_there:  # another sender was done with it a moment ago
-                return Leftover(meant.name, meant.run_id)
-            outbox = Outbox(outbox.folder)  # as it is now that nobody else sends
-            return _send(outbox, Address(meant.uri if uri is None else uri, meant.run_id, meant.name), meant.uri)
+        else:
+            with lock_of(folder).acquire(timeout=0):
+                return _send(Outbox(folder), meant, meant.uri if uri is None else uri)
     except Timeout:
         why = "its own run, or another process, is sending it"
-        return Leftover(meant.name, meant.run_id, left=outbox.count_left(), in_the_way=why)
-    except (OSError, UserError) as error:
-        return Leftover(meant.name, meant.run_id, in_the_way=f"{shown(outbox.folder)}: {error}")
+    except (OSError, UserError, ValueError) as error:
+        why = f"{shown(folder)}: {error}"
+    return Leftover(meant.name, meant.run_id, left=left, in_the_way=why)
 
 
-def _send(outbox: Outbox, address: Address, meant_for: str) -> Leftover:
+def _send(outbox: Outbox, meant: Address, uri: str) -> Leftover:
     import mlflow
 
-    quiet()
-    no_retries()
-    point_at(mlflow, address.uri)
-    client = mlflow.MlflowClient(address.uri)
-    try:  # a server that does not know the run would refuse every thing, one by one
-        client.get_run(address.run_id)
-    except mlflow.exceptions.MlflowException as error:
-        why = _why(address.uri, error)
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            other = "" if same_server(address.uri, meant_for) else f", which was for {meant_for}"
-            why = f"{address.uri} does not know this run{other}; to forget it, delete {shown(outbox.folder)}"
-        return Leftover(address.name, address.run_id, left=outbox.count_left(), in_the_way=why)
-    if outbox.last_status() is None:
-        outbox.append(thing("status", status="KILLED") | {"at": outbox.last_time() or thing("status")["at"]})
-    outbox.retry_refused()
-    status = outbox.last_status() or ""
-    courier = Courier(outbox, client, address)
-    failure = courier.send()
-    left, refused = outbox.count_left(), outbox.count_refused()
+    if not outbox.is_there:  # another sender was done with it a moment ago
+        return Leftover(meant.name, meant.run_id)
+    client, why = client_of(uri), ""
+    try:
+        client.get_run(meant.run_id)  # a server that does not know the run would refuse every thing, one by one
+        if outbox.last_status() is None:
+            killed = thing("status", status="KILLED")
+            outbox.append(killed | {"at": outbox.last_time() or killed["at"]})
+        outbox.retry_refused()
+        outbox.send(client)
+    except Exception as error:
+        why = f"{in_the_way(uri, error)} ({reason(error)})"
+        if isinstance(error, mlflow.exceptions.MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            other = "" if same_server(uri, meant.uri) else f", which was for {meant.uri}"
+            why = f"{uri} does not know this run{other}; to forget it, delete {shown(outbox.folder)}"
+    left, refused, status = outbox.count_left(), outbox.count_refused(), outbox.last_status() or ""
     outbox.delete_when_said()
-    why = _why(address.uri, failure) if failure is not None else ""
-    return Leftover(address.name, address.run_id, courier.delivered, left, refused, status, why)
+    return Leftover(meant.name, meant.run_id, outbox.delivered, left, refused, status, why)
 
 
-def _why(uri: str, failure: Exception) -> str:
-    status = http_status(failure)
-    if status in (401, 403):
-        return f"the tracking server {uri} refuses the user and password (HTTP {status}): set {CREDENTIALS}"
-    return f"the tracking server {uri} is away: {reason(failure)}"
+def later_command(outputs: Path, uri: str) -> str:
+    """The command that sends what is kept under `outputs` for the server at `uri`."""
+    words = ["python", "-m", "pipeline.outbox"]
+    if outputs != PROJECT_ROOT / "outputs":
+        words += ["--outputs", shown(outputs)]
+    if not same_server(uri, configured_server()):
+        words += ["--tracking-uri", uri]
+    return shlex.join(words)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from pipeline.datasets.preprocessing import PREPROCESSING_FILE, Preprocessing
 from pipeline.host.files import sha256
 from pipeline.settings.shipping import RegisterConfig
 from pipeline.tracking.champion import Contender, Verdict, judge
-from pipeline.tracking.store import silence
 
 ALIAS = "champion"
 _NAME = "int8"  # of the model within its run
@@ -64,14 +62,17 @@ def keep_with_run(client: Any, run_id: str, content: Mapping[str, Any]) -> str:
     import mlflow
 
     record = ModelRecord(content["runtime"], Path(content["path"]), content["threads"], content["engine"])
-    active = mlflow.active_run()
-    inside = active is not None and active.info.run_id == run_id
-    with nullcontext() if inside else mlflow.start_run(run_id=run_id):
-        uri = _logged_before(client, run_id, record) or log_model(record)
-        if content["register"] is None:
-            return ""
-        config, candidate = RegisterConfig(**content["register"]), Contender(**content["candidate"])
-        done = register(config, Path(content["outputs"]), record, uri, candidate)
+    before = client.get_run(run_id).info
+    try:
+        with mlflow.start_run(run_id=run_id):
+            uri = _logged_before(client, run_id, record) or log_model(record)
+            if content["register"] is None:
+                return ""
+            config, candidate = RegisterConfig(**content["register"]), Contender(**content["candidate"])
+            done = register(config, Path(content["outputs"]), record, uri, candidate)
+    finally:  # MLflow takes a run that logs a model for one that begins, and then ends
+        if before.status != "RUNNING":
+            client.set_terminated(run_id, before.status, before.end_time)
     role = "champion" if done.verdict.wins else "not champion"
     return f"registered {config.name} version {done.version}, {role}: {done.verdict.reason}"
 
@@ -88,27 +89,23 @@ def _logged_before(client: Any, run_id: str, record: ModelRecord) -> str | None:
 
 def log_model(record: ModelRecord) -> str:
     """Log a model to the active run, with signature, input example and preprocessing; gives its URI."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
     preprocessing = Preprocessing.read(record.file.parent / PREPROCESSING_FILE)
     shape = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
+    float32, classes = np.dtype(np.float32), len(preprocessing.class_names)
+    inputs, outputs = Schema([TensorSpec(float32, (-1, *shape))]), Schema([TensorSpec(float32, (-1, classes))])
     common = {
         "name": _NAME,
-        "signature": _signature(shape, len(preprocessing.class_names)),
+        "signature": ModelSignature(inputs, outputs),
         # An image of the mean colour: every value is 0, and its JSON stays small.
         "input_example": np.zeros((1, *shape), np.float32),
         "tags": {_DIGEST: sha256(record.file)},
         "metadata": {"preprocessing": dataclasses.asdict(preprocessing), "runtime": record.runtime},
     }
-    with silence():
-        log = {"onnxruntime": _log_onnx, "torchscript": _log_torchscript}[record.runtime]
-        return str(log(record, common).model_uri)
-
-
-def _signature(shape: tuple[int, int, int], classes: int) -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    float32 = np.dtype(np.float32)
-    return ModelSignature(Schema([TensorSpec(float32, (-1, *shape))]), Schema([TensorSpec(float32, (-1, classes))]))
+    log = {"onnxruntime": _log_onnx, "torchscript": _log_torchscript}[record.runtime]
+    return str(log(record, common).model_uri)
 
 
 def _log_onnx(record: ModelRecord, common: Mapping[str, Any]) -> Any:
@@ -163,12 +160,17 @@ def register(
     tags |= {"runtime": record.runtime, _DIGEST: sha256(record.file)}
     outputs.mkdir(parents=True, exist_ok=True)
     # Two jobs of a sweep may come at once; each has to see the champion that the other made.
-    with FileLock(outputs / ".register.lock"), silence():
-        model = _registered_model(client, name)
+    with FileLock(outputs / ".register.lock"):
+        known = client.search_registered_models(f"name='{name}'")
+        champion = (known[0] if known else client.create_registered_model(name)).aliases.get(ALIAS)
         versions = {int(found.version): found for found in client.search_model_versions(f"name='{name}'")}
         same = [number for number, found in versions.items() if found.tags.get(_DIGEST) == tags[_DIGEST]]
-        version = max(same) if same else _create_version(client, name, model_uri, mlflow.active_run(), tags)
-        champion = model.aliases.get(ALIAS)
+        if same:
+            version = max(same)
+        else:
+            model = client.get_logged_model(model_uri.removeprefix("models:/"))
+            made = client.create_model_version(name, model_uri, model.source_run_id, tags, model_id=model.model_id)
+            version = int(made.version)
         is_champion = champion is not None and int(champion) == version
         # Contenders are held against what the champion won with: an eager latency would shut out all that benchmark
         # has measured.
@@ -182,17 +184,6 @@ def register(
         if verdict.wins:
             client.set_registered_model_alias(name, ALIAS, str(version))
     return Registration(version, verdict)
-
-
-def _registered_model(client: Any, name: str) -> Any:
-    found = client.search_registered_models(f"name='{name}'")
-    return found[0] if found else client.create_registered_model(name)
-
-
-def _create_version(client: Any, name: str, model_uri: str, run: Any, tags: Mapping[str, str]) -> int:
-    model_id = model_uri.removeprefix("models:/")
-    made = client.create_model_version(name, model_uri, run.info.run_id, tags=tags, model_id=model_id)
-    return int(made.version)
 
 
 def _judge(candidate: Contender, versions: Mapping[int, Any], champion: Any, max_drop_pct: float) -> Verdict:

@@ -8,11 +8,11 @@ from pathlib import Path
 from pipeline.host.files import in_project
 from pipeline.settings.config import TrackingConfig
 from pipeline.settings.store_address import is_server
+from pipeline.tracking.database import SQLITE
 from pipeline.tracking.store import store_uri
 
 # Where `make ui` and `mlflow ui` serve the store that is a file.
 _LOCAL = "http://127.0.0.1:5000"
-_SQLITE = "sqlite:///"
 # Otherwise the page opens as that of GenAI.
 _AS_TRAINING = "workflowType=machine_learning"
 
@@ -46,4 +46,4 @@ def way_to_view(config: TrackingConfig, outputs: Path, experiment: str, view: st
 def _site(uri: str) -> str:
     if is_server(uri):
         return uri.rstrip("/")
-    return _LOCAL if uri.startswith(_SQLITE) else ""
+    return _LOCAL if uri.startswith(SQLITE) else ""

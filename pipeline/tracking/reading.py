@@ -6,25 +6,18 @@ Runs are listed once and chosen here, because which of them are parents is known
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from pipeline.host.errors import UserError, nearest, suggestion
 from pipeline.reports.tracked_run import TrackedRun
 from pipeline.settings.config import TrackingConfig
-from pipeline.tracking.database import check_database
-from pipeline.tracking.inherited import forget
+from pipeline.tracking.failures import asking
 from pipeline.tracking.parents import JOB_TAG, SWEEP_TAG
-from pipeline.tracking.patience import few_retries
-from pipeline.tracking.store import asking, deleted, quiet, short_name, store_uri
+from pipeline.tracking.starting import PARENT_TAG
+from pipeline.tracking.store import deleted, open_to_read, short_name, store_uri
 
-_PARENT = "mlflow.parentRunId"
 _FINISHED = "FINISHED"
-_PAGE = 1000
 _OPERATOR = re.compile(r"[=<>]|\b(like|in|is)\b", re.IGNORECASE)
 
 
@@ -43,24 +36,30 @@ def read_runs(
     Raises:
         UserError: when the store, the experiment or the selection is not there, or the filter is wrong.
     """
-    with _client(config, outputs) as client:
+    client, uri = open_to_read(config, outputs), store_uri(config, outputs)
+    with asking(uri, "cannot be read"):
         names = {found.experiment_id: found.name for found in client.search_experiments()}
-        gone = client.get_experiment_by_name(experiment) if experiment is not None else None
-        if gone is not None and gone.lifecycle_stage != "active":
-            raise UserError(deleted(client.tracking_uri, gone.name, gone.experiment_id, "--experiment"))
         if experiment is not None and experiment not in names.values():
+            gone = client.get_experiment_by_name(experiment)
+            if gone is not None:
+                raise UserError(deleted(uri, gone.name, gone.experiment_id, "--experiment"))
             raise UserError(f"--experiment {experiment}: {suggestion(experiment, sorted(names.values()))}")
-        among = [key for key, name in names.items() if experiment in (None, name)]
-        runs = _search(client, among)
+        runs = _search([key for key, name in names.items() if experiment in (None, name)])
         if not runs:
-            raise UserError(f"there is no run in {store_uri(config, outputs)}; python -m pipeline makes the first")
-        parents = {run.data.tags[_PARENT] for run in runs if _PARENT in run.data.tags}
+            raise UserError(f"there is no run in {uri}; python -m pipeline makes the first")
+        parents = {run.data.tags[PARENT_TAG] for run in runs if PARENT_TAG in run.data.tags}
         parents |= {run.info.run_id for run in runs if SWEEP_TAG in run.data.tags}
         chosen = _named(runs, parents, selection) if selection else []
         if not chosen:
-            newest = [runs[0].info.experiment_id]
-            chosen = _filtered(client, newest, selection, runs) if selection else _search(client, newest)
-    return [_tracked(run) for run in chosen if run.info.run_id not in parents]
+            newest = [run for run in runs if run.info.experiment_id == runs[0].info.experiment_id]
+            chosen = _filtered(newest, selection, runs) if selection else newest
+    return [
+        TrackedRun(
+            run.info.run_id, run.info.run_name, run.info.status, run.data.params, run.data.metrics, run.data.tags
+        )
+        for run in chosen
+        if run.info.run_id not in parents
+    ]
 
 
 def users_of_artifacts(config: TrackingConfig, outputs: Path) -> dict[str, list[str]]:
@@ -70,52 +69,21 @@ def users_of_artifacts(config: TrackingConfig, outputs: Path) -> dict[str, list[
         UserError: when the store is not there, or cannot be asked.
     """
     users: dict[str, list[str]] = {}
-    with _client(config, outputs) as client:
-        for run in _search(client, [found.experiment_id for found in client.search_experiments()]):
+    client = open_to_read(config, outputs)
+    with asking(store_uri(config, outputs), "cannot be read"):
+        for run in _search([found.experiment_id for found in client.search_experiments()]):
             for tag, artifact in run.data.tags.items():
                 if tag.startswith("artifact."):
                     users.setdefault(artifact, []).append(run.info.run_name)
     return users
 
 
-@contextmanager
-def _client(config: TrackingConfig, outputs: Path) -> Iterator[Any]:
-    """A client of a store that exists, whose refusals end as one line.
-
-    MLflow would create the database that it does not find.
-    """
-    uri = store_uri(config, outputs)
-    database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-    if database is not None and not database.exists():
-        raise UserError(f"tracking.uri={uri}: there is no such database; python -m pipeline makes the first run")
-    if database is not None:
-        check_database(uri, database, config.patience_s)
+def _search(experiments: list[str], filter_string: str = "") -> list[Any]:
+    """Every run of the experiments that is not deleted, newest first."""
     import mlflow
 
-    quiet()
-    forget(uri, reads=True)
-    with asking(mlflow, uri, "cannot be read"), few_retries():
-        if database is None:
-            client = mlflow.MlflowClient(uri)
-        else:
-            # Opening reads the schema, which another process may be creating at this moment.
-            with FileLock(database.parent / ".mlflow.lock"):
-                client = mlflow.MlflowClient(uri)
-        yield client
-
-
-def _search(client: Any, experiments: list[str], filter_string: str = "") -> list[Any]:
-    """Every run of the experiments that is not deleted, newest first."""
-    found: list[Any] = []
-    token = None
-    while True:
-        page = client.search_runs(
-            experiments, filter_string, max_results=_PAGE, order_by=["attributes.start_time DESC"], page_token=token
-        )
-        found.extend(page)
-        token = page.token
-        if not token:
-            return found
+    order = ["attributes.start_time DESC"]
+    return list(mlflow.search_runs(experiments, filter_string, order_by=order, output_format="list"))
 
 
 def _named(runs: list[Any], parents: set[str], selection: str) -> list[Any]:
@@ -123,47 +91,37 @@ def _named(runs: list[Any], parents: set[str], selection: str) -> list[Any]:
     alike = [
         run
         for run in runs
-        if selection in (run.info.run_id, run.info.run_name, run.data.tags.get(SWEEP_TAG, ""))
+        if selection in (run.info.run_id, run.data.tags.get(SWEEP_TAG, ""))
         or short_name(selection) == run.info.run_name
     ]
     parent = next((run.info.run_id for run in alike if run.info.run_id in parents), None)
     if parent is None:
         return alike
-    return _one_of_each_job([run for run in runs if run.data.tags.get(_PARENT) == parent])
-
-
-def _one_of_each_job(runs: list[Any]) -> list[Any]:
-    """Of the runs of one job, which failed or was killed and ran again: the newest finished, or else the newest."""
+    # Of the runs of one job, which failed or was killed and ran again: the newest finished, or else the newest.
     chosen: dict[str, Any] = {}
     for run in runs:
-        job = run.data.tags.get(JOB_TAG, run.info.run_id)
-        if job not in chosen or (chosen[job].info.status != _FINISHED and run.info.status == _FINISHED):
-            chosen[job] = run
+        if run.data.tags.get(PARENT_TAG) == parent:
+            job = run.data.tags.get(JOB_TAG, run.info.run_id)
+            if job not in chosen or (chosen[job].info.status != _FINISHED and run.info.status == _FINISHED):
+                chosen[job] = run
     return list(chosen.values())
 
 
-def _filtered(client: Any, experiments: list[str], selection: str, runs: list[Any]) -> list[Any]:
-    import mlflow
+def _filtered(newest: list[Any], selection: str, runs: list[Any]) -> list[Any]:
+    """The runs of the newest experiment that match `selection` as a filter of MLflow's."""
+    from mlflow.exceptions import MlflowException
 
     close = nearest(selection, {run.info.run_name for run in runs})
     hint = f"; did you mean '{close}'?" if close else ""
     if not _OPERATOR.search(selection):
         raise UserError(f"{selection}: no run has this id or name, and it is no MLflow filter{hint}")
     try:
-        found = _search(client, experiments, selection)
-    except mlflow.exceptions.MlflowException as error:
+        found = _search([newest[0].info.experiment_id], selection)
+    except MlflowException as error:
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"{selection}: no run has this id or name, and as a filter MLflow refuses it: {_first_line(error)}{hint}"
+            f"{selection}: no run has this id or name, and as a filter MLflow refuses it: {why}{hint}"
         ) from error
     if not found:
         raise UserError(f"{selection}: no run has this id or name, and none matches it as a filter{hint}")
     return found
-
-
-def _tracked(run: Any) -> TrackedRun:
-    data = run.data
-    return TrackedRun(run.info.run_id, run.info.run_name, run.info.status, data.params, data.metrics, data.tags)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

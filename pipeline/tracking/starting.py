@@ -1,28 +1,37 @@
-"""Starting a run in its store: once, also where a server answers too late to be heard."""
+"""Starting a run in its store: once, also where a server answers too late to be heard.
+
+A run that is wholly cached is not started: it points to the one that has its result already.
+"""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.host.interruption import INTERRUPTIONS, deferred, undisturbed
 from pipeline.host.redaction import mask_text
 from pipeline.settings.config import TrackingConfig
 from pipeline.settings.store_address import is_server
 from pipeline.tracking.channels import Channel, Direct, Posted
-from pipeline.tracking.delivery import MARK, marked_runs
+from pipeline.tracking.failures import asking, waiting
 from pipeline.tracking.living import Living
 from pipeline.tracking.outbox import Address
 from pipeline.tracking.pages import run_page
-from pipeline.tracking.patience import one_try, waiting
-from pipeline.tracking.store import asking, connect, short_name, store_uri
+from pipeline.tracking.parents import JOB_TAG
+from pipeline.tracking.store import Opened, connect, short_name, store_uri
 from pipeline.tracking.views import COLOR_TAG, color
 
+PARENT_TAG = "mlflow.parentRunId"
+# A tag that one run alone has.
+_MARK = "run.mark"
 _MAX_PARAM_LENGTH = 6000
+# Settings that say where a result goes and whether it is made again, not what it is.
+_ASIDE = ("outputs", "force", "tracking", "register")
+_MANY = 100
 
 
 @dataclass(frozen=True)
@@ -50,84 +59,99 @@ class RunRecord:
         return {name: str(value)[:_MAX_PARAM_LENGTH] for name, value in self.parameters.items()}
 
 
-class Begun(NamedTuple):
-    """A run that has begun: the way to it, its experiment's id, and the mark that it alone has on its server."""
-
-    channel: Channel
-    experiment: str
-    mark: str
-
-
-def start(config: TrackingConfig, outputs: Path, record: RunRecord) -> Begun:
-    """Start a run; its mark is empty where there is no server.
+def start(config: TrackingConfig, outputs: Path, record: RunRecord) -> tuple[Channel, str]:
+    """Start a run; gives the way to it, and its experiment's id.
 
     Raises:
         UserError: when the tracking store cannot be opened. The job of a sweep waits for a server that is away.
     """
-    import mlflow
+    from mlflow.tracking.context import registry
 
-    name, uri = mask_text(config.run_name or record.name), store_uri(config, outputs)
-    experiment = waiting(uri, first_patience_s(config, record), lambda: connect(mlflow, config, outputs))
-    tags = {**record.tags, COLOR_TAG: color(record.tags.get("backend", ""), name)}
-    if is_server(uri):
-        name, tags[MARK] = short_name(name), uuid.uuid4().hex
-        if record.parent_run_id is not None:
-            tags["mlflow.parentRunId"] = record.parent_run_id
-        run_id = _create(mlflow, uri, config.patience_s, experiment, name, tags)
-        address = Address(uri, run_id, name, run_page(uri, experiment, run_id))
-        return Begun(Posted(outputs, address), experiment, tags[MARK])
-    begin = partial(_begin_here, mlflow, config, outputs, record, experiment, name, tags)
-    return Begun(waiting(uri, config.patience_s, begin), experiment, "")
+    store = connect_patiently(config, outputs, record)
+    name = short_name(mask_text(config.run_name or record.name))
+    tags = {**record.tags, COLOR_TAG: color(record.tags.get("backend", ""), name), _MARK: uuid.uuid4().hex}
+    if record.parent_run_id is not None:
+        tags[PARENT_TAG] = record.parent_run_id
+    tags = registry.resolve_tags(tags)
+    channel = waiting(store.uri, config.patience_s, lambda: _begin(config, outputs, store, name, tags))
+    return channel, store.experiment
 
 
-def _begin_here(
-    mlflow: Any,
-    config: TrackingConfig,
-    outputs: Path,
-    record: RunRecord,
-    experiment: str,
-    name: str,
-    tags: Mapping[str, str],
-) -> Direct:
-    """Begin a run in a store that is a file of this machine; marks those KILLED whose process is gone."""
-    client, uri = mlflow.MlflowClient(), store_uri(config, outputs)
-    living, begun = Living(outputs, uri), list[Direct]()
-    with asking(mlflow, uri, "no run can be started"), living.door():
-        living.settle(mlflow, client)
+def connect_patiently(config: TrackingConfig, outputs: Path, record: RunRecord) -> Opened:
+    """Open the store of a run, which waits for one that is locked; a job also for a server that its sweep has seen."""
+    uri = store_uri(config, outputs)
+    waits = record.parent_run_id is not None or not is_server(uri)
+    return waiting(uri, config.patience_s if waits else 0, lambda: connect(config, outputs))
+
+
+def _begin(config: TrackingConfig, outputs: Path, store: Opened, name: str, tags: Mapping[str, str]) -> Channel:
+    """Begin a run; in a store that is a file of this machine, those whose process is gone become KILLED."""
+    client = store.client
+    living = None if is_server(store.uri) else Living(outputs, store.uri)
+    begun: list[Channel] = []
+    with asking(store.uri, "no run can be started"), nullcontext() if living is None else living.door():
+        if living is not None:
+            living.settle(client)
         try:
             with deferred():  # a run that has begun is known here
-                started = mlflow.start_run(
-                    experiment_id=experiment, run_name=name, tags=dict(tags), parent_run_id=record.parent_run_id
-                )
-                begun.append(Direct(client, started.info.run_id, config.patience_s, living.hold(started.info.run_id)))
+                # The server may have made it when it was asked before, and answered too late.
+                made = client.search_runs([store.experiment], f"tags.`{_MARK}` = '{tags[_MARK]}'")
+                run = made[0] if made else client.create_run(store.experiment, tags=tags, run_name=name)
+                run_id = run.info.run_id
+                if living is not None:
+                    begun.append(Direct(client, run_id, config.patience_s, living.hold(run_id)))
+                else:
+                    page = run_page(store.uri, store.experiment, run_id)
+                    begun.append(Posted(outputs, client, Address(store.uri, run_id, name), page))
         except INTERRUPTIONS:
             with undisturbed():
-                for one in begun:
-                    one.close("KILLED", 0)
+                for channel in begun:
+                    channel.close("KILLED", 0)
             raise
     return begun[0]
 
 
-def first_patience_s(config: TrackingConfig, record: RunRecord) -> float:
-    """How long a run waits for its store before it begins: a job's sweep has seen that the server is there, and who has
-    a file locked lets go of it."""
-    here = config.uri is None or not is_server(config.uri)
-    return config.patience_s if here or record.parent_run_id is not None else 0
+@dataclass(frozen=True)
+class Earlier:
+    """A run that was there before: its id, name, page in a browser (may be empty) and experiment's id."""
+
+    run_id: str
+    name: str
+    page: str
+    experiment: str
 
 
-def _create(mlflow: Any, uri: str, patience_s: float, experiment: str, name: str, own_tags: Mapping[str, str]) -> str:
-    """Create the run on the server, with a mark by which a run is found whose creation was not heard of."""
-    from mlflow.tracking.context import registry
+def find_earlier(config: TrackingConfig, outputs: Path, record: RunRecord) -> Earlier | None:
+    """The newest finished run with the artifacts, stages and settings of `record`.
 
-    tags = registry.resolve_tags(own_tags)
-    client = mlflow.MlflowClient()
-    tries = 0
+    A job's must be under the same sweep, and one that was asked for by `tracking.run_name` must have that name.
 
-    def create() -> str:
-        nonlocal tries
-        tries += 1
-        with asking(mlflow, uri, "no run can be started"), one_try():
-            made = marked_runs(client, experiment, own_tags[MARK]) if tries > 1 else []
-            return str((made or [client.create_run(experiment, run_name=name, tags=tags)])[0].info.run_id)
+    Raises:
+        UserError: when the tracking store cannot be asked.
+    """
+    if not config.enabled:
+        return None
+    artifacts, settings = _artifacts(record.tags), _settings(record.logged_parameters())
+    wanted = dict(artifacts)
+    if record.parent_run_id is not None:
+        wanted |= {PARENT_TAG: record.parent_run_id, JOB_TAG: record.tags[JOB_TAG]}
+    tags = [f"tags.`{tag}` = '{text}'" for tag, text in wanted.items()]
+    store = connect_patiently(config, outputs, record)
+    with asking(store.uri, "earlier runs cannot be read"):
+        where = " and ".join(["attributes.status = 'FINISHED'", *tags])
+        found = store.client.search_runs([store.experiment], where, max_results=_MANY)
+    name = short_name(mask_text(config.run_name)) if config.run_name is not None else None
+    for run in found:
+        run_id, called = run.info.run_id, run.info.run_name
+        same = _artifacts(run.data.tags) == artifacts and _settings(run.data.params) == settings
+        if same and name in (None, called):
+            return Earlier(run_id, called, run_page(store.uri, store.experiment, run_id), store.experiment)
+    return None
 
-    return waiting(uri, patience_s, create)
+
+def _artifacts(tags: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in tags.items() if name.startswith("artifact.")}
+
+
+def _settings(parameters: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in parameters.items() if name.split(".")[0] not in _ASIDE}

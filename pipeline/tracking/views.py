@@ -1,9 +1,8 @@
 """What the browser shows first: views of an experiment's runs, kept where MLflow's UI looks for them.
 
-A view is a tag of the experiment, `mlflow.sharedViewState.KEY`; a link opens it with `viewStateShareKey=KEY`. Since
-MLflow 3.15 a view has a name, stands in the menu of views, and has its state packed under `state`; 3.13 and 3.14 read
-the state beside the name instead, and need every field of it. A tag has both. A UI that knows neither shows the runs
-as it always does.
+A view is a tag of the experiment, `mlflow.sharedViewState.KEY`; a link opens it with `viewStateShareKey=KEY`. It has a
+name, stands in the menu of views, and has its state packed under `state`. A UI that does not know it shows the runs as
+it always does.
 """
 
 from __future__ import annotations
@@ -89,16 +88,17 @@ def _view(key: str, name: str, created_ms: int, varying: Sequence[str], **order:
         **order,
         "orderByAsc": False,
         "selectedColumns": columns,
+        "columnOrder": [_NAME_COLUMN, *columns],
+        "columnWidths": {_NAME_COLUMN: _NAME_PIXELS} | {one: 40 + 7 * len(one.split("`")[1]) for one in columns},
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": _charts(varying),
         "compareRunSections": [{"uuid": _SECTION, "name": "Results", "display": True, "isReordered": True}],
         "isAccordionReordered": True,  # or the sections are sorted by name
         "hideEmptyCharts": True,
     }
-    widths = {column: 40 + 7 * len(column.split("`")[1]) for column in columns} | {_NAME_COLUMN: _NAME_PIXELS}
-    packed = _pack(state | {"columnOrder": [_NAME_COLUMN, *columns], "columnWidths": widths})
-    content = {**_EMPTY, **state, "name": name, "createdAt": created_ms, "state": packed}
-    return View(key, json.dumps(content, separators=(",", ":")))
+    # As the UI packs it: JSON, zlib, Base64.
+    packed = base64.b64encode(zlib.compress(json.dumps(state, separators=(",", ":")).encode())).decode()
+    return View(key, json.dumps({"name": name, "createdAt": created_ms, "state": f"deflate;{packed}"}))
 
 
 def _charts(varying: Sequence[str]) -> list[dict[str, Any]]:
@@ -113,24 +113,3 @@ def _charts(varying: Sequence[str]) -> list[dict[str, Any]]:
         {"uuid": f"{_SECTION}-{number}", "metricSectionId": _SECTION, "runsCountToCompare": 100, **chart}
         for number, chart in enumerate(charts)
     ]
-
-
-def _pack(state: dict[str, Any]) -> str:
-    """A state as the UI packs it: JSON, zlib, Base64."""
-    return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state, separators=(",", ":")).encode())).decode()
-
-
-# What 3.13 and 3.14 do not fill in.
-_EMPTY: dict[str, Any] = {
-    "runsExpanded": {},
-    "runsVisibilityMap": {},
-    "groupsExpanded": {},
-    "runsPinned": [],
-    "runsHidden": [],
-    "viewMaximized": False,
-    "runListHidden": False,
-    "groupBy": None,
-    "useGroupedValuesInCharts": True,
-    "autoRefreshEnabled": True,
-    "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
-}
