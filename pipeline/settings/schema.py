@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pipeline.host.errors import UserError, suggestion
 from pipeline.settings.config import Config
 from pipeline.settings.setting import declared
 
@@ -45,6 +46,10 @@ def is_number(key: str) -> bool:
 
 def _alternatives(key: str) -> set[Any]:
     kind, _ = _settings().get(key, (None, ()))
+    section, dot, _ = key.rpartition(".")
+    if dot and kind is None:
+        names = [name for name in _settings() if name.startswith(f"{section}.")]
+        raise UserError(f"{key}: no such setting; {suggestion(key, names or _settings())}")
     return set(typing.get_args(kind)) if isinstance(kind, types.UnionType) else {kind}
 
 
