@@ -15,8 +15,7 @@ from pipeline.datasets import catalogue
 from pipeline.flows import eager as quantization
 from pipeline.flows.eager import twins
 from pipeline.runtimes import registry
-from pipeline.settings.config import TrackingConfig
-from pipeline.settings.shipping import RegisterConfig
+from pipeline.settings.config import RegisterConfig, TrackingConfig
 from pipeline.tracking import RunRecord, open_run
 from pipeline.tracking.champion import Contender
 from pipeline.tracking.models import ModelRecord, log_model, register

@@ -39,27 +39,24 @@ BEFORE_ANYTHING = [
         ["hydra/launcher=submitit_slurm"],
         ["hydra/launcher=submitit_slurm: it starts the jobs of a sweep; allowed: with -m"],
     ),
-    (["--cfg=job", "--package=tran"], ["--package=tran: nothing there to show", "'train'?"]),
+    (["--config-dir=elsewhere"], ["unrecognized arguments: --config-dir=elsewhere", "allowed: --help"]),
     (["outputs=~/here and there"], ["allowed: key=value, quoted where needed: \"outputs='~/here and there'\""]),
     (["-m", "hydra/launcher=submitit_loca", "seed=1,2"], ["hydra/launcher=submitit_loca:", "'submitit_local'?"]),
-    (["hydra.job.env_set.KEY=x"], ["hydra.job.env_set.KEY: no such setting; allowed: +hydra.job.env_set.KEY"]),
-    (["outputs='a/q?q'"], ["outputs=a/q?q", "with '?'", "allowed: another folder", "tracking=off"]),
-    (["outputs='a/p%20q'"], ["outputs=a/p%20q", "with '%20'"]),
+    (["hydra.job.env_set.KEY=x"], ["hydra.job.env_set.KEY", "use +hydra.job.env_set.KEY=x"]),
     # misspelt keys
-    (["qat.epoch=5"], ["qat.epoch=5", "no such setting", "qat.batch_size", "did you mean 'qat.epochs'"]),
-    (["+qat.epoch=5"], ["+qat.epoch=5", "no such setting", "did you mean 'qat.epochs'"]),
-    (["++qat.epoch=5"], ["++qat.epoch=5", "no such setting", "did you mean 'qat.epochs'"]),
-    (["qta.epochs=1"], ["qta.epochs=1", "no such setting", "allowed: model, dataset", "did you mean 'qat"]),
-    (["sed=1"], ["sed=1", "no such setting", "did you mean 'seed'"]),
-    (["dataset.mean.0=0.5"], ["dataset.mean.0=0.5", "no such setting", "allowed: dataset"]),
-    (["qat.epochs.x=1"], ["qat.epochs.x=1", "no such setting", "allowed: qat"]),
+    (["qat.epoch=5"], ["qat.epoch:", "no such setting", "qat.batch_size", "did you mean 'qat.epochs'"]),
+    (["+qat.epoch=5"], ["qat.epoch:", "no such setting", "did you mean 'qat.epochs'"]),
+    (["++qat.epoch=5"], ["qat.epoch:", "no such setting", "did you mean 'qat.epochs'"]),
+    (["qta.epochs=1"], ["qta: no such setting", "allowed: model, dataset", "did you mean 'qat'"]),
+    (["sed=1"], ["sed:", "no such setting", "did you mean 'seed'"]),
+    (["qat.epochs.x=1"], ["qat.epochs.x=1", "allowed: a whole number"]),
     (["--multrun"], ["--multrun", "--multirun"]),
     # unknown options of a group
     (["model=resnet81"], ["model=resnet81", "allowed: blog_resnet18, mobilenet_v2", "did you mean 'resnet18'"]),
     (["backend=fbgem"], ["backend=fbgem", "allowed: fbgemm, onednn", "did you mean 'fbgemm'"]),
     (["dataset=mnsit"], ["dataset=mnsit", "allowed: cifar10, digits", "did you mean 'mnist'"]),
     (["+experiment=resnet18_mnits"], ["experiment=resnet18_mnits", "did you mean 'resnet18_mnist'"]),
-    (["experiment=resnet18_mnist"], ["experiment=resnet18_mnist", "allowed: +experiment=resnet18_mnist"]),
+    (["experiment=resnet18_mnist"], ["'experiment'", "use +experiment=resnet18_mnist"]),
     # wrong types
     (["qat.epochs=two"], ["qat.epochs", "two", "allowed: a whole number"]),
     (["qat.epochs=1.5"], ["qat.epochs", "1.5", "allowed: a whole number"]),
@@ -116,7 +113,7 @@ BEFORE_ANYTHING = [
     (["qat.init=ptp"], ["qat.init=ptp", "allowed: fresh, ptq", "did you mean 'ptq'"]),
     (["qat.distill_weight=1.5"], ["qat.distill_weight=1.5", "at most 1"]),
     # sweeps
-    (["backend=fbgemm,qnnpack"], ["backend=fbgemm,qnnpack", "several values", "-m"]),
+    (["backend=fbgemm,qnnpack"], ["backend=fbgemm,qnnpack", "add --multirun"]),
     (["-m", "qat.epochs=1,0"], ["qat.epochs=0", "allowed: at least 1"]),
     (["-m", "backend=fbgemm,qnnpak"], ["backend=qnnpak", "did you mean 'qnnpack'"]),
     # what is no override at all
@@ -228,7 +225,6 @@ def test_run_is_refused_in_one_line_when_its_parts_do_not_fit(
 ) -> None:
     assert_names(refuse(*overrides), fragments)
     assert left_behind(outputs) == []
-    assert not (outputs / "artifacts" / ".seen").exists()
 
 
 def test_cuda_is_refused_when_torch_sees_no_gpu(refuse: Refuse, monkeypatch: pytest.MonkeyPatch, outputs: Path) -> None:
@@ -509,7 +505,7 @@ def test_outputs_are_refused_when_they_cannot_be_written(refuse: Refuse, tmp_pat
 @pytest.mark.parametrize(
     ("override", "fragments"),
     [
-        ("qat.epoch=5", ["qat.epoch=5", "did you mean 'qat.epochs'"]),
+        ("qat.epoch=5", ["qat.epoch:", "did you mean 'qat.epochs'"]),
         ("model.weights=nowhere/resnet.pt", ["model.weights=nowhere/resnet.pt", "no such file"]),
     ],
 )

@@ -7,14 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipeline.commands.composition import compose_request
 from pipeline.host.errors import UserError
 from pipeline.host.files import PROJECT_ROOT
-from pipeline.host.redaction import mask_text, mask_value, mask_yaml, refuse_credentials
-from pipeline.run.plan import make_plan
-from pipeline.run.request import describe
+from pipeline.host.redaction import mask_text, refuse_credentials
 
 
 @pytest.mark.parametrize(
@@ -25,35 +22,15 @@ from pipeline.run.request import describe
         ("run_name=a password=pw1 api-key='p w'", "run_name=a password=*** api-key=***"),
         ("https://host/d?X-Amz-Signature=s1&AWSAccessKeyId=k2", "https://host/d?X-Amz-Signature=***"),
         ("https://host/d?sv=1&sig=s1", "https://host/d?sv=1&sig=***"),
-        ("Authorization: Bearer t0ken", "Authorization: Bearer ***"),
-        ("sent bearer abcdefghijkl.mnop", "sent bearer ***"),
-        ("{'Authorization': 'Basic dXNlcjpwYXNz', 'Accept': '*/*'}", "{'Authorization': 'Basic ***', 'Accept': '*/*'}"),
-        ('{"password": "hunter 2", "user": "me"}', '{"password": ***, "user": "me"}'),
-        ("http://ann:se'cret@host and https://ann:a\"b@host", "http://***@host and https://***@host"),
-        ("the bearer of news, authorization missing, design=3, sigma=2", None),
+        ("design=3, sigma=2", None),
         ("http://host:5000/a@b, models:/digits@champion, sqlite:///a@b.db", None),
-        ("('http://127.0.0.1:5000','a@b') http://a:5000,http://b:5000/x@y http://[::1]:5000/a@b", None),
+        ("('http://127.0.0.1:5000','a@b') http://a:5000,http://b:5000/x@y", None),
         ('{"u":"http://h:5000","m":"me@x.com"} [\'http://a:5000\',\'http://b:5000/x@y\']', None),
         ("unexpected token: ) at line 3; qat.epochs=2", None),
     ],
 )
 def test_text_is_masked_where_it_holds_a_secret(text: str, masked: str | None) -> None:
     assert mask_text(text) == (masked or text)
-
-
-def test_values_are_masked_by_their_key_however_deep() -> None:
-    content = {"a": {"db_password": "pw", "api_keys": ["k"], "seed": 0, "TOKEN": None}, "url": ["http://a:b@c"]}
-    masked = {"a": {"db_password": "***", "api_keys": "***", "seed": 0, "TOKEN": None}, "url": ["http://***@c"]}
-    assert mask_value("", content) == masked
-    assert yaml.safe_load(mask_yaml(yaml.safe_dump(content))) == masked
-
-
-def test_no_setting_of_the_default_run_is_masked() -> None:
-    request = compose_request(["tracking=server"])
-    record = describe(request, make_plan(request.config))
-    assert record.parameters == request.parameters
-    assert record.config_yaml == request.yaml
-    assert "***" not in str(record)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +47,6 @@ def test_address_without_password_is_allowed(value: str) -> None:
         ("tracking.uri", "https://hunter2@host"),
         ("tracking.uri", "postgresql://me:hunter2@host/db"),
         ("dataset.mirror", "https://me:hunter2@host/mnist"),
-        ("tracking.uri", '"http://me:hunter2\'@127.0.0.1:5000"'),
-        ("tracking.uri", "'http://me:\"hunter2@127.0.0.1:5000'"),
         ("tracking.run_name", "https://me:hunter2@host/"),
     ],
 )

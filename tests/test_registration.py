@@ -16,8 +16,7 @@ import pytest
 from pipeline.host.errors import UserError
 from pipeline.runtimes import registry
 from pipeline.runtimes.exported import load
-from pipeline.settings.config import TrackingConfig
-from pipeline.settings.shipping import RegisterConfig
+from pipeline.settings.config import RegisterConfig, TrackingConfig
 from pipeline.tracking import RunRecord, open_run
 from pipeline.tracking.models import ModelRecord, Registration, log_model, register
 from pipeline.tracking.registry import find_registered

@@ -1,21 +1,21 @@
-"""From the command line to a checked `Config`; imports hydra, as few others do (tests/test_conventions.py).
+"""From the command line to a checked `Config`; imports hydra, as few others do (`make lint`).
 
-Hydra composes; here its schema is registered, strays are refused with the nearest right name, and
-every mistake ends as one line and exit status 2. All jobs of a sweep are composed and checked before
-the first of them runs.
+Hydra composes; the typed configuration refuses what it does not have, and every mistake ends as one line and exit
+status 2. All jobs of a sweep are composed and checked before the first of them runs.
 """
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import os
 import sys
 import typing
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import hydra
-from hydra._internal.callbacks import Callbacks
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -29,25 +29,14 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.commands.arguments import read_arguments
-from pipeline.commands.command_line import INTERRUPTED, fail
-from pipeline.commands.config_files import check_config_files
-from pipeline.commands.typed import (
-    check_override,
-    check_single,
-    check_size,
-    check_sweep_settings,
-    check_texts,
-    composing,
-    one_line,
-    showing,
-)
+from pipeline.commands.command_line import INTERRUPTED, Parser, fail
+from pipeline.commands.hydra_errors import composing, one_line
 from pipeline.host import torchrun
 from pipeline.host.errors import ProcessLost, UserError
-from pipeline.host.faults import fault, told
-from pipeline.host.files import PROJECT_ROOT, in_project, make_writable_folder, tell_folder
+from pipeline.host.faults import fault
+from pipeline.host.files import PROJECT_ROOT, in_project, make_writable_folder
 from pipeline.settings.config import Config, check
-from pipeline.settings.schema import flatten, refuse_strays
+from pipeline.settings.schema import flatten
 from pipeline.sweeps import search
 
 if typing.TYPE_CHECKING:
@@ -56,8 +45,6 @@ if typing.TYPE_CHECKING:
 CONFIG_FOLDER = PROJECT_ROOT / "conf"
 CONFIG_NAME = "config"
 _VERSION_BASE = "1.3"
-# Of interpolations of interpolations a few lines could fill the memory.
-_MOST_INTERPOLATIONS = 16
 
 # Once a run or sweep is under way, what it raises is no matter of what was typed.
 _begun: list[bool] = []
@@ -82,36 +69,14 @@ def main() -> None:
     """The command `python -m pipeline`."""
     _begun.clear()
     try:
-        arguments = read_arguments()
-        if not (arguments.help or arguments.hydra_help or arguments.shell_completion):
-            jobs = check_command_line(arguments.overrides, arguments.multirun)
-            if not (arguments.cfg or arguments.info):
-                if not arguments.multirun:
-                    check_single(arguments.overrides)
-                for _, config in jobs:
-                    make_writable_folder(in_project(config.outputs), "outputs")
-                if jobs and torchrun.rank() == 0:
-                    tell_folder(jobs[0][1].outputs)
-                if arguments.multirun:
-                    _run_sweep(arguments.overrides, jobs)
-                    return
-                if torchrun.rank() > 0:  # rank 0 alone keeps what Hydra keeps of a run
-                    from pipeline.run.runner import run
-
-                    request = compose_request(arguments.overrides)
-                    _begun.append(True)
-                    run(request)
-                    return
-        with showing(arguments.package if arguments.cfg else None):
-            _run_hydra()
+        _run_command_line()
     except UserError as error:
         fail(str(error), status=2)
-    except (HydraException, OmegaConfBaseException) as error:
-        fail(one_line(error), status=2)
     except ProcessLost as error:
         fail(str(error), status=1)
     except Exception as error:
-        line = fault(error) or (None if _begun else one_line(error))  # Hydra reads its own settings last
+        of_what_was_typed = not _begun or isinstance(error, HydraException | OmegaConfBaseException)
+        line = fault(error) or (one_line(error) if of_what_was_typed else None)
         if line is None:
             raise
         fail(line, status=2)
@@ -119,6 +84,58 @@ def main() -> None:
         forced = any(text.startswith("force=") for text in sys.argv)
         again = "" if forced else "; the same command goes on from the last finished epoch"
         fail(f"interrupted{again}", status=INTERRUPTED)
+
+
+def _run_command_line() -> None:
+    arguments = _read_arguments()
+    overrides, multirun = arguments.overrides, arguments.multirun
+    jobs = [] if arguments.help or arguments.hydra_help else check_command_line(overrides, multirun)
+    if not jobs or arguments.cfg:  # Hydra shows what was asked for
+        _run_hydra()
+        return
+    if not multirun:
+        _refuse_settings_of_sweeps(overrides)
+    for _, config in jobs:
+        make_writable_folder(in_project(config.outputs), "outputs")
+    if multirun:
+        _run_sweep(overrides, jobs)
+    elif torchrun.rank() == 0:
+        _run_hydra()
+    else:  # rank 0 alone keeps what Hydra keeps of a run
+        from pipeline.run.runner import run
+
+        request = compose_request(overrides)
+        _begun.append(True)
+        run(request)
+
+
+def _read_arguments() -> argparse.Namespace:
+    """Flags and overrides of the command line, wherever the flags stand.
+
+    Of Hydra's flags these are the ones that go through the checks. Hydra reads the command line once more, and takes
+    flags in front alone: there it then has them.
+
+    Raises:
+        UserError: for a flag that there is not, or that does not go with another.
+    """
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--hydra-help", action="store_true")
+    parser.add_argument("--resolve", action="store_true")
+    one_of = parser.add_mutually_exclusive_group()
+    one_of.add_argument("--multirun", "-m", action="store_true")
+    one_of.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    arguments = parser.parse_intermixed_args()
+    flags = [text for text in sys.argv[1:] if text not in arguments.overrides]
+    sys.argv[1:] = [*flags, *arguments.overrides]
+    return arguments
+
+
+def _refuse_settings_of_sweeps(overrides: Iterable[str]) -> None:
+    for text in overrides:
+        if text.lstrip("+~").replace("/", ".").startswith(("hydra.launcher", "hydra.sweeper", "hydra.mode")):
+            raise UserError(f"{text}: it starts the jobs of a sweep; allowed: with -m")
 
 
 def _run_hydra() -> None:
@@ -136,8 +153,7 @@ def _run_sweep(overrides: list[str], jobs: list[tuple[list[str], Config]]) -> No
         raise UserError("-m: a sweep of runs on several processes; allowed with torchrun: one run")
     for _, config in jobs:
         check_parts(config)
-    config = jobs[0][1] if jobs else compose_request([text for text in overrides if "hydra" not in text]).config
-    with sweep_session(overrides, [job for job, _ in jobs if job], config) as sweep:
+    with sweep_session(overrides, [job for job, _ in jobs if job], jobs[0][1]) as sweep:
         _begun.append(True)
         # The jobs, in whatever process, find the sweep by its folder.
         sys.argv.append(f"hydra.sweep.dir='{sweep.folder}'")
@@ -156,51 +172,50 @@ def _job(composed: DictConfig) -> dict[str, float]:
     if hydra_config.mode is RunMode.MULTIRUN:
         # What a job raises ends that job: Hydra goes on with the others, and raises at the end.
         return run_job(request, Path(hydra_config.sweep.dir), hydra_config.launcher.get("n_jobs", 1))
-    try:
-        with told():
-            return run(request).metrics
-    except UserError as error:
-        fail(str(error), status=2)
-    except ProcessLost as error:
-        fail(str(error), status=1)
+    return run(request).metrics
 
 
 def check_command_line(overrides: list[str], multirun: bool) -> list[tuple[list[str], Config]]:
     """The overrides and the checked configuration of every job that `overrides` ask for.
 
-    Of a search, these are jobs that hold every bound and every choice. Sweeps of sweepers that are not known
-    here are checked only as far as their overrides can be read; their jobs are checked when they start.
+    Of a search, these are jobs that hold every bound and every choice, each without overrides.
 
     Raises:
         UserError: for the first mistake.
     """
-    check_texts(overrides)
-    check_config_files(CONFIG_FOLDER)
     with composing(), hydra.initialize_config_dir(str(CONFIG_FOLDER), version_base=_VERSION_BASE, job_name="pipeline"):
-        loader = GlobalHydra.instance().config_loader()
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
-        for override in parsed:
-            check_override(override, multirun, loader)
         if not multirun:
             return [(overrides, to_config(hydra.compose(CONFIG_NAME, overrides)))]
-        sweepers = [override.value() for override in parsed if override.key_or_group == "hydra/sweeper"]
-        if sweepers == ["optuna"]:  # its jobs are found as it goes
-            searched = _check_search(parsed)
-        _check_sweeper([str(override.input_line) for override in parsed if override.is_hydra_override()], loader)
-        if sweepers == ["optuna"]:
-            return [([], config) for config in searched]
-        if sweepers:
-            return []
-        check_size(parsed)
-        jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-        return [(job, to_config(hydra.compose(CONFIG_NAME, job))) for job in jobs]
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+        jobs: list[tuple[list[str], Config]]
+        if any(one.key_or_group == "hydra/sweeper" and one.value() == "optuna" for one in parsed):
+            jobs = [([], config) for config in _check_search(parsed)]
+        else:
+            jobs = [(job, to_config(hydra.compose(CONFIG_NAME, job))) for job in _jobs_of(parsed)]
+        _check_launching([str(one.input_line) for one in parsed if one.is_hydra_override()], loader)
+        return jobs
 
 
-def _check_sweeper(of_hydra: list[str], loader: ConfigLoader) -> None:
+def _jobs_of(overrides: Iterable[Override]) -> list[list[str]]:
+    """The overrides of each job of a grid, as Hydra's own sweeper forms them."""
+    values: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise UserError(f"{override.input_line}: allowed: with hydra/sweeper=optuna, or choice(…) or range(…)")
+    return [list(job) for job in itertools.product(*values.values())]
+
+
+def _check_launching(of_hydra: list[str], loader: ConfigLoader) -> None:
     """See that sweeper and launcher can be made, before a sweep is noted anywhere."""
     composed = hydra.compose(CONFIG_NAME, of_hydra, return_hydra_config=True)
-    check_sweep_settings(composed.hydra)
-    context = HydraContext(config_loader=loader, callbacks=Callbacks())
+    # Callbacks are asked when jobs run, and none do here.
+    context = HydraContext(config_loader=loader, callbacks=None)  # type: ignore[arg-type]
     Plugins.instance().instantiate_sweeper(config=composed, hydra_context=context, task_function=_job)
 
 
@@ -221,8 +236,7 @@ def compose_request(overrides: list[str]) -> Request:
     Raises:
         UserError: as the command would.
     """
-    check_command_line(overrides, multirun=False)
-    with hydra.initialize_config_dir(str(CONFIG_FOLDER), version_base=_VERSION_BASE, job_name="pipeline"):
+    with composing(), hydra.initialize_config_dir(str(CONFIG_FOLDER), version_base=_VERSION_BASE, job_name="pipeline"):
         return to_request(hydra.compose(CONFIG_NAME, overrides), overrides)
 
 
@@ -230,22 +244,20 @@ def to_request(composed: DictConfig, overrides: list[str]) -> Request:
     """What the runner needs of a composed configuration."""
     from pipeline.run.request import Request
 
-    config = to_config(composed)
     plain = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(plain, dict)
-    return Request(config, OmegaConf.to_yaml(plain), dict(flatten(plain)), overrides)
+    return Request(to_config(composed), OmegaConf.to_yaml(plain), dict(flatten(plain)), overrides)
 
 
 def to_config(composed: DictConfig) -> Config:
     """The typed, checked configuration.
 
     Raises:
-        UserError: for a key that no dataclass has (`+qat.epoch=5` gets past Hydra), or a bad value.
+        OmegaConfBaseException: for a key that no dataclass has (`+qat.epoch=5` gets past Hydra), or a wrong type.
+        UserError: for a value out of its range.
     """
-    refuse_strays(composed)
-    if OmegaConf.to_yaml(composed).count("${") > _MOST_INTERPOLATIONS:
-        raise UserError(f"too many interpolations ${{…}} in all settings; allowed: {_MOST_INTERPOLATIONS}")
-    config = OmegaConf.to_object(composed)
+    typed = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(composed, resolve=True))
+    config = OmegaConf.to_object(typed)
     assert isinstance(config, Config)
     check(config)
     return config

@@ -8,11 +8,10 @@ traceback and exits with status 2. Broken invariants are asserts and keep their 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 
 # What a terminal still shows at a glance; a path of the longest length that there is would fill it many times.
-_LONGEST_WORD, _LONGEST_LINE = 300, 900
+_LONGEST_WORD = 300
 
 
 class UserError(Exception):
@@ -43,12 +42,12 @@ def suggestion(name: str, allowed: Iterable[str]) -> str:
 
 
 def presentable(text: str) -> str:
-    """`text` as one line for a terminal: what cannot be printed escaped, what is endless cut in its middle."""
-    joined = " ".join(line.strip() for line in text.splitlines() if line.strip())
-    printable = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in joined)
-    words = re.sub(r"\S+", lambda word: _cut(word[0], _LONGEST_WORD), printable)
-    return _cut(words, _LONGEST_LINE)
+    """`text` as one line for a terminal: what cannot be printed escaped, a word that is endless cut in its middle."""
+    words = "".join(one if one.isprintable() or one.isspace() else ascii(one)[1:-1] for one in text).split()
+    half = _LONGEST_WORD // 2
+    return " ".join(word if len(word) <= _LONGEST_WORD else f"{word[:half]} … {word[-half:]}" for word in words)
 
 
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest // 2]} … {text[-longest // 2 :]}"
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or else its name."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -7,14 +7,14 @@ import hashlib
 import os
 import re
 import secrets
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.host import terminal
 from pipeline.host.errors import UserError
-from pipeline.host.faults import fault, is_full
+from pipeline.host.faults import FULL, fault
 from pipeline.host.interruption import deferred
 
 # Of what torch says where it refuses to unpickle something.
@@ -24,25 +24,7 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 def in_project(path: str) -> Path:
     """`path`, resolved against the project root wherever the command is typed."""
-    return (PROJECT_ROOT / expand_user(path)).resolve()
-
-
-def tell_folder(outputs: str) -> None:
-    """Say where a relative `outputs` is, to those who typed it in another folder than the project's."""
-    if outputs != "outputs" and not expand_user(outputs).is_absolute() and Path.cwd() != PROJECT_ROOT:
-        terminal.say(f"outputs={outputs} is {in_project(outputs)}: relative paths count from the project's folder")
-
-
-def expand_user(path: str) -> Path:
-    """`path` with the home folder that a `~` at its beginning stands for.
-
-    Raises:
-        UserError: when there is no such user.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{path}: there is no such user's home folder; ./{path} is a folder of that name") from error
+    return (PROJECT_ROOT / os.path.expanduser(path)).resolve()
 
 
 def amount(size: int) -> str:
@@ -72,8 +54,8 @@ def write_and_rename(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        if is_full(error):
-            raise UserError(f"{path}: the disk is full; once there is space, the same command goes on") from error
+        if (fault(error) or "").endswith(FULL):
+            raise UserError(f"{path}: {FULL}") from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -83,11 +65,10 @@ def check_space(folder: Path) -> None:
     """See that a megabyte can be written: other libraries say of a full disk whatever they like.
 
     Raises:
-        UserError: when the disk is full.
+        OSError: when the disk is full.
     """
-    with write_and_rename(folder / ".space") as temporary:
-        temporary.write_bytes(bytes(1_000_000))
-    (folder / ".space").unlink()
+    with tempfile.TemporaryFile(dir=folder) as stream:
+        stream.write(bytes(1_000_000))
 
 
 def save_tensors(content: object, path: Path) -> None:
@@ -109,9 +90,7 @@ def make_writable_folder(path: Path, key: str) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".writable-{os.getpid()}-{secrets.token_hex(4)}"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise UserError(f"{key}={path}: cannot be written: {error.strerror}") from error
     return path

@@ -42,31 +42,22 @@ def termination_as_interrupt() -> Iterator[None]:
         yield
         return
 
-    def interrupt(signal_number: int, frame: Any) -> None:
-        if signal_number == signal.SIGTERM and submitits and _is_preempted():
-            queue_again(next(iter(submitits)), frame)
-        deafen()
+    def end(signal_number: int, frame: Any) -> None:
+        for one in handled:
+            signal.signal(one, signal.SIG_IGN)
         _heard.append(signal_number)
+        if signal_number in submitits:
+            submitits[signal_number](signal_number, frame)  # has the job queued again, and raises
+        if submitits and signal_number == signal.SIGTERM and _is_preempted():
+            users, queue_again = next(iter(submitits.items()))
+            queue_again(users, frame)
         raise KeyboardInterrupt
 
-    def queue_again(signal_number: int, frame: Any) -> None:
-        deafen()
-        try:
-            submitits[signal_number](signal_number, frame)  # and this raises
-        except BaseException:
-            _heard.append(signal_number)
-            raise
-
-    def deafen() -> None:
-        for one in handlers:
-            signal.signal(one, signal.SIG_IGN)
-
     submitits: dict[int, Any] = {one: signal.getsignal(one) for one in _USERS if callable(signal.getsignal(one))}
-    ending = [one for one in _heeded() if one in _ENDING]
-    handlers: dict[int, Any] = dict.fromkeys(ending, interrupt) | dict.fromkeys(submitits, queue_again)
+    handled = [one for one in _heeded() if one in _ENDING or one in submitits]
     _inside.append(True)
     try:
-        with _handling(handlers):
+        with _handling(dict.fromkeys(handled, end)):
             yield
     finally:
         _heard.clear()
@@ -154,13 +145,8 @@ def stop_if_interrupted() -> None:
 
 
 def _tell_unless_interrupted(unraisable: Any) -> None:
-    """Say nothing of an interruption that came in a finalizer, which `stop_if_interrupted` raises again.
-
-    Nor of a signal after the first, which Python tells as an error where both came before it could look.
-    """
-    in_finalizer = _heard and issubclass(unraisable.exc_type, KeyboardInterrupt)
-    ignored = issubclass(unraisable.exc_type, OSError) and "race condition" in str(unraisable.exc_value)
-    if not (in_finalizer or ignored):
+    """Say nothing of an interruption that came in a finalizer, which `stop_if_interrupted` raises again."""
+    if not (_heard and issubclass(unraisable.exc_type, KeyboardInterrupt)):
         sys.__unraisablehook__(unraisable)
 
 

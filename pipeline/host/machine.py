@@ -11,32 +11,31 @@ to the next: put a batch together, save a checkpoint, report to the tracking sto
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from socket import gethostname
 
 from filelock import ReadWriteLock
 
 
+@functools.lru_cache
+def _lock_in(folder: Path) -> ReadWriteLock:
+    folder.mkdir(parents=True, exist_ok=True)
+    return ReadWriteLock(str(folder / f"machine-{gethostname()}.db"))
+
+
+@dataclass(frozen=True)
 class Machine:
     """The lock of this machine, a file in `folder`; without a folder (one process alone) nothing waits.
 
     It can be sent to another process, which then takes it by itself.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
-        self._lock = None
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = ReadWriteLock(str(folder / f"machine-{gethostname()}.db"))
+    folder: Path | None = None
 
-    def __reduce__(self) -> tuple[type[Machine], tuple[Path | None]]:
-        return Machine, (self._folder,)
-
-    @contextmanager
-    def computing(self, patience_s: float = -1) -> Iterator[None]:
+    def computing(self, patience_s: float = -1) -> AbstractContextManager[None]:
         """Compute beside others, for the time of a slice.
 
         Nobody may wait within it for another process that asks for it too: that one would wait for a measurement,
@@ -45,20 +44,11 @@ class Machine:
         Raises:
             TimeoutError: when a measurement has not ended after `patience_s` seconds (-1: waits as long as it takes).
         """
-        if self._lock is None:
-            yield
-            return
-        with self._lock.read_lock(patience_s):
-            yield
+        return nullcontext() if self.folder is None else _lock_in(self.folder).read_lock(patience_s)
 
-    @contextmanager
-    def measuring(self) -> Iterator[None]:
+    def measuring(self) -> AbstractContextManager[None]:
         """Have the machine to oneself. Not to be asked for within `computing`, nor that within this."""
-        if self._lock is None:
-            yield
-            return
-        with self._lock.write_lock():
-            yield
+        return nullcontext() if self.folder is None else _lock_in(self.folder).write_lock()
 
 
 UNSHARED = Machine()

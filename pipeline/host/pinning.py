@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,25 +22,22 @@ def pinned(processors: int | None) -> Iterator[None]:
         yield
         return
     mine = os.sched_getaffinity(0)
-    first = set(sorted(mine)[:processors])
     before: dict[int, set[int]] = {}
-
-    def pin(thread: int) -> None:
-        before[thread] = os.sched_getaffinity(thread)
-        os.sched_setaffinity(thread, first)
-
+    for thread in _threads():
+        with suppress(ProcessLookupError):  # it has ended
+            before[thread] = os.sched_getaffinity(thread)
     try:
-        _to_each_thread(pin)
+        _place({thread: set(sorted(mine)[:processors]) for thread in before})
         yield
     finally:
-        _to_each_thread(lambda thread: os.sched_setaffinity(thread, before.get(thread, mine)))
+        _place({thread: before.get(thread, mine) for thread in _threads()})
 
 
-def _to_each_thread(act: Callable[[int], None]) -> None:
-    """Also to those that others start meanwhile, which inherit what these had."""
-    done: set[int] = set()
-    while new := {int(path.name) for path in _THREADS.iterdir()} - done:
-        for thread in new:
-            with suppress(ProcessLookupError):  # it has ended
-                act(thread)
-        done |= new
+def _threads() -> list[int]:
+    return [int(path.name) for path in _THREADS.iterdir()]
+
+
+def _place(where: Mapping[int, set[int]]) -> None:
+    for thread, processors in where.items():
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(thread, processors)

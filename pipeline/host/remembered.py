@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -32,16 +33,14 @@ class FileMemory:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._changed = False
-        try:
-            known = json.loads(path.read_text())
-        except (OSError, ValueError):
-            known = {}
-        self._known: dict[str, list[Any]] = known if isinstance(known, dict) else {}
+        self._known: dict[str, list[Any]] = {}
+        with suppress(OSError, ValueError):
+            self._known = dict(json.loads(path.read_text()))
 
     def recall(self, name: str, state: str | None) -> Any:
         """The value that was noted of this state, or None."""
-        known = self._known.get(name)
-        return known[1] if state is not None and known is not None and known[0] == state else None
+        known, value = self._known.get(name, (None, None))
+        return value if state is not None and known == state else None
 
     def note(self, name: str, state: str | None, value: Any) -> None:
         if state is not None and self._known.get(name) != [state, value]:
@@ -49,27 +48,16 @@ class FileMemory:
             self._changed = True
 
     def save(self) -> None:
-        """Write what was noted, or wait for `keep` where the folder is not there: a run that is refused makes none."""
-        if self._changed and self._path.parent.is_dir():
-            with suppress(OSError), write_and_rename(self._path) as temporary:
-                temporary.write_text(json.dumps(self._known))
+        """Write what was noted since the last time."""
+        if self._changed:
+            with suppress(OSError):  # another user's folder: only time is lost
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with write_and_rename(self._path) as temporary:
+                    temporary.write_text(json.dumps(self._known))
                 self._changed = False
 
 
-_memories: dict[Path, FileMemory] = {}
-
-
+@functools.cache
 def memory_at(path: Path) -> FileMemory:
-    """The one of a file, so that what waits to be written is known to whoever asks next."""
-    if path not in _memories:
-        _memories[path] = FileMemory(path)
-    return _memories[path]
-
-
-def keep(folder: Path) -> None:
-    """Make the folder where files are remembered, and write what waits for it."""
-    with suppress(OSError):  # another user's: only time is lost
-        folder.mkdir(parents=True, exist_ok=True)
-    for path, memory in _memories.items():
-        if path.parent == folder:
-            memory.save()
+    """The one of a file: it is read once in a process."""
+    return FileMemory(path)

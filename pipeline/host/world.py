@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.host import terminal, torchrun
-from pipeline.host.errors import ProcessLost, UserError
+from pipeline.host.errors import ProcessLost, UserError, first_line
 
 # How long the other processes wait for rank 0, which evaluates and exports alone. One that dies is noticed at once.
 _PATIENCE = datetime.timedelta(days=7)
@@ -118,14 +118,14 @@ def join(device: torch.device) -> Iterator[World]:
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"torchrun: the {size} processes cannot meet: {_first_line(error)}") from error
+        raise UserError(f"torchrun: the {size} processes cannot meet: {first_line(error)}") from error
     try:
         yield World(rank, size, dist.new_group(backend="gloo", timeout=_PATIENCE))
     except RuntimeError as error:
         if not _is_lost_peer(error):
             raise
         raise ProcessLost(
-            f"torchrun: another of the {size} processes has ended ({_first_line(error)}); "
+            f"torchrun: another of the {size} processes has ended ({first_line(error)}); "
             "the same command goes on from the last finished epoch"
         ) from error
     dist.destroy_process_group()
@@ -134,7 +134,3 @@ def join(device: torch.device) -> Iterator[World]:
 def _is_lost_peer(error: BaseException) -> bool:
     text = str(error).lower()
     return any(words in text for words in _OF_LOST_PEERS)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -17,7 +17,7 @@ from pipeline.flows.catalogue import find
 from pipeline.host import environment, terminal, torchrun
 from pipeline.host.files import in_project
 from pipeline.host.machine import Machine
-from pipeline.host.redaction import mask_text, mask_value, mask_yaml
+from pipeline.host.redaction import mask_text
 from pipeline.run.artifact_store import seen_folder
 from pipeline.run.plan import Plan
 from pipeline.settings.config import Config
@@ -79,7 +79,7 @@ def tell_data(config: Config, outputs: Path, machine: Machine) -> dict[str, str]
 
 
 def describe(request: Request, plan: Plan, warnings: Mapping[str, str] = {}) -> RunRecord:
-    """Name, parameters, tags and data set of the run, with what is secret in them masked; `warnings` become tags."""
+    """Name, parameters, tags and data set of the run; `warnings` become tags."""
     config = request.config
     tags = {
         "git_commit": environment.git_commit(),
@@ -110,9 +110,9 @@ def describe(request: Request, plan: Plan, warnings: Mapping[str, str] = {}) -> 
     dataset = (config.dataset.name, digest, origin)
     return RunRecord(
         mask_text(name),
-        mask_value("", request.parameters),
-        mask_value("", tags),
-        mask_yaml(request.yaml),
+        request.parameters,
+        tags,
+        request.yaml,
         dataset,
         request.parent_run_id,
     )

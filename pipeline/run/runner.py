@@ -12,11 +12,10 @@ from pipeline.host import environment, terminal, torchrun
 from pipeline.host.errors import UserError, suggestion
 from pipeline.host.files import in_project, make_writable_folder
 from pipeline.host.interruption import stop_if_interrupted, termination_as_interrupt
-from pipeline.host.remembered import keep
 from pipeline.host.world import World, join
 from pipeline.models import weights
 from pipeline.reports import results as report
-from pipeline.run.artifact_store import Artifact, Store, note_tracking, seen_folder
+from pipeline.run.artifact_store import Artifact, Store, note_tracking
 from pipeline.run.followers import check_processes, dismiss, follow
 from pipeline.run.plan import Plan, is_replay, make_plan
 from pipeline.run.registration import check_registration, keep_model
@@ -66,7 +65,6 @@ def _run(request: Request, plan: Plan, world: World) -> Outcome:
 def _walk(request: Request, plan: Plan, world: World, store: Store) -> Outcome:
     config, outputs, forced = request.config, store.root.parent, _forced(request.config)
     done = _find_artifacts(plan, store, config, forced)
-    keep(seen_folder(outputs))
     if (
         config.tracking.enabled and config.tracking.uri is not None
     ):  # else it lies beside the artifacts, and moves along

@@ -5,6 +5,7 @@ Imports no more than the runtime does that the file needs.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from pipeline.datasets.preprocessing import PREPROCESSING_FILE, Preprocessing
 from pipeline.host.errors import UserError
-from pipeline.host.files import expand_user, in_project
+from pipeline.host.files import in_project
 from pipeline.runtimes import Predictor, Runtime, check_runtimes, registry
 
 # Of several files in a folder: the runtime that starts soonest.
@@ -56,7 +57,7 @@ def locate(model: str | None, outputs: str) -> Path:
     """
     if model is None:
         return _exported_last(in_project(outputs) / "artifacts")
-    path = expand_user(model)
+    path = Path(os.path.expanduser(model))
     if not path.exists():
         raise UserError(f"--model {model}: no such file or folder; allowed: models:/NAME@ALIAS, {_files()}")
     return path

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 
 from pipeline.host.errors import UserError
 from pipeline.settings.setting import check_settings, setting
-from pipeline.settings.shipping import BenchmarkConfig, ExportConfig, RegisterConfig, RuntimeConfig
-from pipeline.settings.store_address import check_sqlite, check_store
+from pipeline.settings.store_address import check_store
 
 OBSERVERS = ("moving_average", "histogram", "min_max")
 
@@ -168,6 +167,45 @@ class EvaluateConfig:
 
 
 @dataclass
+class RuntimeConfig:
+    """Which runtimes the models are exported for and measured on."""
+
+    names: list[str] = setting(["eager", "torchscript"])
+
+
+@dataclass
+class ExportConfig:
+    """How far an exported model may differ from torch's own: the test images, in percent, with the same class."""
+
+    min_agreement: float = setting(99.9, minimum=0, maximum=100)
+
+
+@dataclass
+class BenchmarkConfig:
+    """How latencies on the runtimes are measured; the method is that of docs/latency.md."""
+
+    threads: list[int] = setting([1], minimum=1, maximum=1024)
+    batch_sizes: list[int] = setting([1, 8], minimum=1, maximum=65536)
+    min_repeats: int = setting(200, minimum=1)
+    interval_pct: float = setting(2.0, above=0)
+    max_seconds: float = setting(60.0, above=0)
+    passes: int = setting(10, minimum=2)
+    pin: bool = setting(False)
+    memory: bool = setting(True)
+
+
+@dataclass
+class RegisterConfig:
+    """Under which name the int8 model is registered (null: it is not), and which version is its champion.
+
+    The champion loses at most `max_drop_pct` points of accuracy against fp32 and has the lowest latency of those.
+    """
+
+    name: str | None = setting(None)
+    max_drop_pct: float = setting(0.5, minimum=0, maximum=100)
+
+
+@dataclass
 class TrackingConfig:
     """Where results go. `uri: null` is the SQLite store under `outputs`.
 
@@ -225,15 +263,12 @@ def check(config: Config) -> None:
                 raise UserError(
                     f"dataset.{name}={values}: values are scaled to 0 … 1 before it is used; allowed: 0 to 1{hint}"
                 )
-    if not config.stages or not all(isinstance(name, str) for name in config.stages):
-        given = str(config.stages).replace("'", "")
-        raise UserError(f"stages={given}: allowed: at least one stage, by its name")
+    if not config.stages:
+        raise UserError("stages=[]: allowed: at least one stage, by its name")
     if not config.outputs:
         raise UserError("outputs='': allowed: the name of a folder")
     if config.tracking.uri is not None:
         check_store("tracking.uri", config.tracking.uri)
-    elif config.tracking.enabled:
-        check_sqlite("outputs", config.outputs)
     _check_warmup("train", config.train)
     _check_warmup("qat", config.qat)
     if config.qat.freeze_observer_epoch == 0 and config.qat.init == "fresh":

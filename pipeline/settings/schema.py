@@ -1,8 +1,8 @@
-"""What the typed configuration allows: its keys, their types in words, and what is not of it."""
+"""What the typed configuration allows, in words."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -10,46 +10,28 @@ from typing import Any
 
 from pipeline.host.errors import UserError, suggestion
 from pipeline.settings.config import Config
-from pipeline.settings.setting import TYPE_WORDS, words_of
+from pipeline.settings.setting import declared
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
-def check_path(key: str, text: str, groups: Iterable[str]) -> None:
-    """Refuse a dotted key that leads nowhere in the dataclasses."""
-    section: Any = Config
-    parts = key.split(".")
-    for depth, part in enumerate(parts):
-        fields = _field_types(section)
-        if part not in fields:
-            prefix = "".join(f"{parent}." for parent in parts[:depth])
-            names = [prefix + name for name in fields] + ([] if prefix else [g for g in groups if g not in fields])
-            # Below a setting there is nothing more: the setting itself is what can be written.
-            names = names or [".".join(parts[:depth])]
-            raise UserError(f"{text}: no such setting '{key}'; {suggestion(prefix + part, names)}")
-        section = fields[part]
-    if dataclasses.is_dataclass(section):
-        raise UserError(f"{text}: '{key}' is a group of settings; {suggestion('', _field_types(section))}")
-
-
-def refuse_strays(node: Mapping[Any, Any], schema: type = Config, prefix: str = "") -> None:
-    """Refuse a key of a composed configuration that the dataclasses do not have."""
-    fields = _field_types(schema)
-    for name in node:
-        if name not in fields:
-            raise UserError(f"no such setting '{prefix}{name!s}'; {suggestion(str(name), fields)}")
-        if dataclasses.is_dataclass(fields[str(name)]):
-            refuse_strays(node[name], fields[str(name)], f"{prefix}{name}.")
-
-
-def _field_types(schema: Any) -> dict[str, Any]:
-    return typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
+@functools.cache
+def _settings() -> dict[str, tuple[Any, tuple[str, ...]]]:
+    """Type and choices of every setting, by its dotted key."""
+    return {key: (kind, spec.metadata["choices"]) for key, kind, spec in declared(Config)}
 
 
 def allowed_words(key: str) -> str | None:
-    """What a setting allows, in words: its choices, or its type."""
-    kind, choices = _declared(key)
-    if choices:
-        return ", ".join(choices)
-    return words_of(kind) if kind in TYPE_WORDS or typing.get_args(kind) else None
+    """What a setting, or a value of a list, allows: its choices, or its type; None for what there is not."""
+    kind, choices = _settings().get(key.split("[")[0], (None, ()))
+    return ", ".join(choices) or (_words_of(kind) if kind else None)
+
+
+def _words_of(kind: Any) -> str:
+    """A declared type in words: `list[int] | None` is a list, each a whole number, or null."""
+    if typing.get_origin(kind) is list:
+        return f"a list, each {_WORDS[typing.get_args(kind)[0]]}"
+    return " or ".join(_words_of(choice) for choice in typing.get_args(kind)) or _WORDS[kind]
 
 
 def is_whole_number(key: str) -> bool:
@@ -63,22 +45,12 @@ def is_number(key: str) -> bool:
 
 
 def _alternatives(key: str) -> set[Any]:
-    kind, _ = _declared(key)
+    kind, _ = _settings().get(key, (None, ()))
+    section, dot, _ = key.rpartition(".")
+    if dot and kind is None:
+        names = [name for name in _settings() if name.startswith(f"{section}.")]
+        raise UserError(f"{key}: no such setting; {suggestion(key, names or _settings())}")
     return set(typing.get_args(kind)) if isinstance(kind, types.UnionType) else {kind}
-
-
-def _declared(key: str) -> tuple[Any, tuple[str, ...]]:
-    """Type and choices of a setting as the dataclasses declare them; no type for what they do not have."""
-    kind: Any = Config
-    choices: tuple[str, ...] = ()
-    for part in key.split("[")[0].split("."):
-        fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
-        spec = next((spec for spec in fields if spec.name == part), None)
-        if spec is None:
-            return None, ()
-        choices = spec.metadata.get("choices", ())
-        kind = _field_types(kind)[part]
-    return kind, choices
 
 
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

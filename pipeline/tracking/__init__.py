@@ -17,8 +17,7 @@ from typing import Any
 from pipeline.host import terminal
 from pipeline.host.interruption import INTERRUPTIONS, undisturbed
 from pipeline.host.redaction import mask_text
-from pipeline.settings.config import TrackingConfig
-from pipeline.settings.shipping import RegisterConfig
+from pipeline.settings.config import RegisterConfig, TrackingConfig
 from pipeline.tracking.champion import Contender
 from pipeline.tracking.channels import Channel
 from pipeline.tracking.delivery import thing

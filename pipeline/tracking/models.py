@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from pipeline.datasets.preprocessing import PREPROCESSING_FILE, Preprocessing
 from pipeline.host.files import sha256
-from pipeline.settings.shipping import RegisterConfig
+from pipeline.settings.config import RegisterConfig
 from pipeline.tracking.champion import Contender, Verdict, judge
 
 ALIAS = "champion"

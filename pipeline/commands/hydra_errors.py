@@ -1,0 +1,56 @@
+"""What Hydra and OmegaConf raise of a command line, as one line that names what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from pipeline.host.errors import UserError, first_line, suggestion
+from pipeline.settings.schema import allowed_words
+
+
+@contextmanager
+def composing() -> Iterator[None]:
+    """Turn what Hydra raises of a command line into one line.
+
+    Raises:
+        UserError: for everything but an interruption.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of strange input Hydra raises almost anything
+        raise UserError(one_line(error)) from error
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says of a command line, in one line, with the override or key and what is allowed there."""
+    if isinstance(error, OverrideParseException):
+        key, equals, value = str(error.override).partition("=")
+        quoted = f": \"{key}='{value}'\"" if equals and "'" not in value else ""
+        return (
+            f"{error.override}: cannot be read ({first_line(error)}); allowed: key=value, quoted where needed{quoted}"
+        )
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"{group}={name}: no such {group}; {suggestion(name, error.options)}"
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    override = text.removeprefix("Error merging override ") if text.startswith("Error merging override ") else None
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
+            section = str(cause.full_key).removesuffix(str(cause.key))
+            if names := [f"{section}{key!s}" for key in cause.parent_node if key != "hydra"]:
+                return f"{cause.full_key}: no such setting; {suggestion(str(cause.full_key), names)}"
+        elif isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            words = allowed_words(str(cause.full_key))
+            return f"{override or cause.full_key}: {first_line(cause)}" + (f"; allowed: {words}" if words else "")
+        cause = cause.__cause__
+    if isinstance(error, HydraException | OmegaConfBaseException) and text:
+        return text
+    return f"Hydra cannot compose what was typed: {type(error).__name__}: {text}; allowed: key=value as --help shows"
