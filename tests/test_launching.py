@@ -27,8 +27,8 @@ from pipeline.host.machine import Machine
 from pipeline.run.request import Request
 from pipeline.run.runner import run
 from pipeline.sweeps.jobs import run_job, sweep_session
+from pipeline.sweeps.launching import Queue
 from pipeline.sweeps.states import RUNNING, JobRecord, Sweep, sweep_id
-from pipeline.sweeps.submitted import Queue
 from pipeline.tracking.parents import JOB_TAG
 from tests.conftest import SMALL
 from tests.test_sweeps import children, command
@@ -223,7 +223,7 @@ def test_jobs_are_not_submitted_twice_when_the_queue_cannot_be_read(
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     with pytest.raises(SubmissionError, match="squeue: slurm_load_jobs error: Unable to contact slurm controller"):
-        Queue("a-sweep").living()
+        Queue("a-sweep").states()
 
 
 @pytest.mark.parametrize(

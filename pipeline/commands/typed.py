@@ -29,6 +29,8 @@ _MOST_JOBS = 10_000
 _REFUSED_KEYS = {
     "hydra": "allowed: one setting of it, hydra.name=value",
     "hydra.mode": "allowed: -m for a sweep, and nothing for a run",
+    "hydra.launcher": "allowed: hydra/launcher=name, or one setting of it, hydra.launcher.name=value",
+    "hydra.sweeper": "allowed: hydra/sweeper=name, or one setting of it, hydra.sweeper.name=value",
     "hydra.searchpath": "allowed: groups and experiments in conf/",
 }
 

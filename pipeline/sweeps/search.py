@@ -7,14 +7,15 @@ plugin. A Sweeper implements Hydra's interface, hence the import.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -28,10 +29,9 @@ from pipeline.host.files import in_project
 from pipeline.reports.pareto import front_table, write_front
 from pipeline.reports.results import METRICS
 from pipeline.settings.config import Config
-from pipeline.settings.schema import is_number
 from pipeline.settings.setting import check_settings, setting
-from pipeline.sweeps import search_space, study
-from pipeline.sweeps.search_space import SearchSpace
+from pipeline.sweeps import study
+from pipeline.sweeps.search_space import SearchSpace, read_search_space
 
 _PREFIX = "hydra.sweeper."
 
@@ -56,44 +56,26 @@ def read_settings(node: Mapping[Any, Any]) -> SearchConfig:
         OmegaConfBaseException: for a value of the wrong type.
     """
     given = {str(name): value for name, value in node.items() if name != "_target_"}
+    objectives = given.get("objectives")
+    if not isinstance(objectives, Mapping):
+        words = suggestion("", METRICS)
+        raise UserError(f"{_PREFIX}objectives={objectives}: allowed: {{metric: direction}}; of the metrics {words}")
     typed = OmegaConf.create({"hydra": {"sweeper": OmegaConf.structured(SearchConfig)}})
     settings = OmegaConf.to_object(OmegaConf.merge(typed, {"hydra": {"sweeper": given}}).hydra.sweeper)
     assert isinstance(settings, SearchConfig)
     check_settings(settings, _PREFIX)
-    _check_objectives(settings.objectives)
+    for name, direction in settings.objectives.items():
+        if name not in METRICS:
+            raise UserError(f"{_PREFIX}objectives: no run reports '{name}'; {suggestion(name, METRICS)}")
+        if direction not in ("maximize", "minimize", None):
+            allowed = suggestion(direction, ("maximize", "minimize", "null"))
+            raise UserError(f"{_PREFIX}objectives: {name}: {direction}; {allowed}")
     settings.objectives = {name: direction for name, direction in settings.objectives.items() if direction is not None}
     if not settings.objectives:
         raise UserError(f"{_PREFIX}objectives: none has a direction; {suggestion('', METRICS)}")
     if settings.study_name is not None and Path(settings.study_name).name != settings.study_name:
         raise UserError(f"{_PREFIX}study_name={settings.study_name}: allowed: a name that a folder can have, or null")
     return settings
-
-
-def _check_objectives(objectives: Mapping[Any, Any]) -> None:
-    for name, direction in objectives.items():
-        if name not in METRICS:
-            raise UserError(f"{_PREFIX}objectives: no run reports '{name}'; {suggestion(str(name), METRICS)}")
-        if direction not in ("maximize", "minimize", None):
-            allowed = suggestion(str(direction), ("maximize", "minimize", "null"))
-            raise UserError(f"{_PREFIX}objectives: {name}: {direction}; {allowed}")
-
-
-def check_names(overrides: Iterable[Override]) -> None:
-    """Refuse a setting or an objective of the sweeper that there is not, and a search without Optuna.
-
-    Raises:
-        UserError: for the first.
-    """
-    study.import_optuna()
-    names = [_PREFIX + name for name in SearchConfig.__dataclass_fields__]
-    for override in overrides:
-        key, value = override.key_or_group, override.value()
-        if f"{key}.".startswith(_PREFIX) and key not in names:
-            raise UserError(f"{override.input_line}: no such setting; {suggestion(key, names)}")
-        if key == f"{_PREFIX}objectives":
-            if not isinstance(value, dict):
-                raise UserError(f"{override.input_line}: allowed: {{metric: direction}}; {suggestion('', METRICS)}")
-            _check_objectives(value)
 
 
 def check_reports(job: Config) -> None:
@@ -106,48 +88,6 @@ def check_reports(job: Config) -> None:
         raise UserError(
             f"stages=[{','.join(job.stages)}]: allowed in a search: with evaluate, which reports objectives"
         )
-
-
-def read_search_space(overrides: Iterable[Override]) -> SearchSpace:
-    """The space that a command line spans; of a key that is given twice, the last counts.
-
-    Raises:
-        UserError: for a sweep that cannot be searched, or when there is nothing to search.
-    """
-    distributions: dict[str, Any] = {}
-    fixed: dict[str, str] = {}
-    for override in overrides:
-        key = override.get_key_element()
-        distributions.pop(key, None)
-        fixed.pop(key, None)
-        if override.is_sweep_override():
-            distributions[key] = _distribution(override)
-        else:
-            fixed[key] = f"{key}={override.get_value_element_as_str()}"
-    if not distributions:
-        raise UserError(
-            "hydra/sweeper=optuna: nothing to search; allowed: at least one key=interval(low,high), "
-            "key=tag(log,interval(low,high)), key=range(start,stop,step) or key=choice(a,b)"
-        )
-    return SearchSpace(distributions, list(fixed.values()))
-
-
-def _distribution(override: Override) -> Any:
-    if override.is_choice_sweep():
-        return search_space.choice(list(override.sweep_string_iterator()))
-    text, key, value = str(override.input_line), override.key_or_group, override.value()
-    assert isinstance(value, IntervalSweep | RangeSweep)
-    if not is_number(key):
-        raise UserError(f"{text}: '{key}' is not a number; allowed: choice(a,b)")
-    if isinstance(value, IntervalSweep) and value.tags <= {"log"}:
-        assert value.start is not None
-        assert value.end is not None
-        return search_space.interval(text, key, value.start, value.end, log="log" in value.tags)
-    if isinstance(value, RangeSweep) and not value.tags:
-        assert value.start is not None
-        assert value.stop is not None
-        return search_space.number_range(text, key, value.start, value.stop, value.step)
-    raise UserError(f"{text}: allowed: no tag, or tag(log,interval(low,high))")
 
 
 class Search(Sweeper):
@@ -178,7 +118,8 @@ class Search(Sweeper):
         settings = self.settings
         objectives = [list(pair) for pair in settings.objectives.items()]  # as they come back from the database
         asked = {"overrides": sorted(arguments), "objectives": objectives, "seed": settings.seed}
-        name = settings.study_name or study.study_name(asked)
+        # The same whenever the same is asked.
+        name = settings.study_name or hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
         for objective in settings.objectives:
             if objective.endswith("accuracy_pct") and not objective.startswith("val/"):
                 terminal.warn(
@@ -207,32 +148,24 @@ class Search(Sweeper):
             for (trial, _), result in zip(batch, results, strict=True):
                 returns.append(result)
                 try:
-                    objectives = study.tell(memory, trial, result.return_value)
+                    reached = study.tell(memory, trial, result.return_value)
                 except Exception as error:  # whatever ended the run ends this trial alone
-                    failures.append(_reason(error))
+                    first = next(iter(str(error).splitlines()), "")
+                    failures.append(first if isinstance(error, UserError) else f"{type(error).__name__}: {first}")
                     study.tell_failure(memory, trial, failures[-1])
                     terminal.warn(f"trial {trial.number} failed: {failures[-1]}")
                 else:
-                    reached = ", ".join(f"{name} {value:.4g}" for name, value in objectives.items())
-                    terminal.say(f"trial {trial.number} finished: {reached}")
-        self._show_front(memory, front_file)
+                    shown = ", ".join(f"{name} {value:.4g}" for name, value in reached.items())
+                    terminal.say(f"trial {trial.number} finished: {shown}")
+        front, objectives = study.front(memory), self.settings.objectives
+        if front:
+            write_front(front, list(objectives), front_file)
+            goals = ", ".join(f"{name} {direction}" for name, direction in objectives.items())
+            terminal.say(f"\nPareto front of {study.finished(memory)} trials ({goals}), in {front_file}\n")
+            terminal.say(front_table(front, list(objectives)))
         if failures:
             raise SystemExit(
                 f"error: {len(failures)} of {len(returns)} trials failed, the first with: {failures[0]}; "
                 "the same command tries others in their place"
             )
         return returns
-
-    def _show_front(self, memory: Any, path: Path) -> None:
-        front, objectives = study.front(memory), list(self.settings.objectives)
-        if not front:
-            return
-        write_front(front, objectives, path)
-        goals = ", ".join(f"{name} {direction}" for name, direction in self.settings.objectives.items())
-        terminal.say(f"\nPareto front of {study.finished(memory)} trials ({goals}), in {path}\n")
-        terminal.say(front_table(front, objectives))
-
-
-def _reason(error: Exception) -> str:
-    first = next(iter(str(error).splitlines()), "")
-    return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"

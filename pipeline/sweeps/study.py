@@ -8,8 +8,6 @@ again what it suggested first.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -45,11 +43,6 @@ def import_optuna() -> Any:
     # Of Optuna 4: constant_liar and metric names, as they are since.
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna
-
-
-def study_name(asked: Mapping[str, Any]) -> str:
-    """The name of the study of a search: the same whenever the same is asked."""
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def open_study(storage: str, name: str, asked: Mapping[str, Any]) -> optuna.Study:
