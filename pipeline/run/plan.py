@@ -64,7 +64,13 @@ def make_plan(config: Config) -> Plan:
             raise UserError(f"stages=[{','.join(config.stages)}]: no stage '{name}'; {suggestion(name, declared)}")
     if len(set(config.stages)) < len(config.stages):
         raise UserError(f"stages=[{','.join(config.stages)}]: allowed: each stage once")
-    producers = _producers(declared)
+    producers: dict[Product, Stage] = {}
+    for stage in declared.values():
+        if stage.produces is not None and producers.setdefault(stage.produces, stage) is not stage:
+            raise UserError(
+                f"stages {producers[stage.produces].name} and {stage.name} both declare that they make "
+                f"{stage.produces}: allowed: one stage for each form"
+            )
     for position, name in enumerate(config.stages):
         for form in declared[name].inputs(config):
             producer = producers[form].name
@@ -74,45 +80,36 @@ def make_plan(config: Config) -> Plan:
                     f"after it; allowed: {producer} before {name}"
                 )
     steps: dict[str, Step] = {}
-    for name in config.stages:
-        _add_step(declared[name], producers, config, steps)
+
+    def add(stage: Stage) -> Step:
+        """Key a stage, those before it first; every step once."""
+        if stage.name not in steps:
+            parents = {form: add(producers[form]) for form in stage.inputs(config)}
+            hashed = _hashed(stage, config) | {"parents": [parent.key for parent in parents.values()]}
+            text = json.dumps(hashed, sort_keys=True)
+            key = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:_KEY_LENGTH]
+            consumes = {form: parent.artifact for form, parent in parents.items()}
+            steps[stage.name] = Step(stage, key, hashed, consumes)
+        return steps[stage.name]
+
     return Plan(
-        steps=tuple(steps[name] for name in config.stages),
+        steps=tuple(add(declared[name]) for name in config.stages),
         earlier=tuple(step for name, step in steps.items() if name not in config.stages),
     )
 
 
-def _producers(declared: Mapping[str, Stage]) -> dict[Product, Stage]:
-    """The one stage that makes each form."""
-    producers: dict[Product, Stage] = {}
-    for stage in declared.values():
-        if stage.produces is None:
-            continue
-        other = producers.setdefault(stage.produces, stage)
-        if other is not stage:
-            raise UserError(
-                f"stages {other.name} and {stage.name} both declare that they make {stage.produces}: allowed: one "
-                "stage for each form"
-            )
-    return producers
-
-
-def _add_step(stage: Stage, producers: dict[Product, Stage], config: Config, steps: dict[str, Step]) -> Step:
-    """Key a stage, those before it first; every step once."""
-    if stage.name not in steps:
-        parents = {form: _add_step(producers[form], producers, config, steps) for form in stage.inputs(config)}
-        hashed = _hashed(stage, config) | {"parents": [parent.key for parent in parents.values()]}
-        text = json.dumps(hashed, sort_keys=True)
-        key = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:_KEY_LENGTH]
-        consumes = {form: parent.artifact for form, parent in parents.items()}
-        steps[stage.name] = Step(stage, key, hashed, consumes)
-    return steps[stage.name]
-
-
 def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
     seen = seen_folder(in_project(config.outputs))
+    # The modules that it runs: its own, and those that are chosen by name.
+    modules = [stage.run.__module__]
+    if "model" in stage.sections:
+        modules.append(models.module_of(config.model))
+    if {"fuse", "backend"} & set(stage.sections):
+        modules.append(twins.module_of(config.model))
+    if stage.parts:
+        modules.append(catalogue.module_of(config.dataset))
     # Before the data, which may take minutes: this process has loaded its modules already.
-    code = code_of(_modules(stage, config), seen / "sources.json")
+    code = code_of(modules, seen / "sources.json")
     # What a runtime needs it may import out of sight, as torch.onnx does.
     libraries = code.libraries | (runtimes.versions(config.runtime.names) if "runtime" in stage.sections else {})
     hashed: dict[str, Any] = {"stage": stage.name, "sources": code.files, "libraries": libraries}
@@ -124,14 +121,6 @@ def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
     if stage.measures_machine:
         hashed["machine"] = environment.machine()
     return hashed
-
-
-def _modules(stage: Stage, config: Config) -> list[str]:
-    """The modules that a stage runs: its own, and those that are chosen by name."""
-    chosen = [models.module_of(config.model)] if "model" in stage.sections else []
-    if {"fuse", "backend"} & set(stage.sections):
-        chosen.append(twins.module_of(config.model))
-    return [stage.run.__module__, *chosen, *([catalogue.module_of(config.dataset)] if stage.parts else [])]
 
 
 def _settings(section: str, value: Any, ignores: tuple[str, ...]) -> Any:
@@ -151,15 +140,9 @@ def input_hashes(step: Step, done: Mapping[str, Artifact]) -> dict[str, str | No
     return {name: done[name].content_hash for name in step.consumes.values() if name in done}
 
 
-def is_current(step: Step, artifact: Artifact, done: Mapping[str, Artifact]) -> bool:
-    """Whether an artifact was made from the very results that are there now."""
-    return all(artifact.inputs.get(name) == digest for name, digest in input_hashes(step, done).items())
-
-
-def is_replay(plan: Plan, done: Mapping[str, Artifact]) -> bool:
-    """Whether the result of every step is there and current, so that a walk makes nothing."""
-    found = [(step, done.get(step.artifact)) for step in plan.steps]
-    return bool(found) and all(artifact is not None and is_current(step, artifact, done) for step, artifact in found)
+def is_current(step: Step, artifact: Artifact | None, done: Mapping[str, Artifact]) -> bool:
+    """Whether an artifact is there, and was made from the very results that are there now."""
+    return artifact is not None and input_hashes(step, done).items() <= artifact.inputs.items()
 
 
 class _Undeclared:

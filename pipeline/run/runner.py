@@ -19,8 +19,8 @@ from pipeline.host.world import World, join
 from pipeline.models import weights
 from pipeline.reports import results as report
 from pipeline.run.artifact_store import Artifact, Store, note_tracking, seen_folder
-from pipeline.run.followers import check_processes, dismiss, follow
-from pipeline.run.plan import Plan, is_replay, make_plan
+from pipeline.run.followers import check_processes, follow
+from pipeline.run.plan import Plan, is_current, make_plan
 from pipeline.run.registration import check_registration, keep_model
 from pipeline.run.request import Request, describe, tell_data, tell_qconfigs
 from pipeline.run.walk import Walk
@@ -50,35 +50,28 @@ def run(request: Request) -> Outcome:
     device = environment.resolve_device(config.device)
     with termination_as_interrupt(), join(device) as world:
         if world.is_main:
-            outcome = _run(request, plan, world)
-            dismiss(world)
+            tell_qconfigs(config, plan)
+            store = Store(make_writable_folder(in_project(config.outputs), "outputs") / "artifacts")
+            with store.holding(step.artifact for step in (*plan.earlier, *plan.steps)):
+                outcome = _walk(request, plan, world, store)
+            world.tell(None)  # that there is nothing more to train
             return outcome
         follow(config, plan, world, device)
         return Outcome({}, None)
-
-
-def _run(request: Request, plan: Plan, world: World) -> Outcome:
-    config = request.config
-    tell_qconfigs(config, plan)
-    outputs = make_writable_folder(in_project(config.outputs), "outputs")
-    store = Store(outputs / "artifacts")
-    with store.holds().held(step.artifact for step in (*plan.earlier, *plan.steps)):
-        return _walk(request, plan, world, store)
 
 
 def _walk(request: Request, plan: Plan, world: World, store: Store) -> Outcome:
     config, outputs, forced = request.config, store.root.parent, _forced(request.config)
     done = _find_artifacts(plan, store, config, forced)
     keep(seen_folder(outputs))
-    if (
-        config.tracking.enabled and config.tracking.uri is not None
-    ):  # else it lies beside the artifacts, and moves along
+    if config.tracking.enabled and config.tracking.uri is not None:  # else it lies beside them, and moves along
         note_tracking(outputs, store_uri(config.tracking, outputs))
     if any(step.stage.parts and step.artifact not in done for step in plan.steps):
         catalogue.find(config.dataset).prepare(config.dataset)
     record = describe(request, plan, tell_data(config, outputs, store.machine()))
+    nothing_new = all(is_current(step, done.get(step.artifact), done) for step in plan.steps)
     # To be registered, a model is logged: that takes a run.
-    repeats = is_replay(plan, done) and config.register.name is None
+    repeats = nothing_new and bool(plan.steps) and config.register.name is None
     earlier = find_earlier(config.tracking, outputs, record) if repeats else None
     with open_run(config.tracking, outputs, record, earlier) as tracker:
         walk = Walk(config, store, tracker, done, world)
@@ -132,13 +125,8 @@ def _forced(config: Config) -> list[str]:
 
 def _find_artifacts(plan: Plan, store: Store, config: Config, forced: list[str]) -> dict[str, Artifact]:
     """What the store has of the plan; what stages outside the plan must have left is required."""
-    done = {}
-    for step in (*plan.earlier, *plan.steps):
-        if step.stage.name in forced:
-            continue
-        artifact = store.find(step.artifact)
-        if artifact is not None:
-            done[step.artifact] = artifact
+    wanted = [step.artifact for step in (*plan.earlier, *plan.steps) if step.stage.name not in forced]
+    done = {name: artifact for name in wanted if (artifact := store.find(name)) is not None}
     needed = {name for step in plan.steps if step.artifact not in done for name in step.consumes.values()}
     missing: list[str] = []
     for step in reversed(plan.earlier):  # what a missing one is made from is needed too

@@ -5,22 +5,17 @@ from __future__ import annotations
 import functools
 import time
 from pathlib import Path
-from typing import Any
 
 from pipeline.datasets import catalogue
 from pipeline.host import environment, terminal
 from pipeline.host.world import SOLO, World
 from pipeline.run.artifact_store import Artifact, Store
-from pipeline.run.followers import announce
+from pipeline.run.followers import announce, undeclared_part
 from pipeline.run.plan import Step, input_hashes, is_current, visible_config
 from pipeline.run.remade import what_changed
 from pipeline.settings.config import Config
 from pipeline.tracking import Tracker
 from pipeline.training.context import Context
-
-
-def _undeclared_part() -> Any:
-    raise AssertionError("this stage reads a part of the data that its declaration does not name")
 
 
 class Walk:
@@ -38,33 +33,31 @@ class Walk:
         """The folder of a stage's result, or None where the walk has not been there."""
         return next((artifact.folder for name, artifact in self.done.items() if name.startswith(f"{stage}-")), None)
 
-    def _is_current(self, step: Step, artifact: Artifact) -> bool:
-        current = is_current(step, artifact, self.done)
-        if not current:
-            terminal.warn(f"{step.artifact} was made from another result than is there now, and will be made again")
-        return current
-
     def take(self, step: Step, forced: bool) -> None:
         """Replay a step that is done already, or make it."""
         artifact = self.done.get(step.artifact)
-        if artifact is None or not self._is_current(step, artifact):
+        if not self._serves(step, artifact):
             with self.store.making(step.artifact):
                 # Another process may have made it since the plan was drawn.
                 artifact = None if forced else self.store.find(step.artifact)
-                if artifact is None or not self._is_current(step, artifact):
+                if not self._serves(step, artifact):
                     artifact = self._make(step, forced)
-                else:
-                    self._replay(step, artifact)
-        else:
-            self._replay(step, artifact)
+        assert artifact is not None
         self.done[step.artifact] = artifact
         for path in artifact.attachments:
             self.tracker.file(path)
 
-    def _replay(self, step: Step, artifact: Artifact) -> None:
+    def _serves(self, step: Step, artifact: Artifact | None) -> bool:
+        """Whether an artifact is what the step would make; then it is replayed."""
+        if artifact is None:
+            return False
+        if not is_current(step, artifact, self.done):
+            terminal.warn(f"{step.artifact} was made from another result than is there now, and will be made again")
+            return False
         terminal.say(f"{step.stage.name:9} cached   {step.artifact}")
         for metric in artifact.metrics:
             self._on_metric(*metric)
+        return True
 
     def _make(self, step: Step, forced: bool) -> Artifact:
         started = time.perf_counter()
@@ -82,8 +75,8 @@ class Walk:
             folder=folder,
             device=self.device,
             info=catalogue.info(self.config.dataset),
-            load_training=self.load_training if "train" in step.stage.parts else _undeclared_part,
-            load_test=self.load_test if "test" in step.stage.parts else _undeclared_part,
+            load_training=self.load_training if "train" in step.stage.parts else undeclared_part,
+            load_test=self.load_test if "test" in step.stage.parts else undeclared_part,
             machine=self.machine,
             world=self.world if step.stage.trains else SOLO,
             on_metric=self._on_metric,
