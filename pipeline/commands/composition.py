@@ -48,7 +48,7 @@ from pipeline.host.faults import fault, told
 from pipeline.host.files import PROJECT_ROOT, in_project, make_writable_folder, tell_folder
 from pipeline.settings.config import Config, check
 from pipeline.settings.schema import flatten, refuse_strays
-from pipeline.sweeps import search, search_space, study
+from pipeline.sweeps import search, search_space
 
 if typing.TYPE_CHECKING:
     from pipeline.run.request import Request
@@ -205,7 +205,7 @@ def _check_sweeper(of_hydra: list[str], loader: ConfigLoader) -> None:
 
 
 def _check_search(overrides: list[Override]) -> list[Config]:
-    study.import_optuna()
+    search.import_optuna()
     searched = (override for override in overrides if not override.is_hydra_override())
     jobs = search_space.read_search_space(searched).corners()
     checked = [to_config(hydra.compose(CONFIG_NAME, job)) for job in jobs]

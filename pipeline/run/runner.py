@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -15,19 +18,20 @@ from pipeline.host.errors import UserError, suggestion
 from pipeline.host.files import in_project, make_writable_folder
 from pipeline.host.interruption import stop_if_interrupted, termination_as_interrupt
 from pipeline.host.remembered import keep
-from pipeline.host.world import World, join
+from pipeline.host.world import SOLO, World, join
 from pipeline.models import weights
 from pipeline.reports import results as report
 from pipeline.run.artifact_store import Artifact, Store, note_tracking, seen_folder
-from pipeline.run.followers import check_processes, follow
-from pipeline.run.plan import Plan, is_current, make_plan
+from pipeline.run.followers import announce, check_processes, follow, undeclared_part
+from pipeline.run.plan import Plan, Step, input_hashes, is_current, make_plan, visible_config
 from pipeline.run.registration import check_registration, keep_model
+from pipeline.run.remade import what_changed
 from pipeline.run.request import Request, describe, tell_data, tell_qconfigs
-from pipeline.run.walk import Walk
 from pipeline.runtimes import check_runtimes
 from pipeline.settings.config import Config
 from pipeline.tracking import Tracker, find_earlier, open_run
 from pipeline.tracking.store import store_uri
+from pipeline.training.context import Context
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,14 @@ def run(request: Request) -> Outcome:
             tell_qconfigs(config, plan)
             store = Store(make_writable_folder(in_project(config.outputs), "outputs") / "artifacts")
             with store.holding(step.artifact for step in (*plan.earlier, *plan.steps)):
-                outcome = _walk(request, plan, world, store)
+                outcome = _run(request, plan, world, store)
             world.tell(None)  # that there is nothing more to train
             return outcome
         follow(config, plan, world, device)
         return Outcome({}, None)
 
 
-def _walk(request: Request, plan: Plan, world: World, store: Store) -> Outcome:
+def _run(request: Request, plan: Plan, world: World, store: Store) -> Outcome:
     config, outputs, forced = request.config, store.root.parent, _forced(request.config)
     done = _find_artifacts(plan, store, config, forced)
     keep(seen_folder(outputs))
@@ -74,7 +78,7 @@ def _walk(request: Request, plan: Plan, world: World, store: Store) -> Outcome:
     repeats = nothing_new and bool(plan.steps) and config.register.name is None
     earlier = find_earlier(config.tracking, outputs, record) if repeats else None
     with open_run(config.tracking, outputs, record, earlier) as tracker:
-        walk = Walk(config, store, tracker, done, world)
+        walk = _Walk(config, store, tracker, done, world)
         for step in plan.steps:
             walk.take(step, step.stage.name in forced)
             stop_if_interrupted()
@@ -140,6 +144,93 @@ def _find_artifacts(plan: Plan, store: Store, config: Config, forced: list[str])
             f"stages=[{','.join(missing)}]"
         )
     return done
+
+
+class _Walk:
+    """A walk over the steps: the artifacts so far, and the metrics of the whole run."""
+
+    def __init__(self, config: Config, store: Store, tracker: Tracker, done: dict[str, Artifact], world: World) -> None:
+        self.config, self.store, self.tracker, self.done, self.world = config, store, tracker, done, world
+        self.metrics: dict[str, float] = {}
+        self.machine = store.machine()
+        self.device = environment.resolve_device(config.device)
+        self.load_training = functools.cache(lambda: catalogue.load_training(config.dataset, self.machine))
+        self.load_test = functools.cache(lambda: catalogue.load_test(config.dataset, self.machine))
+
+    def folder_of(self, stage: str) -> Path | None:
+        """The folder of a stage's result, or None where the walk has not been there."""
+        return next((artifact.folder for name, artifact in self.done.items() if name.startswith(f"{stage}-")), None)
+
+    def take(self, step: Step, forced: bool) -> None:
+        """Replay a step that is done already, or make it."""
+        artifact = self.done.get(step.artifact)
+        if not self._serves(step, artifact):
+            with self.store.making(step.artifact):
+                # Another process may have made it since the plan was drawn.
+                artifact = None if forced else self.store.find(step.artifact)
+                if not self._serves(step, artifact):
+                    artifact = self._make(step, forced)
+        assert artifact is not None
+        self.done[step.artifact] = artifact
+        for path in artifact.attachments:
+            self.tracker.file(path)
+
+    def _serves(self, step: Step, artifact: Artifact | None) -> bool:
+        """Whether an artifact is what the step would make; then it is replayed."""
+        if artifact is None:
+            return False
+        if not is_current(step, artifact, self.done):
+            terminal.warn(f"{step.artifact} was made from another result than is there now, and will be made again")
+            return False
+        terminal.say(f"{step.stage.name:9} cached   {step.artifact}")
+        for metric in artifact.metrics:
+            self._on_metric(*metric)
+        return True
+
+    def _make(self, step: Step, forced: bool) -> Artifact:
+        started = time.perf_counter()
+        contents = input_hashes(step, self.done)
+        reason = None if forced else what_changed(step, self.store)
+        if reason is not None:
+            terminal.say(f"{step.stage.name:9} made again: {reason}")
+        folder = self.store.partial_folder(step.artifact, contents, afresh=forced)
+        open_ended = step.stage.extends is not None and step.stage.is_open_ended(self.config)
+        if step.stage.extends is not None and open_ended and not forced:
+            shorter = self.store.start_from_shorter(step.artifact, step.hashed, contents, step.stage.extends)
+            if shorter is not None:
+                terminal.say(f"  goes on from {shorter}")
+        context = Context(
+            folder=folder,
+            device=self.device,
+            info=catalogue.info(self.config.dataset),
+            load_training=self.load_training if "train" in step.stage.parts else undeclared_part,
+            load_test=self.load_test if "test" in step.stage.parts else undeclared_part,
+            machine=self.machine,
+            world=self.world if step.stage.trains else SOLO,
+            on_metric=self._on_metric,
+        )
+        inputs = {form: self.done[name].product for form, name in step.consumes.items()}
+        if step.stage.trains:
+            announce(self.world, step, inputs, folder)
+        step.stage.run(visible_config(step.stage, self.config), inputs, context)
+        seconds = time.perf_counter() - started
+        record = {
+            "hashed": step.hashed,
+            "inputs": contents,
+            "seconds": seconds,
+            "device": str(self.device),
+            "processes": self.world.size if step.stage.trains else 1,
+            "machine": environment.machine(),
+            "commit": environment.git_commit(),
+        }
+        artifact = self.store.complete(step.artifact, context.history, context.attachments, record, open_ended)
+        terminal.say(f"{step.stage.name:9} done     {step.artifact}  {seconds:.1f} s")
+        return artifact
+
+    def _on_metric(self, name: str, value: float, step: int | None) -> None:
+        if step is None:
+            self.metrics[name] = value
+        self.tracker.metric(name, value, step)
 
 
 def _report(request: Request, metrics: dict[str, float], tracker: Tracker) -> None:

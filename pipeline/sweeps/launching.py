@@ -120,8 +120,8 @@ class _Submission(BaseSubmititLauncher or _NotInstalled):  # type: ignore[misc]
     def _leave(self, jobs: list[Any]) -> None:
         """Leave the jobs to themselves: whoever waited for them is interrupted."""
 
-    def _submit(self, jobs: list[list[str]], first: int, further: dict[str, Any]) -> list[Any]:
-        """Submit jobs by their overrides, as the plugin does, with `further` parameters of submitit's."""
+    def _submit(self, jobs: dict[int, list[str]], further: dict[str, Any]) -> list[Any]:
+        """Submit jobs, by their numbers in the sweep, as the plugin does, with `further` parameters of submitit's."""
         import submitit
 
         parameters = self.params | further
@@ -131,8 +131,7 @@ class _Submission(BaseSubmititLauncher or _NotInstalled):  # type: ignore[misc]
         executor.update_parameters(**{f"{self._EXECUTOR}_{name}": value for name, value in parameters.items()})
         state = Singleton.get_state()
         arguments = [
-            (overrides, "hydra.sweep.dir", place, f"job_id_for_{place}", state)
-            for place, overrides in enumerate(jobs, start=first)
+            (overrides, "hydra.sweep.dir", number, f"job_id_for_{number}", state) for number, overrides in jobs.items()
         ]
         try:
             with redirect_stderr(io.StringIO()):  # submitit prints a refusal, and raises it
@@ -203,21 +202,20 @@ class SlurmSubmission(_Submission):
         found = {job.slug for job in asked if job.slug in known and known[job.slug]["number"] in living}
         if found:
             terminal.say(f"{len(found)} of {len(asked)} jobs are in Slurm's queue already, and are waited for")
-        new = [job for job in asked if job.slug not in found]
+        new = {first + place: job for place, job in enumerate(asked) if job.slug not in found}
         if new:
             # Slurm no longer hands the processors of a job on to its steps.
             threads = self.params["cpus_per_task"]
             further = {"srun_args": [f"--cpus-per-task={threads}"]} if threads else {}
             folder = self._fresh_folder()
-            begun = self._submit(
-                [job.overrides for job in new], first, {"name": name, "submitit_folder": folder, **further}
-            )
-            for job, submitted in zip(new, begun, strict=True):
+            overrides = {number: job.overrides for number, job in new.items()}
+            begun = self._submit(overrides, {"name": name, "submitit_folder": folder, **further})
+            for job, submitted in zip(new.values(), begun, strict=True):
                 known[job.slug] = {"number": submitted.job_id, "folder": folder}
             with write_and_rename(ledger) as temporary:
                 temporary.write_text(json.dumps(known, indent=1))
-            number = begun[0].job_id.split("_")[0]
-            terminal.say(f"{len(new)} jobs submitted as Slurm's {number}, named {name}: squeue --name={name}")
+            array = begun[0].job_id.split("_")[0]
+            terminal.say(f"{len(new)} jobs submitted as Slurm's {array}, named {name}: squeue --name={name}")
         jobs = [submitit.SlurmJob(known[job.slug]["folder"], known[job.slug]["number"]) for job in asked]
         for submitted in jobs:
             submitted.watcher = queue
@@ -232,9 +230,9 @@ class LocalSubmission(_Submission):
     def _start(self, sweep: Sweep, asked: list[Job], first: int) -> list[Any]:
         # So that the jobs know among how many they share the processors.
         beside = f"+hydra.launcher.n_jobs={len(asked)}"
-        jobs = [[*job.overrides, beside] for job in asked]
+        jobs = {number: [*job.overrides, beside] for number, job in enumerate(asked, start=first)}
         with ctrl_c_for_us_alone():
-            return self._submit(jobs, first, {"submitit_folder": self._fresh_folder()})
+            return self._submit(jobs, {"submitit_folder": self._fresh_folder()})
 
     def _leave(self, jobs: list[Any]) -> None:
         """Interrupt the jobs, and wait for their end."""
