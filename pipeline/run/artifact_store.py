@@ -167,7 +167,8 @@ class Store:
 
     def remove(self, names: Iterable[str]) -> set[str]:
         """Remove these, and interrupted attempts to make them, except what a run under way holds; gives the removed."""
-        graves, removed = self.root / ".removed", set()
+        removed: set[str] = set()
+        graves = self.root / ".removed"
         grave = graves / f"{os.getpid()}-{time.time_ns()}"
         grave.mkdir(parents=True)
         with self._deciding():

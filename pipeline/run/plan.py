@@ -21,12 +21,16 @@ from pipeline.host import environment
 from pipeline.host.errors import UserError, suggestion
 from pipeline.host.files import in_project
 from pipeline.models import weights
-from pipeline.run.artifact_store import Artifact, seen_folder
+from pipeline.run.artifact_store import Artifact, Store, seen_folder
 from pipeline.run.sources import code_of
 from pipeline.settings.config import Config
 from pipeline.stages.contract import Product, Stage
 
 _KEY_LENGTH = 16
+# What a key holds besides settings.
+_NOT_ASKED_FOR = {"sources", "libraries", "data", "weights", "parents", "machine"}
+# Of the files that changed, so many are named.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,37 @@ def input_hashes(step: Step, done: Mapping[str, Artifact]) -> dict[str, str | No
 def is_current(step: Step, artifact: Artifact | None, done: Mapping[str, Artifact]) -> bool:
     """Whether an artifact is there, and was made from the very results that are there now."""
     return artifact is not None and input_hashes(step, done).items() <= artifact.inputs.items()
+
+
+def what_changed(step: Step, store: Store) -> str | None:
+    """In words, what differs from the newest other artifact of the same stage and settings; None: there is none."""
+    now = json.loads(json.dumps(step.hashed))
+    for folder, manifest in store.manifests(step.stage.name):
+        before = manifest.get("hashed", {})
+        if folder.name == step.artifact or set(_changed(now, before)) - _NOT_ASKED_FOR:
+            continue
+        said = []
+        files = _changed(now["sources"], before["sources"])
+        if files:
+            more = f" and {len(files) - _NAMED} more files" if len(files) > _NAMED else ""
+            said.append(f"{', '.join(files[:_NAMED])}{more} changed")
+        for name in _changed(now["libraries"], before["libraries"]):
+            was, there = (versions.get(name, "absent") for versions in (before["libraries"], now["libraries"]))
+            said.append(f"{name} was {was} and is {there}")
+        said += [f"the {part} images changed" for part in _changed(now["data"], before["data"])]
+        if now.get("weights") != before.get("weights"):
+            said.append("the file model.weights changed")
+        changed = _changed(now.get("machine", {}), before.get("machine", {}))
+        said += [f"the machine's {name} is another" for name in changed]
+        parents = [name.rpartition("-")[0] for name in step.consumes.values() if name not in manifest["inputs"]]
+        if parents:
+            said.append(f"{' and '.join(parents)} changed")
+        return "; ".join(said) or None
+    return None
+
+
+def _changed(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
 
 
 class _Undeclared:

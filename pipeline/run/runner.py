@@ -23,9 +23,8 @@ from pipeline.models import weights
 from pipeline.reports import results as report
 from pipeline.run.artifact_store import Artifact, Store, note_tracking, seen_folder
 from pipeline.run.followers import announce, check_processes, follow, undeclared_part
-from pipeline.run.plan import Plan, Step, input_hashes, is_current, make_plan, visible_config
+from pipeline.run.plan import Plan, Step, input_hashes, is_current, make_plan, visible_config, what_changed
 from pipeline.run.registration import check_registration, keep_model
-from pipeline.run.remade import what_changed
 from pipeline.run.request import Request, describe, tell_data, tell_qconfigs
 from pipeline.runtimes import check_runtimes
 from pipeline.settings.config import Config

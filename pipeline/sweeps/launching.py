@@ -193,7 +193,8 @@ class SlurmSubmission(_Submission):
         name = f"{self.params['name']}-{sweep.id}"
         queue = Queue(name)
         # By job, as what it was submitted last: so the same command finds it again.
-        ledger, known = sweep.folder / "submitted.json", {}
+        ledger = sweep.folder / "submitted.json"
+        known: dict[str, dict[str, str]] = {}
         with suppress(OSError, ValueError):  # nothing submitted yet, or damaged: all is submitted anew
             known = json.loads(ledger.read_text())
         # Where Slurm does not say, none is submitted: each would wait for its double.
@@ -216,7 +217,7 @@ class SlurmSubmission(_Submission):
                 temporary.write_text(json.dumps(known, indent=1))
             array = begun[0].job_id.split("_")[0]
             terminal.say(f"{len(new)} jobs submitted as Slurm's {array}, named {name}: squeue --name={name}")
-        jobs = [submitit.SlurmJob(known[job.slug]["folder"], known[job.slug]["number"]) for job in asked]
+        jobs: list[Any] = [submitit.SlurmJob(known[job.slug]["folder"], known[job.slug]["number"]) for job in asked]
         for submitted in jobs:
             submitted.watcher = queue
         return jobs

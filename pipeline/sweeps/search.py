@@ -78,7 +78,7 @@ def read_settings(node: Mapping[Any, Any]) -> SearchConfig:
         if name not in METRICS:
             raise UserError(f"{_PREFIX}objectives: no run reports '{name}'; {suggestion(name, METRICS)}")
         if direction not in ("maximize", "minimize", None):
-            allowed = suggestion(direction, ("maximize", "minimize", "null"))
+            allowed = suggestion(str(direction), ("maximize", "minimize", "null"))
             raise UserError(f"{_PREFIX}objectives: {name}: {direction}; {allowed}")
     settings.objectives = {name: direction for name, direction in settings.objectives.items() if direction is not None}
     if not settings.objectives:
@@ -178,7 +178,7 @@ class Search(Sweeper):
 
         storage, objectives = self.settings.storage, self.settings.objectives
         try:
-            study: optuna.Study = optuna.create_study(
+            study = optuna.create_study(
                 storage=storage, study_name=name, directions=list(objectives.values()), load_if_exists=True
             )
         except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError) as error:

@@ -74,7 +74,8 @@ def _distribution(override: Override) -> BaseDistribution:
         return CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator())))
     if not is_number(key):
         raise UserError(f"{text}: '{key}' is not a number; allowed: choice(a,b)")
-    log, step = False, None
+    log = False
+    step: Decimal | None = None
     if isinstance(value, IntervalSweep) and value.tags <= {"log"}:
         low, high, log = Decimal(str(value.start)), Decimal(str(value.end)), "log" in value.tags
         if not (low < high and (high - low).is_finite()):
