@@ -54,7 +54,7 @@ def sweep_session(overrides: list[str], jobs: list[list[str]], config: Config) -
     parent = None
     if config.tracking.enabled:
         parent = parents.open_parent(config.tracking, outputs, sweep.id, sweep.name, _varying(sweep, config))
-        sweep.parent_run_id = parent.run_id
+    sweep.parent_run_id = parent.run_id if parent is not None else None
     sweep.save()
     if parent is not None:  # what a killed process left as running, in MLflow, is KILLED
         alive = {job.slug for job in sweep.all_jobs() if job.is_alive()}
