@@ -23,10 +23,10 @@ which runs were tracked; outputs/artifacts/.tracked names those besides mlflow.d
 
 def main() -> None:
     """The command `python -m pipeline.artifacts`."""
-    run_command(lambda: _run(_parser().parse_args()))
+    run_command(_run)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _run() -> None:
     parser = Parser(
         prog="python -m pipeline.artifacts",
         description="List the results that stages have left, and remove those that nothing stands on.",
@@ -38,15 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tracking-uri", help="a store besides those that runs here were tracked in")
     parser.add_argument("--outdated", action="store_true", help="prune: also what today's code would make again")
     parser.add_argument("--yes", action="store_true", help="prune: without asking")
-    return parser
-
-
-def _run(arguments: argparse.Namespace) -> None:
+    arguments = parser.parse_args()
     if arguments.action not in ("list", "prune"):
         raise UserError(f"{arguments.action}: {suggestion(arguments.action, ['list', 'prune'])}")
     # Slow to import, and not needed for --help.
     from pipeline.run.artifact_store import Store
-    from pipeline.run.inventory import remove, table, take_stock, total
+    from pipeline.run.inventory import table, take_stock, total
 
     outputs = in_project(arguments.outputs)
     store = Store(outputs / "artifacts")
@@ -67,10 +64,10 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     users, _ = _users(outputs, arguments.tracking_uri)  # a run may have ended while this one was asked
     chosen = [item for item in chosen if item.name not in users or item.users]
-    removed = remove(store, chosen)
+    removed = store.remove(item.name for item in chosen)
     held = len(chosen) - len(removed)
     kept = f"; {held} are held by runs under way and stay" if held else ""
-    print(f"removed {total(removed)}{kept}")
+    print(f"removed {total(item for item in chosen if item.name in removed)}{kept}")
 
 
 def _users(outputs: Path, uri: str | None) -> tuple[dict[str, list[str]], str]:

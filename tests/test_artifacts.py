@@ -128,7 +128,7 @@ def run_under_way(outputs: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that holds the artifact that nothing else stands on."""
     program = (
         "import sys, time; from pathlib import Path; from pipeline.run.artifact_store import Store, note_tracking\n"
-        f"with Store(Path({str(outputs / 'artifacts')!r})).holds().held(['train-0000000000000000']):\n"
+        f"with Store(Path({str(outputs / 'artifacts')!r})).holding(['train-0000000000000000']):\n"
         "    print('holds', flush=True); time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True)
@@ -194,8 +194,8 @@ def test_prune_leaves_folders_that_no_stage_made(command: Command, outputs: Path
 
 
 def test_holds_of_ended_runs_are_gone(outputs: Path) -> None:
-    holds = Store(outputs / "artifacts").holds()
-    with holds.held(["train-1"]), holds.settled() as held:
-        assert held == {"train-1"}
-    with holds.settled() as held:
-        assert held == set()
+    store = Store(outputs / "artifacts")
+    name = "train-0000000000000000"
+    with store.holding([name]):
+        assert store.remove([name]) == set()
+    assert store.remove([name]) == {name}

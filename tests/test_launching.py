@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,17 +19,20 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
 
-from pipeline.commands.composition import check_command_line, compose_request
+from pipeline.commands.composition import CONFIG_FOLDER, check_command_line, compose_request
 from pipeline.host.errors import SubmissionError
 from pipeline.host.files import PROJECT_ROOT, save_tensors
 from pipeline.host.interruption import termination_as_interrupt
 from pipeline.host.machine import Machine
 from pipeline.run.request import Request
 from pipeline.run.runner import run
+from pipeline.sweeps import launching
 from pipeline.sweeps.jobs import run_job, sweep_session
 from pipeline.sweeps.states import RUNNING, JobRecord, Sweep, sweep_id
-from pipeline.sweeps.submitted import Queue
 from pipeline.tracking.parents import JOB_TAG
 from tests.conftest import SMALL
 from tests.test_sweeps import children, command
@@ -215,15 +219,64 @@ def test_hosts_do_not_wait_for_each_others_measurements(tmp_path: Path, monkeypa
     assert len(list(tmp_path.glob("machine-*.db"))) == 2
 
 
-def test_jobs_are_not_submitted_twice_when_the_queue_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    squeue = tmp_path / "squeue"
-    squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1\n")
-    squeue.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    with pytest.raises(SubmissionError, match="squeue: slurm_load_jobs error: Unable to contact slurm controller"):
-        Queue("a-sweep").living()
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file with what squeue says, of a Slurm that takes jobs as its number 7 and runs none."""
+    folder, queue = tmp_path / "bin", tmp_path / "queue"
+    folder.mkdir()
+    queue.write_text("7_0|RUNNING\n7_1|RUNNING\n")
+    for name, line in {
+        "sbatch": f"touch {tmp_path}/submitted; echo Submitted batch job 7",
+        "squeue": f"cat {queue}",
+        "srun": "",
+        "scontrol": "",
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.setattr(launching, "_BETWEEN_S", 0.0)
+    monkeypatch.setattr(launching.SlurmSubmission, "_PATIENCE_S", 0.5)
+    return queue
+
+
+def test_jobs_on_slurm_are_found_again_and_waited_for_and_lost_ones_told(slurm: Path, tmp_path: Path) -> None:
+    jobs = [["seed=1"], ["seed=2"]]
+    sweep = Sweep(tmp_path / "sweeps" / "01234567", ["seed=1,2"], jobs)
+    sweep.save()
+    settings = yaml.safe_load((CONFIG_FOLDER / "hydra" / "launcher" / "submitit_slurm.yaml").read_text())
+    settings |= {"submitit_folder": f"{sweep.folder}/.submitit/%j"}
+    settings.pop("_target_")
+
+    def launcher() -> launching.SlurmSubmission:
+        made = launching.SlurmSubmission(**settings)
+        sweeping = {"hydra": {"sweep": {"dir": str(sweep.folder)}}, "tracking": {"enabled": False, "uri": None}}
+        config = OmegaConf.create({**sweeping, "force": "false"})
+        made.setup(hydra_context=None, task_function=None, config=config)
+        return made
+
+    def end() -> None:
+        while not (folders := list(sweep.folder.glob(".submitit/*-7_1"))):
+            time.sleep(0.1)
+        with (folders[0] / "7_1_0_result.pkl").open("wb") as stream:
+            pickle.dump(("success", JobReturn(status=JobStatus.COMPLETED, _return_value={"speedup": 3.0})), stream)
+        slurm.write_text("7_0|CANCELLED\n7_1|COMPLETED\n")
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    lost, done = launcher().launch(jobs, 0)
+    ending.join()
+    assert done.return_value == {"speedup": 3.0}
+    assert str(lost._return_value) == "its process ended without a result (cancelled); it has not begun"
+    assert [record.state for record in sweep.records()] == ["killed", "waiting"]
+    # The same command again: nothing is submitted, unless Slurm does not say what it has.
+    (tmp_path / "submitted").unlink()
+    slurm.write_text("7_0|PENDING\n7_1|NODE_FAIL\n")
+    again = [launcher()._start(sweep, [sweep.job(jobs[0])], 0)[0].job_id]
+    assert again == ["7_0"]
+    slurm.unlink()
+    with pytest.raises(SubmissionError, match=r"squeue: cat: .*No such file"):
+        launcher().launch(jobs, 0)
+    assert not (tmp_path / "submitted").exists()
 
 
 @pytest.mark.parametrize(

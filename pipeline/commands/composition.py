@@ -37,7 +37,7 @@ from pipeline.host.faults import fault
 from pipeline.host.files import PROJECT_ROOT, in_project, make_writable_folder
 from pipeline.settings.config import Config, check
 from pipeline.settings.schema import flatten
-from pipeline.sweeps import search
+from pipeline.sweeps import search, search_space
 
 if typing.TYPE_CHECKING:
     from pipeline.run.request import Request
@@ -220,8 +220,9 @@ def _check_launching(of_hydra: list[str], loader: ConfigLoader) -> None:
 
 
 def _check_search(overrides: list[Override]) -> list[Config]:
-    search.check_names(overrides)
-    jobs = search.read_search_space(override for override in overrides if not override.is_hydra_override()).corners()
+    search.import_optuna()
+    searched = (override for override in overrides if not override.is_hydra_override())
+    jobs = search_space.read_search_space(searched).corners()
     checked = [to_config(hydra.compose(CONFIG_NAME, job)) for job in jobs]
     for config in checked:
         search.check_reports(config)

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +24,10 @@ from filelock import FileLock, Timeout
 from pipeline.host import terminal
 from pipeline.host.files import sha256, write_and_rename
 from pipeline.host.machine import Machine
-from pipeline.run.holds import Holds
 from pipeline.training.context import MODEL_FILE, PROGRESS_FILE, PROGRESS_FILES, Metric
 
 _MANIFEST = "manifest.json"
+PARTIAL = ".partial"
 # In a partial folder: the content of the artifacts that its checkpoint was trained from.
 _BEGUN = "begun.json"
 _TRACKED = ".tracked"
@@ -53,18 +56,12 @@ class Artifact:
         return checkpoint if checkpoint.is_file() else self.folder
 
 
-def _content_hash(files: dict[str, str]) -> str:
-    """Of a manifest's files: the checkpoint's hash, or one of all hashes."""
-    return files.get(MODEL_FILE) or hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     """The manifest at `path`, or nothing where it cannot be read: then it is no candidate."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def seen_folder(outputs: Path) -> Path:
@@ -94,14 +91,12 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._locks = root / ".locks"
+        # A lock for each artifact and each run that holds it, named by both.
+        self._holds = self._locks / "holds"
 
     def machine(self) -> Machine:
         """The lock of this machine among all runs that use this store."""
         return Machine(self._locks)
-
-    def holds(self) -> Holds:
-        """What the runs under way on this store hold."""
-        return Holds(self._locks / "holds")
 
     def find(self, name: str) -> Artifact | None:
         """The artifact `<stage>-<key>`, or None when there is none or it is damaged (then it says so, once)."""
@@ -119,13 +114,14 @@ class Store:
             if not set(manifest["attachments"]) <= manifest["files"].keys():  # they are sent with a run
                 raise ValueError("what it shows is not in its manifest")
             attachments = tuple(folder / file for file in manifest["attachments"])
-            content_hash, inputs = _content_hash(manifest["files"]), dict(manifest["inputs"])
+            all_files = hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
+            content_hash = manifest["files"].get(MODEL_FILE) or all_files
+            return Artifact(folder, metrics, attachments, content_hash, dict(manifest["inputs"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if folder not in _said:
                 terminal.warn(f"{folder} is damaged and will be made again: {error}")
             _said.add(folder)
             return None
-        return Artifact(folder, metrics, attachments, content_hash, inputs)
 
     @contextmanager
     def making(self, name: str) -> Iterator[None]:
@@ -133,14 +129,57 @@ class Store:
         self._locks.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self._locks / name)
         try:
-            lock.acquire(timeout=0)
+            held = lock.acquire(timeout=0)
         except Timeout:
             terminal.say(f"{name}: waiting for another process that is making it")
-            lock.acquire()
-        try:
+            held = lock.acquire()
+        with held:
             yield
-        finally:
-            lock.release()
+
+    @contextmanager
+    def holding(self, names: Iterable[str]) -> Iterator[None]:
+        """Let nobody remove these artifacts, whether they are there or not, for the time of the block.
+
+        A run that is killed loses its locks, and its holds with them.
+        """
+        run = secrets.token_hex(4)
+        with ExitStack() as held:
+            with self._deciding():
+                for name in names:
+                    lock = FileLock(self._holds / f"{name}.{run}")
+                    held.callback(Path(lock.lock_file).unlink, missing_ok=True)
+                    held.enter_context(lock)
+            yield
+
+    def _deciding(self) -> FileLock:
+        """The lock under which runs begin to hold artifacts, and others remove what none holds."""
+        self._holds.mkdir(parents=True, exist_ok=True)
+        return FileLock(self._holds / ".deciding")
+
+    def _is_held(self, name: str) -> bool:
+        for path in self._holds.glob(f"{name}.*"):
+            try:
+                with FileLock(path, timeout=0):
+                    path.unlink(missing_ok=True)  # of a run that was killed
+            except Timeout:
+                return True
+        return False
+
+    def remove(self, names: Iterable[str]) -> set[str]:
+        """Remove these, and interrupted attempts to make them, except what a run under way holds; gives the removed."""
+        removed: set[str] = set()
+        graves = self.root / ".removed"
+        grave = graves / f"{os.getpid()}-{time.time_ns()}"
+        grave.mkdir(parents=True)
+        with self._deciding():
+            for name in names:
+                if not self._is_held(name):
+                    for folder in (name, f"{name}{PARTIAL}"):  # at once, so that no run finds half of it
+                        with suppress(FileNotFoundError):
+                            (self.root / folder).rename(grave / folder)
+                    removed.add(name)
+        shutil.rmtree(graves, ignore_errors=True)  # also what a killed removal left
+        return removed
 
     def manifests(self, stage: str) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Every artifact of a stage that can be read, the newest first: its folder and its manifest."""
@@ -149,7 +188,7 @@ class Store:
             with suppress(OSError):  # put in its place, or removed, at this moment
                 ages[folder] = (folder / _MANIFEST).stat().st_mtime
         for folder in sorted(ages, key=lambda folder: ages[folder], reverse=True):
-            if folder.suffix != ".partial":
+            if folder.suffix != PARTIAL:
                 yield folder, _read_json(folder / _MANIFEST)
 
     def partial_folder(self, name: str, inputs: dict[str, str | None], afresh: bool) -> Path:
@@ -157,7 +196,7 @@ class Store:
 
         Unless `afresh`, and only where that run had inputs of the same content.
         """
-        partial = self.root / f"{name}.partial"
+        partial = self.root / f"{name}{PARTIAL}"
         other = _read_json(partial / _BEGUN).get("inputs", {}) != inputs
         if other and (partial / PROGRESS_FILE).exists() and not afresh:
             terminal.warn(f"{partial} was begun from another result than is there now, and begins anew")
@@ -180,7 +219,7 @@ class Store:
         own. Gives the artifact's name.
         """
         section, setting = extends
-        partial = self.root / f"{name}.partial"
+        partial = self.root / f"{name}{PARTIAL}"
         if (partial / PROGRESS_FILE).exists():
             return None
         wanted, shorter = hashed[section][setting], []
@@ -211,24 +250,21 @@ class Store:
 
         The training checkpoint is kept where a longer training may go on from it (`keep_progress`).
         """
-        partial, folder = self.root / f"{name}.partial", self.root / name
+        partial, folder = self.root / f"{name}{PARTIAL}", self.root / name
         (partial / _BEGUN).unlink(missing_ok=True)
         if not keep_progress:
             for file in partial.glob(PROGRESS_FILES):
                 file.unlink()
         paths = {path.relative_to(partial).as_posix(): path for path in sorted(partial.rglob("*")) if path.is_file()}
         files = {name: sha256(path) for name, path in paths.items() if name != _MANIFEST}
-        manifest = {
-            **record,
-            "metrics": metrics,
-            "attachments": [path.name for path in attachments],
-            "files": files,
-        }
+        shown = [path.name for path in attachments]
+        manifest = {**record, "metrics": metrics, "attachments": shown, "files": files}
         with write_and_rename(partial / _MANIFEST) as temporary:
             temporary.write_text(json.dumps(manifest, indent=1))
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
         _said.discard(folder)
-        shown = tuple(folder / path.name for path in attachments)
-        return Artifact(folder, tuple(metrics), shown, _content_hash(files), dict(record["inputs"]))
+        artifact = self.find(name)
+        assert artifact is not None
+        return artifact

@@ -37,12 +37,14 @@ def check_processes(config: Config, size: int) -> None:
             raise UserError(f"{key}: {size} processes share each batch equally; allowed: a multiple of {size}")
         if settings.compile:
             raise UserError(f"{section}.compile=true: allowed with {size} processes: false")
-    if "qat" in config.stages and config.backend.observer not in (None, "moving_average"):
+    if "qat" not in config.stages:
+        return
+    if config.backend.observer not in (None, "moving_average"):
         raise UserError(
             f"backend.observer={config.backend.observer}: {size} processes cannot agree on its ranges; "
             "allowed: moving_average"
         )
-    if "qat" in config.stages and not config.backend.fake_quantize:
+    if not config.backend.fake_quantize:
         raise UserError(f"backend.fake_quantize=false: allowed with {size} processes: true")
 
 
@@ -57,13 +59,8 @@ def announce(world: World, step: Step, inputs: Inputs, folder: Path) -> None:
         _agree(world, step.artifact, planned=True)
 
 
-def dismiss(world: World) -> None:
-    """Let the others end: there is nothing more to train."""
-    world.tell(None)
-
-
 def follow(config: Config, plan: Plan, world: World, device: torch.device) -> None:
-    """Train whatever rank 0 announces, until it dismisses.
+    """Train whatever rank 0 announces, until it tells that there is nothing more.
 
     Raises:
         UserError: when it announces what is not planned here: the processes see other data or settings.
@@ -85,7 +82,7 @@ def follow(config: Config, plan: Plan, world: World, device: torch.device) -> No
             info=catalogue.info(config.dataset),
             flow=find_flow(config.backend),
             load_training=load_training,
-            load_test=_no_test_part,
+            load_test=undeclared_part,
             world=world,  # and no lock of the machine to train: rank 0 has it, and the others wait for rank 0
         )
         stage = steps[artifact].stage
@@ -102,5 +99,6 @@ def _agree(world: World, artifact: str, planned: bool) -> None:
         )
 
 
-def _no_test_part() -> Any:
-    raise AssertionError("training reads the test part")
+def undeclared_part() -> Any:
+    """Stands for a part of the data that a stage may not load."""
+    raise AssertionError("this stage reads a part of the data that its declaration does not name")

@@ -21,7 +21,7 @@ from pipeline.host import environment
 from pipeline.host.errors import UserError, suggestion
 from pipeline.host.files import in_project
 from pipeline.models import weights
-from pipeline.run.artifact_store import Artifact, seen_folder
+from pipeline.run.artifact_store import Artifact, Store, seen_folder
 from pipeline.run.sources import code_of
 from pipeline.settings.config import Config
 from pipeline.stages.contract import Product, Stage
@@ -29,6 +29,10 @@ from pipeline.stages.contract import Product, Stage
 _KEY_LENGTH = 16
 # Stages that read one of these go by the backend's flow; `fuse` reads no other setting of the backend.
 _FLOWING = {"fuse", "backend"}
+# What a key holds besides settings.
+_NOT_ASKED_FOR = {"sources", "libraries", "data", "weights", "parents", "machine"}
+# Of the files that changed, so many are named.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,13 @@ def make_plan(config: Config) -> Plan:
             raise UserError(f"stages=[{','.join(config.stages)}]: no stage '{name}'; {suggestion(name, declared)}")
     if len(set(config.stages)) < len(config.stages):
         raise UserError(f"stages=[{','.join(config.stages)}]: allowed: each stage once")
-    producers = _producers(declared)
+    producers: dict[Product, Stage] = {}
+    for stage in declared.values():
+        if stage.produces is not None and producers.setdefault(stage.produces, stage) is not stage:
+            raise UserError(
+                f"stages {producers[stage.produces].name} and {stage.name} both declare that they make "
+                f"{stage.produces}: allowed: one stage for each form"
+            )
     for position, name in enumerate(config.stages):
         for form in declared[name].inputs(config):
             producer = producers[form].name
@@ -76,45 +86,36 @@ def make_plan(config: Config) -> Plan:
                     f"after it; allowed: {producer} before {name}"
                 )
     steps: dict[str, Step] = {}
-    for name in config.stages:
-        _add_step(declared[name], producers, config, steps)
+
+    def add(stage: Stage) -> Step:
+        """Key a stage, those before it first; every step once."""
+        if stage.name not in steps:
+            parents = {form: add(producers[form]) for form in stage.inputs(config)}
+            hashed = _hashed(stage, config) | {"parents": [parent.key for parent in parents.values()]}
+            text = json.dumps(hashed, sort_keys=True)
+            key = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:_KEY_LENGTH]
+            consumes = {form: parent.artifact for form, parent in parents.items()}
+            steps[stage.name] = Step(stage, key, hashed, consumes)
+        return steps[stage.name]
+
     return Plan(
-        steps=tuple(steps[name] for name in config.stages),
+        steps=tuple(add(declared[name]) for name in config.stages),
         earlier=tuple(step for name, step in steps.items() if name not in config.stages),
     )
 
 
-def _producers(declared: Mapping[str, Stage]) -> dict[Product, Stage]:
-    """The one stage that makes each form."""
-    producers: dict[Product, Stage] = {}
-    for stage in declared.values():
-        if stage.produces is None:
-            continue
-        other = producers.setdefault(stage.produces, stage)
-        if other is not stage:
-            raise UserError(
-                f"stages {other.name} and {stage.name} both declare that they make {stage.produces}: allowed: one "
-                "stage for each form"
-            )
-    return producers
-
-
-def _add_step(stage: Stage, producers: dict[Product, Stage], config: Config, steps: dict[str, Step]) -> Step:
-    """Key a stage, those before it first; every step once."""
-    if stage.name not in steps:
-        parents = {form: _add_step(producers[form], producers, config, steps) for form in stage.inputs(config)}
-        hashed = _hashed(stage, config) | {"parents": [parent.key for parent in parents.values()]}
-        text = json.dumps(hashed, sort_keys=True)
-        key = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:_KEY_LENGTH]
-        consumes = {form: parent.artifact for form, parent in parents.items()}
-        steps[stage.name] = Step(stage, key, hashed, consumes)
-    return steps[stage.name]
-
-
 def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
     seen = seen_folder(in_project(config.outputs))
+    # The modules that it runs: its own, and those that are chosen by name.
+    modules = [stage.run.__module__]
+    if "model" in stage.sections:
+        modules.append(models.module_of(config.model))
+    if _FLOWING & set(stage.sections):
+        modules += find_flow(config.backend).modules_of(config)
+    if stage.parts:
+        modules.append(catalogue.module_of(config.dataset))
     # Before the data, which may take minutes: this process has loaded its modules already.
-    code = code_of(_modules(stage, config), seen / "sources.json")
+    code = code_of(modules, seen / "sources.json")
     # What a runtime needs it may import out of sight, as torch.onnx does.
     libraries = code.libraries | (runtimes.versions(config.runtime.names) if "runtime" in stage.sections else {})
     hashed: dict[str, Any] = {"stage": stage.name, "sources": code.files, "libraries": libraries}
@@ -128,14 +129,6 @@ def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
     if stage.measures_machine:
         hashed["machine"] = environment.machine()
     return hashed
-
-
-def _modules(stage: Stage, config: Config) -> list[str]:
-    """The modules that a stage runs: its own, and those that are chosen by name."""
-    chosen = [models.module_of(config.model)] if "model" in stage.sections else []
-    if _FLOWING & set(stage.sections):
-        chosen += find_flow(config.backend).modules_of(config)
-    return [stage.run.__module__, *chosen, *([catalogue.module_of(config.dataset)] if stage.parts else [])]
 
 
 def _settings(section: str, value: Any, ignores: tuple[str, ...]) -> Any:
@@ -155,15 +148,40 @@ def input_hashes(step: Step, done: Mapping[str, Artifact]) -> dict[str, str | No
     return {name: done[name].content_hash for name in step.consumes.values() if name in done}
 
 
-def is_current(step: Step, artifact: Artifact, done: Mapping[str, Artifact]) -> bool:
-    """Whether an artifact was made from the very results that are there now."""
-    return all(artifact.inputs.get(name) == digest for name, digest in input_hashes(step, done).items())
+def is_current(step: Step, artifact: Artifact | None, done: Mapping[str, Artifact]) -> bool:
+    """Whether an artifact is there, and was made from the very results that are there now."""
+    return artifact is not None and input_hashes(step, done).items() <= artifact.inputs.items()
 
 
-def is_replay(plan: Plan, done: Mapping[str, Artifact]) -> bool:
-    """Whether the result of every step is there and current, so that a walk makes nothing."""
-    found = [(step, done.get(step.artifact)) for step in plan.steps]
-    return bool(found) and all(artifact is not None and is_current(step, artifact, done) for step, artifact in found)
+def what_changed(step: Step, store: Store) -> str | None:
+    """In words, what differs from the newest other artifact of the same stage and settings; None: there is none."""
+    now = json.loads(json.dumps(step.hashed))
+    for folder, manifest in store.manifests(step.stage.name):
+        before = manifest.get("hashed", {})
+        if folder.name == step.artifact or set(_changed(now, before)) - _NOT_ASKED_FOR:
+            continue
+        said = []
+        files = _changed(now["sources"], before["sources"])
+        if files:
+            more = f" and {len(files) - _NAMED} more files" if len(files) > _NAMED else ""
+            said.append(f"{', '.join(files[:_NAMED])}{more} changed")
+        for name in _changed(now["libraries"], before["libraries"]):
+            was, there = (versions.get(name, "absent") for versions in (before["libraries"], now["libraries"]))
+            said.append(f"{name} was {was} and is {there}")
+        said += [f"the {part} images changed" for part in _changed(now["data"], before["data"])]
+        if now.get("weights") != before.get("weights"):
+            said.append("the file model.weights changed")
+        changed = _changed(now.get("machine", {}), before.get("machine", {}))
+        said += [f"the machine's {name} is another" for name in changed]
+        parents = [name.rpartition("-")[0] for name in step.consumes.values() if name not in manifest["inputs"]]
+        if parents:
+            said.append(f"{' and '.join(parents)} changed")
+        return "; ".join(said) or None
+    return None
+
+
+def _changed(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
 
 
 class _Undeclared:

@@ -52,11 +52,6 @@ def qconfigs(config: Config, plan: Plan) -> dict[str, dict[str, str]]:
     return resolved
 
 
-def _runtime_versions(config: Config, plan: Plan) -> dict[str, str]:
-    used = any("runtime" in step.stage.sections for step in plan.steps)
-    return runtimes.versions(config.runtime.names) if used else {}
-
-
 def tell_qconfigs(config: Config, plan: Plan) -> None:
     """Say what the qconfigs of this run came to, and when this processor cannot compute them faithfully."""
     resolved = qconfigs(config, plan)
@@ -81,6 +76,8 @@ def tell_data(config: Config, outputs: Path, machine: Machine) -> dict[str, str]
 def describe(request: Request, plan: Plan, warnings: Mapping[str, str] = {}) -> RunRecord:
     """Name, parameters, tags and data set of the run; `warnings` become tags."""
     config = request.config
+    uses_runtimes = any("runtime" in step.stage.sections for step in plan.steps)
+    versions = runtimes.versions(config.runtime.names) if uses_runtimes else {}
     tags = {
         "git_commit": environment.git_commit(),
         "torch_version": torch.__version__,
@@ -90,7 +87,7 @@ def describe(request: Request, plan: Plan, warnings: Mapping[str, str] = {}) -> 
         "threads": str(torch.get_num_threads()),
         "processes": str(torchrun.world_size()),
         "latency_threads": str(config.evaluate.threads),
-        **{f"{name}_version": version for name, version in _runtime_versions(config, plan).items()},
+        **{f"{name}_version": version for name, version in versions.items()},
         "backend": config.backend.name,
         **{f"{name}.{role}": text for name, found in qconfigs(config, plan).items() for role, text in found.items()},
         **{f"warning.{name}": line for name, line in warnings.items()},
@@ -106,13 +103,11 @@ def describe(request: Request, plan: Plan, warnings: Mapping[str, str] = {}) -> 
     seen = seen_folder(in_project(config.outputs))
     data = {part: catalogue.fingerprint(config.dataset, part, seen) for part in ("train", "test")}  # type: ignore[arg-type]
     digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:8]
-    origin = catalogue.find(config.dataset).origin(config.dataset)
-    dataset = (config.dataset.name, digest, origin)
     return RunRecord(
         mask_text(name),
         request.parameters,
         tags,
         request.yaml,
-        dataset,
-        request.parent_run_id,
+        dataset=(config.dataset.name, digest, catalogue.find(config.dataset).origin(config.dataset)),
+        parent_run_id=request.parent_run_id,
     )

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from pipeline import flows, models
+from pipeline import models
 from pipeline.datasets import catalogue
+from pipeline.flows.catalogue import find as find_flow
 from pipeline.host import environment, terminal, torchrun
 from pipeline.host.errors import UserError, suggestion
 from pipeline.host.files import in_project, make_writable_folder
 from pipeline.host.interruption import stop_if_interrupted, termination_as_interrupt
-from pipeline.host.world import World, join
+from pipeline.host.world import SOLO, World, join
 from pipeline.models import weights
 from pipeline.reports import results as report
 from pipeline.run.artifact_store import Artifact, Store, note_tracking
-from pipeline.run.followers import check_processes, dismiss, follow
-from pipeline.run.plan import Plan, is_replay, make_plan
+from pipeline.run.followers import announce, check_processes, follow, undeclared_part
+from pipeline.run.plan import Plan, Step, input_hashes, is_current, make_plan, visible_config, what_changed
 from pipeline.run.registration import check_registration, keep_model
 from pipeline.run.request import Request, describe, tell_data, tell_qconfigs
-from pipeline.run.walk import Walk
 from pipeline.runtimes import check_runtimes
 from pipeline.settings.config import Config
 from pipeline.tracking import Tracker, find_earlier, open_run
 from pipeline.tracking.store import store_uri
+from pipeline.training.context import Context
 
 
 @dataclass(frozen=True)
@@ -46,37 +50,30 @@ def run(request: Request) -> Outcome:
     device = environment.resolve_device(config.device)
     with termination_as_interrupt(), join(device) as world:
         if world.is_main:
-            outcome = _run(request, plan, world)
-            dismiss(world)
+            tell_qconfigs(config, plan)
+            store = Store(make_writable_folder(in_project(config.outputs), "outputs") / "artifacts")
+            with store.holding(step.artifact for step in (*plan.earlier, *plan.steps)):
+                outcome = _run(request, plan, world, store)
+            world.tell(None)  # that there is nothing more to train
             return outcome
         follow(config, plan, world, device)
         return Outcome({}, None)
 
 
-def _run(request: Request, plan: Plan, world: World) -> Outcome:
-    config = request.config
-    tell_qconfigs(config, plan)
-    outputs = make_writable_folder(in_project(config.outputs), "outputs")
-    store = Store(outputs / "artifacts")
-    with store.holds().held(step.artifact for step in (*plan.earlier, *plan.steps)):
-        return _walk(request, plan, world, store)
-
-
-def _walk(request: Request, plan: Plan, world: World, store: Store) -> Outcome:
+def _run(request: Request, plan: Plan, world: World, store: Store) -> Outcome:
     config, outputs, forced = request.config, store.root.parent, _forced(request.config)
     done = _find_artifacts(plan, store, config, forced)
-    if (
-        config.tracking.enabled and config.tracking.uri is not None
-    ):  # else it lies beside the artifacts, and moves along
+    if config.tracking.enabled and config.tracking.uri is not None:  # else it lies beside them, and moves along
         note_tracking(outputs, store_uri(config.tracking, outputs))
     if any(step.stage.parts and step.artifact not in done for step in plan.steps):
         catalogue.find(config.dataset).prepare(config.dataset)
     record = describe(request, plan, tell_data(config, outputs, store.machine()))
+    nothing_new = all(is_current(step, done.get(step.artifact), done) for step in plan.steps)
     # To be registered, a model is logged: that takes a run.
-    repeats = is_replay(plan, done) and config.register.name is None
+    repeats = nothing_new and bool(plan.steps) and config.register.name is None
     earlier = find_earlier(config.tracking, outputs, record) if repeats else None
     with open_run(config.tracking, outputs, record, earlier) as tracker:
-        walk = Walk(config, store, tracker, done, world)
+        walk = _Walk(config, store, tracker, done, world)
         for step in plan.steps:
             walk.take(step, step.stage.name in forced)
             stop_if_interrupted()
@@ -101,7 +98,7 @@ def check_parts(config: Config) -> Plan:
     check_processes(config, torchrun.world_size())
     catalogue.find(config.dataset)
     models.check_model(config.model, config.dataset.image_size)
-    flows.catalogue.find(config.backend).check(config, catalogue.info(config.dataset))
+    find_flow(config.backend).check(config, catalogue.info(config.dataset))
     if config.train.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("train.precision=bf16: this GPU does not have it; allowed: auto, fp32")
     if config.model.weights is not None:
@@ -124,13 +121,8 @@ def _forced(config: Config) -> list[str]:
 
 def _find_artifacts(plan: Plan, store: Store, config: Config, forced: list[str]) -> dict[str, Artifact]:
     """What the store has of the plan; what stages outside the plan must have left is required."""
-    done = {}
-    for step in (*plan.earlier, *plan.steps):
-        if step.stage.name in forced:
-            continue
-        artifact = store.find(step.artifact)
-        if artifact is not None:
-            done[step.artifact] = artifact
+    wanted = [step.artifact for step in (*plan.earlier, *plan.steps) if step.stage.name not in forced]
+    done = {name: artifact for name in wanted if (artifact := store.find(name)) is not None}
     needed = {name for step in plan.steps if step.artifact not in done for name in step.consumes.values()}
     missing: list[str] = []
     for step in reversed(plan.earlier):  # what a missing one is made from is needed too
@@ -144,6 +136,94 @@ def _find_artifacts(plan: Plan, store: Store, config: Config, forced: list[str])
             f"stages=[{','.join(missing)}]"
         )
     return done
+
+
+class _Walk:
+    """A walk over the steps: the artifacts so far, and the metrics of the whole run."""
+
+    def __init__(self, config: Config, store: Store, tracker: Tracker, done: dict[str, Artifact], world: World) -> None:
+        self.config, self.store, self.tracker, self.done, self.world = config, store, tracker, done, world
+        self.metrics: dict[str, float] = {}
+        self.machine = store.machine()
+        self.device = environment.resolve_device(config.device)
+        self.load_training = functools.cache(lambda: catalogue.load_training(config.dataset, self.machine))
+        self.load_test = functools.cache(lambda: catalogue.load_test(config.dataset, self.machine))
+
+    def folder_of(self, stage: str) -> Path | None:
+        """The folder of a stage's result, or None where the walk has not been there."""
+        return next((artifact.folder for name, artifact in self.done.items() if name.startswith(f"{stage}-")), None)
+
+    def take(self, step: Step, forced: bool) -> None:
+        """Replay a step that is done already, or make it."""
+        artifact = self.done.get(step.artifact)
+        if not self._serves(step, artifact):
+            with self.store.making(step.artifact):
+                # Another process may have made it since the plan was drawn.
+                artifact = None if forced else self.store.find(step.artifact)
+                if not self._serves(step, artifact):
+                    artifact = self._make(step, forced)
+        assert artifact is not None
+        self.done[step.artifact] = artifact
+        for path in artifact.attachments:
+            self.tracker.file(path)
+
+    def _serves(self, step: Step, artifact: Artifact | None) -> bool:
+        """Whether an artifact is what the step would make; then it is replayed."""
+        if artifact is None:
+            return False
+        if not is_current(step, artifact, self.done):
+            terminal.warn(f"{step.artifact} was made from another result than is there now, and will be made again")
+            return False
+        terminal.say(f"{step.stage.name:9} cached   {step.artifact}")
+        for metric in artifact.metrics:
+            self._on_metric(*metric)
+        return True
+
+    def _make(self, step: Step, forced: bool) -> Artifact:
+        started = time.perf_counter()
+        contents = input_hashes(step, self.done)
+        reason = None if forced else what_changed(step, self.store)
+        if reason is not None:
+            terminal.say(f"{step.stage.name:9} made again: {reason}")
+        folder = self.store.partial_folder(step.artifact, contents, afresh=forced)
+        open_ended = step.stage.extends is not None and step.stage.is_open_ended(self.config)
+        if step.stage.extends is not None and open_ended and not forced:
+            shorter = self.store.start_from_shorter(step.artifact, step.hashed, contents, step.stage.extends)
+            if shorter is not None:
+                terminal.say(f"  goes on from {shorter}")
+        context = Context(
+            folder=folder,
+            device=self.device,
+            info=catalogue.info(self.config.dataset),
+            flow=find_flow(self.config.backend),
+            load_training=self.load_training if "train" in step.stage.parts else undeclared_part,
+            load_test=self.load_test if "test" in step.stage.parts else undeclared_part,
+            machine=self.machine,
+            world=self.world if step.stage.trains else SOLO,
+            on_metric=self._on_metric,
+        )
+        inputs = {form: self.done[name].product for form, name in step.consumes.items()}
+        if step.stage.trains:
+            announce(self.world, step, inputs, folder)
+        step.stage.run(visible_config(step.stage, self.config), inputs, context)
+        seconds = time.perf_counter() - started
+        record = {
+            "hashed": step.hashed,
+            "inputs": contents,
+            "seconds": seconds,
+            "device": str(self.device),
+            "processes": self.world.size if step.stage.trains else 1,
+            "machine": environment.machine(),
+            "commit": environment.git_commit(),
+        }
+        artifact = self.store.complete(step.artifact, context.history, context.attachments, record, open_ended)
+        terminal.say(f"{step.stage.name:9} done     {step.artifact}  {seconds:.1f} s")
+        return artifact
+
+    def _on_metric(self, name: str, value: float, step: int | None) -> None:
+        if step is None:
+            self.metrics[name] = value
+        self.tracker.metric(name, value, step)
 
 
 def _report(request: Request, metrics: dict[str, float], tracker: Tracker) -> None:

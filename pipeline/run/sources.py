@@ -67,9 +67,10 @@ def code_of(roots: Iterable[str], memory: Path) -> Code:
             libraries.add(package)
             continue
         path = _file_of(name, folder)
-        if path is not None:  # no name within a module, which is followed itself
+        if path is not None:  # no name within a module
             files[path.relative_to(folder).as_posix()], imports = _read(path, folder, known)
-            open_ends += [*_parents(name), *imports]
+            open_ends += imports
+        open_ends.append(name.rpartition(".")[0] or package)
     known.save()
     versions = {library: version_of(library) for library in sorted(libraries)}
     return Code(dict(sorted(files.items())), {name: version for name, version in versions.items() if version})
@@ -115,9 +116,9 @@ def _read(path: Path, folder: Path, memory: FileMemory) -> tuple[str, list[str]]
         source, package = path.read_bytes(), ".".join(path.relative_to(folder).parent.parts)
         try:
             tree = ast.parse(source, str(path))
-            imports = sorted(set(_imports(tree, package)) - {""})
+            imports = sorted(set(_imports(tree, package)))
             syntax = ast.dump(_Bare().visit(tree)).encode()
-        except (SyntaxError, ValueError, RecursionError):  # who runs it will say so
+        except (SyntaxError, ValueError, RecursionError, ImportError):  # who runs it will say so
             syntax, imports = source, []
         found = [hashlib.sha256(syntax).hexdigest()[:16], imports]
         memory.note(str(path), state, found)
@@ -162,15 +163,8 @@ def _imports(tree: ast.AST, package: str) -> Iterable[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            module = ".".join([*above, *([node.module] if node.module else [])])
-            yield module
+            module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             yield from (f"{module}.{alias.name}" for alias in node.names)
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 @functools.cache
@@ -182,24 +176,16 @@ def _folder_of(package: str) -> Path | None:
         found = importlib.util.find_spec(package)
     except ValueError:  # of a module that was made by hand
         found = None
-    if found is None:
+    # A package's folder, or a module's file.
+    place = next(iter(found.submodule_search_locations or ()), found.origin) if found is not None else None
+    if place is None:
         return None
-    if found.origin is None:  # a folder without __init__.py
-        places = list(found.submodule_search_locations or ())
-        origin = Path(places[0]) if places else None
-    else:
-        origin = Path(found.origin)
-        origin = origin.parent if origin.name == "__init__.py" else origin
-    if origin is None or (package != __name__.partition(".")[0] and _is_installed(origin)):
-        return None
-    return origin.parent
-
-
-def _is_installed(path: Path) -> bool:
-    """Whether it lies where pip, a system or a user's folder keeps libraries, or where Python's own are."""
-    return bool({"site-packages", "dist-packages"} & set(path.parts)) or path.is_relative_to(
+    path = Path(place)
+    # Where pip, a system or a user's folder keeps libraries, or Python its own.
+    installed = {"site-packages", "dist-packages"} & set(path.parts) or path.is_relative_to(
         sysconfig.get_path("stdlib")
     )
+    return None if installed and package != __name__.partition(".")[0] else path.parent
 
 
 @functools.cache

@@ -29,7 +29,6 @@ from pipeline.sweeps.states import (
     FINISHED,
     KILLED,
     RUNNING,
-    Job,
     JobRecord,
     Sweep,
     failure_lines,
@@ -54,21 +53,20 @@ def sweep_session(overrides: list[str], jobs: list[list[str]], config: Config) -
     parent = None
     if config.tracking.enabled:
         parent = parents.open_parent(config.tracking, outputs, sweep.id, sweep.name, _varying(sweep, config))
-    if parent is not None:
-        sweep.parent_run_id = parent.run_id
+    sweep.parent_run_id = parent.run_id if parent is not None else None
     sweep.save()
-    _settle_killed(sweep, config)
+    if parent is not None:  # what a killed process left as running, in MLflow, is KILLED
+        alive = {job.slug for job in sweep.all_jobs() if job.is_alive()}
+        parents.mark_killed(config.tracking, outputs, parent.run_id, lambda job: job not in alive)
     terminal.say(f"sweep {sweep.id}: {len(jobs) or 'a search of'} jobs in {sweep.folder}")
     status, summary = "KILLED", None
     try:
         yield sweep
         status = "FINISHED"
-    except (SystemExit, SubmissionError):  # a search that has told its failures itself; nothing was started
+    except (SystemExit, Exception) as error:
         status = "FAILED"
-        raise
-    except Exception:
-        status = "FAILED"
-        if not sweep.failures():
+        # A search has told its failures itself, and a refused submission has none; those of jobs are told below.
+        if isinstance(error, SystemExit | SubmissionError) or not sweep.failures():
             raise
     finally:
         if status != "KILLED":
@@ -121,23 +119,22 @@ def _runs_of_jobs(sweep: Sweep, config: Config) -> list[TrackedRun]:
     """The jobs' runs from the tracking store; what the jobs noted here where it does not have all of them."""
     from pipeline.tracking.reading import read_runs
 
-    outputs, here = in_project(config.outputs), [_as_run(record) for record in sweep.records()]
-    if sweep.parent_run_id is None:
-        return here
-    if any(of_run(outputs, run.run_id) is not None for run in here):
-        terminal.warn("the tracking server does not have all of the jobs yet: what they noted here is compared")
-        return here
-    try:
-        return read_runs(config.tracking, outputs, sweep.parent_run_id)
-    except ServerAway as error:
-        terminal.warn(f"{error}: what the jobs noted here is compared")
-        return here
-
-
-def _as_run(record: JobRecord) -> TrackedRun:
-    """A job as the comparison reads it, where nothing is tracked: what was typed is all of its settings."""
-    typed = dict(text.lstrip("+").split("=", 1) for text in record.overrides)
-    return TrackedRun(record.run_id or record.name, record.name, record.state.upper(), typed, record.metrics, {})
+    outputs, records = in_project(config.outputs), sweep.records()
+    if sweep.parent_run_id is not None:
+        if any(record.run_id and of_run(outputs, record.run_id) is not None for record in records):
+            why = "the tracking server does not have all of the jobs yet"
+        else:
+            try:
+                return read_runs(config.tracking, outputs, sweep.parent_run_id)
+            except ServerAway as error:
+                why = str(error)
+        terminal.warn(f"{why}: what the jobs noted here is compared")
+    # What was typed is all that is known here of a job's settings.
+    typed = [dict(text.lstrip("+").split("=", 1) for text in record.overrides) for record in records]
+    return [
+        TrackedRun(record.run_id or record.name, record.name, record.state.upper(), settings, record.metrics, {})
+        for record, settings in zip(records, typed, strict=True)
+    ]
 
 
 def run_job(request: Request, folder: Path, processes: int) -> dict[str, float]:
@@ -148,13 +145,12 @@ def run_job(request: Request, folder: Path, processes: int) -> dict[str, float]:
     Raises:
         Exception: what the run raised, after it was noted as the reason of the failure.
     """
-    sweep = Sweep.load(folder)
+    sweep, config = Sweep.load(folder), request.config
     _divide_threads(processes)
     job = sweep.job(request.overrides)
     with job.lock:
-        record = job.read()
-        artifacts = artifacts_of(request.config)
-        if _is_finished(record, artifacts, request.config):
+        record, artifacts = job.read(), artifacts_of(config)
+        if _is_finished(record, artifacts, config):
             terminal.say(f"{record.name}: finished already")
             return record.metrics
         has_predecessor = record.state in (RUNNING, KILLED)
@@ -165,8 +161,12 @@ def run_job(request: Request, folder: Path, processes: int) -> dict[str, float]:
         started = time.perf_counter()
         try:
             with told():
-                if has_predecessor:
-                    _settle_predecessor(sweep, job, request.config)
+                # Slurm queues again what it has lost, and no sweep begins that would settle it.
+                if has_predecessor and config.tracking.enabled and sweep.parent_run_id is not None:
+                    outputs, store = in_project(config.outputs), config.tracking
+                    parents.mark_killed(
+                        store, outputs, sweep.parent_run_id, lambda one: one == job.slug, store.patience_s
+                    )
                 outcome = run(request)
         except INTERRUPTIONS:
             job.write(dataclasses.replace(record, state=KILLED))
@@ -177,16 +177,10 @@ def run_job(request: Request, folder: Path, processes: int) -> dict[str, float]:
             job.write(dataclasses.replace(record, state=FAILED, reason=text))
             terminal.warn(f"{record.name} failed: {text}")
             raise
-        done = dataclasses.replace(
-            record,
-            state=FINISHED,
-            run_id=outcome.run_id,
-            artifacts=artifacts,
-            metrics=outcome.metrics,
-            seconds=time.perf_counter() - started,
-        )
-        job.write(done)
-        return outcome.metrics
+        record.state, record.run_id, record.metrics = FINISHED, outcome.run_id, outcome.metrics
+        record.seconds = time.perf_counter() - started
+        job.write(record)
+        return record.metrics
 
 
 def _is_finished(record: JobRecord, artifacts: list[str], config: Config) -> bool:
@@ -219,19 +213,3 @@ def _divide_threads(processes: int) -> None:
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if processes != 1:
         torch.set_num_threads(max(1, processors // (processors if processes < 1 else processes)))
-
-
-def _settle_killed(sweep: Sweep, config: Config) -> None:
-    """Mark what a killed process left as running, in MLflow, as KILLED; live jobs are left alone."""
-    if not config.tracking.enabled or sweep.parent_run_id is None:
-        return
-    alive = {job.slug for job in sweep.all_jobs() if job.is_alive()}
-    outputs = in_project(config.outputs)
-    parents.mark_killed(config.tracking, outputs, sweep.parent_run_id, lambda job: job not in alive)
-
-
-def _settle_predecessor(sweep: Sweep, job: Job, config: Config) -> None:
-    """The same for one job, which is run again where no sweep begins: Slurm queues again what it has lost."""
-    if config.tracking.enabled and sweep.parent_run_id is not None:
-        outputs, patience_s = in_project(config.outputs), config.tracking.patience_s
-        parents.mark_killed(config.tracking, outputs, sweep.parent_run_id, lambda one: one == job.slug, patience_s)

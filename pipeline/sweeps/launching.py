@@ -11,13 +11,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import json
+import math
+import os
+import secrets
 import shutil
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -26,6 +32,7 @@ from omegaconf import DictConfig
 
 from pipeline.host import terminal
 from pipeline.host.errors import SubmissionError, UserError
+from pipeline.host.files import write_and_rename
 from pipeline.host.interruption import (
     INTERRUPTIONS,
     ctrl_c_for_us_alone,
@@ -33,18 +40,24 @@ from pipeline.host.interruption import (
     termination_as_interrupt,
     undisturbed,
 )
-from pipeline.sweeps.states import FINISHED, KILLED, Job, Sweep
+from pipeline.sweeps.states import FINISHED, KILLED, RUNNING, Job, Sweep
 
 try:
-    from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
     from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 except ModuleNotFoundError as error:
     if not (error.name or "").startswith(("hydra_plugins", "submitit")):
         raise
-    BaseSubmititLauncher, BaseQueueConf = None, None
+    BaseSubmititLauncher = None
 
 # submitit's own number of times that a job on this machine begins again after its time limit.
 _LOCAL_RETRIES = 3
+# How long a job of this machine may take to note that it is interrupted.
+_FAREWELL_S = 60.0
+# Slurm's words for a job that will not run again, and ours for one that it does not know any more.
+_GONE = "no longer in the queue"
+_ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", _GONE}
+# How often Slurm is asked for them.
+_BETWEEN_S = 10.0
 
 
 class _NotInstalled(Launcher):
@@ -65,6 +78,7 @@ class _NotInstalled(Launcher):
 class _Submission(BaseSubmititLauncher or _NotInstalled):  # type: ignore[misc]
     """Submits the jobs of a sweep and waits for all of them."""
 
+    # How long after its job's end a result may become visible.
     _PATIENCE_S = 0.0
 
     def __call__(self, *arguments: Any) -> JobReturn:
@@ -82,57 +96,68 @@ class _Submission(BaseSubmititLauncher or _NotInstalled):  # type: ignore[misc]
         Raises:
             SubmissionError: when they are refused.
         """
-        from pipeline.sweeps import submitted
-
         sweep = Sweep.load(Path(self.config.hydra.sweep.dir))
-        records = [sweep.job(list(overrides)) for overrides in job_overrides]
-        wanted = {place: list(overrides) for place, overrides in enumerate(job_overrides)}
+        asked = [sweep.job(list(overrides)) for overrides in job_overrides]
         returns: dict[int, JobReturn] = {}
-        jobs: dict[int, Any] = {}
+        jobs: list[Any] = []
         try:
             with deferred():  # a job that has begun is known here
-                jobs = self._start(sweep, records, wanted, initial_job_idx)
-            for place, job in submitted.ended(jobs, self._PATIENCE_S):
-                returns[place] = _outcome(job, records[place], wanted[place])
-                record = records[place].read()
+                jobs += self._start(sweep, asked, initial_job_idx)
+            for place, job in self._ended(jobs):
+                returns[place] = _outcome(job, asked[place])
+                record = asked[place].read()
                 terminal.say(f"{record.name}: {record.state}")
         except INTERRUPTIONS:
             with undisturbed():
-                self._leave(list(jobs.values()))
+                self._leave(jobs)
             raise
-        return [returns[place] for place in wanted]
+        return [returns[place] for place in range(len(jobs))]
+
+    def _start(self, sweep: Sweep, asked: list[Job], first: int) -> list[Any]:
+        """Submitit's jobs for those that are asked for, the first of which is the sweep's number `first`."""
+        raise NotImplementedError
 
     def _leave(self, jobs: list[Any]) -> None:
         """Leave the jobs to themselves: whoever waited for them is interrupted."""
 
-    def _start(self, sweep: Sweep, records: list[Job], wanted: dict[int, list[str]], first: int) -> dict[int, Any]:
-        """The submitted jobs by their places among `wanted`."""
-        raise NotImplementedError
-
-    def _submit(self, wanted: dict[int, list[str]], first: int, further: dict[str, Any]) -> dict[int, Any]:
-        """Submit the jobs at these places, as the plugin does, with `further` parameters of submitit's."""
+    def _submit(self, jobs: dict[int, list[str]], further: dict[str, Any]) -> list[Any]:
+        """Submit jobs, by their numbers in the sweep, as the plugin does, with `further` parameters of submitit's."""
         import submitit
 
         parameters = self.params | further
         folder = parameters.pop("submitit_folder")
         retries = {f"{self._EXECUTOR}_max_num_timeout": parameters.pop("max_num_timeout", _LOCAL_RETRIES)}
         executor = submitit.AutoExecutor(folder=folder, cluster=self._EXECUTOR, **retries)
-        common = {spec.name for spec in dataclasses.fields(BaseQueueConf)}
-        executor.update_parameters(
-            **{name if name in common else f"{self._EXECUTOR}_{name}": value for name, value in parameters.items()}
-        )
+        executor.update_parameters(**{f"{self._EXECUTOR}_{name}": value for name, value in parameters.items()})
         state = Singleton.get_state()
         arguments = [
-            (overrides, "hydra.sweep.dir", first + place, f"job_id_for_{first + place}", state)
-            for place, overrides in wanted.items()
+            (overrides, "hydra.sweep.dir", number, f"job_id_for_{number}", state) for number, overrides in jobs.items()
         ]
         try:
             with redirect_stderr(io.StringIO()):  # submitit prints a refusal, and raises it
-                jobs = executor.map_array(self, *zip(*arguments, strict=True))
+                return list(executor.map_array(self, *zip(*arguments, strict=True)))
         except submitit.core.utils.FailedJobError as error:
             reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "no reason given")
             raise SubmissionError(f"hydra/launcher=submitit_{self._EXECUTOR}: refused: {reason}") from error
-        return dict(zip(wanted, jobs, strict=True))
+
+    def _fresh_folder(self) -> str:
+        """One that no job has had: their numbers are given again, and then their results would be others'."""
+        path = Path(self.params["submitit_folder"])
+        return str(path.with_name(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}-{path.name}"))
+
+    def _ended(self, jobs: list[Any]) -> Iterator[tuple[int, Any]]:
+        """Each job with its place, as soon as it has a result or will never have one."""
+        left, since = dict(enumerate(jobs)), dict[int, float]()
+        while left:
+            for place, job in list(left.items()):
+                if not job.done():  # also one whose node was lost, and that Slurm has queued again
+                    since.pop(place, None)
+                    continue
+                first = since.setdefault(place, time.monotonic())
+                if job.paths.result_pickle.exists() or time.monotonic() - first >= self._PATIENCE_S:
+                    yield place, left.pop(place)
+            if left:
+                time.sleep(0.5)
 
 
 class SlurmSubmission(_Submission):
@@ -161,38 +186,40 @@ class SlurmSubmission(_Submission):
                 "in seconds, so that a job has time to work"
             )
 
-    def _start(self, sweep: Sweep, records: list[Job], wanted: dict[int, list[str]], first: int) -> dict[int, Any]:
+    def _start(self, sweep: Sweep, asked: list[Job], first: int) -> list[Any]:
         import submitit
 
-        from pipeline.sweeps.submitted import Entry, Ledger, Queue, fresh
-
-        name = f"{self.params['name']}-{sweep.id}"
-        queue, ledger = Queue(name), Ledger(sweep.folder)
-        known = ledger.read() if self.config.force.lower() == "false" else {}
-        earlier = {place: known[records[place].slug] for place in wanted if records[place].slug in known}
-        living = queue.living() if earlier else set()
         _warn_of_one_file(self.config.tracking.enabled, self.config.tracking.uri)
-        jobs: dict[int, Any] = {
-            place: submitit.SlurmJob(folder=entry.folder, job_id=entry.number)
-            for place, entry in earlier.items()
-            if entry.number in living
-        }
-        if jobs:
-            terminal.say(f"{len(jobs)} of {len(wanted)} jobs are in Slurm's queue already, and are waited for")
-        new = {place: overrides for place, overrides in wanted.items() if place not in jobs}
+        name = f"{self.params['name']}-{sweep.id}"
+        queue = Queue(name)
+        # By job, as what it was submitted last: so the same command finds it again.
+        ledger = sweep.folder / "submitted.json"
+        known: dict[str, dict[str, str]] = {}
+        with suppress(OSError, ValueError):  # nothing submitted yet, or damaged: all is submitted anew
+            known = json.loads(ledger.read_text())
+        # Where Slurm does not say, none is submitted: each would wait for its double.
+        states = queue.states() if known and self.config.force.lower() == "false" else {}
+        living = {number for number, state in states.items() if state not in _ENDED}
+        found = {job.slug for job in asked if job.slug in known and known[job.slug]["number"] in living}
+        if found:
+            terminal.say(f"{len(found)} of {len(asked)} jobs are in Slurm's queue already, and are waited for")
+        new = {first + place: job for place, job in enumerate(asked) if job.slug not in found}
         if new:
             # Slurm no longer hands the processors of a job on to its steps.
             threads = self.params["cpus_per_task"]
             further = {"srun_args": [f"--cpus-per-task={threads}"]} if threads else {}
-            folder = fresh(self.params["submitit_folder"])
-            begun = self._submit(new, first, {"name": name, "submitit_folder": folder, **further})
-            ledger.add({records[place].slug: Entry(job.job_id, folder) for place, job in begun.items()})
-            jobs |= begun
-            number = next(iter(begun.values())).job_id.split("_")[0]
-            terminal.say(f"{len(new)} jobs submitted as Slurm's {number}, named {name}: squeue --name={name}")
-        for job in jobs.values():
-            job.watcher = queue
-            queue.register_job(job.job_id)
+            folder = self._fresh_folder()
+            overrides = {number: job.overrides for number, job in new.items()}
+            begun = self._submit(overrides, {"name": name, "submitit_folder": folder, **further})
+            for job, submitted in zip(new.values(), begun, strict=True):
+                known[job.slug] = {"number": submitted.job_id, "folder": folder}
+            with write_and_rename(ledger) as temporary:
+                temporary.write_text(json.dumps(known, indent=1))
+            array = begun[0].job_id.split("_")[0]
+            terminal.say(f"{len(new)} jobs submitted as Slurm's {array}, named {name}: squeue --name={name}")
+        jobs: list[Any] = [submitit.SlurmJob(known[job.slug]["folder"], known[job.slug]["number"]) for job in asked]
+        for submitted in jobs:
+            submitted.watcher = queue
         return jobs
 
 
@@ -201,19 +228,57 @@ class LocalSubmission(_Submission):
 
     _EXECUTOR = "local"
 
-    def _start(self, sweep: Sweep, records: list[Job], wanted: dict[int, list[str]], first: int) -> dict[int, Any]:
-        from pipeline.sweeps import submitted
-
+    def _start(self, sweep: Sweep, asked: list[Job], first: int) -> list[Any]:
         # So that the jobs know among how many they share the processors.
-        beside = f"+hydra.launcher.n_jobs={len(wanted)}"
-        jobs = {place: [*overrides, beside] for place, overrides in wanted.items()}
+        beside = f"+hydra.launcher.n_jobs={len(asked)}"
+        jobs = {number: [*job.overrides, beside] for number, job in enumerate(asked, start=first)}
         with ctrl_c_for_us_alone():
-            return self._submit(jobs, first, {"submitit_folder": submitted.fresh(self.params["submitit_folder"])})
+            return self._submit(jobs, {"submitit_folder": self._fresh_folder()})
 
     def _leave(self, jobs: list[Any]) -> None:
-        from pipeline.sweeps import submitted
+        """Interrupt the jobs, and wait for their end."""
+        deadline = time.monotonic() + _FAREWELL_S
+        while (left := [job for job in jobs if not job.done()]) and time.monotonic() < deadline:
+            # Again and again: submitit ignores it in a job that has just begun.
+            for job in left:
+                os.kill(int(job.job_id), signal.SIGTERM)
+            time.sleep(1.0)
+        if left:
+            terminal.warn(f"still running after {_FAREWELL_S:.0f} s: processes {', '.join(job.job_id for job in left)}")
 
-        submitted.interrupt(jobs)
+
+class Queue:
+    """What squeue says of the jobs with one name; submitit's own watcher needs an accounting database."""
+
+    def __init__(self, name: str) -> None:
+        self._list = ["squeue", "--me", f"--name={name}", "--states=all", "--array", "--noheader", "--format=%i|%T"]
+        self._states: dict[str, str] | None = None
+        self._asked = -math.inf
+
+    def states(self) -> dict[str, str]:
+        """The state of each job by its number.
+
+        Raises:
+            SubmissionError: when Slurm's controller does not say.
+        """
+        listed = subprocess.run(self._list, capture_output=True, text=True)
+        if listed.returncode != 0:
+            reason = next(iter(listed.stderr.splitlines()), "no reason given")
+            raise SubmissionError(f"hydra/launcher=submitit_slurm: squeue: {reason}")
+        pairs = (line.split("|", 1) for line in listed.stdout.splitlines() if "|" in line)
+        return {number.strip(): state.strip() for number, state in pairs}
+
+    def get_state(self, job_id: str, mode: str = "standard") -> str:
+        """One job's state, some seconds old; submitit asks for it."""
+        if time.monotonic() - self._asked > _BETWEEN_S:
+            with suppress(SubmissionError):  # it will say the next time
+                self._states = self.states()
+            self._asked = time.monotonic()
+        return "UNKNOWN" if self._states is None else self._states.get(job_id, _GONE)
+
+    def is_done(self, job_id: str, mode: str = "standard") -> bool:
+        """Whether a job will not run again; submitit asks for it."""
+        return self.get_state(job_id) in _ENDED
 
 
 @functools.cache
@@ -225,31 +290,23 @@ def _warn_of_one_file(enabled: bool, uri: str | None) -> None:
         )
 
 
-def _outcome(job: Any, record: Job, overrides: list[str]) -> JobReturn:
+def _outcome(submitted: Any, job: Job) -> JobReturn:
     """What a job returned; a job that died is a failed one, and noted as killed."""
     from submitit.core.utils import UncompletedJobError
 
-    from pipeline.sweeps.submitted import loss
-
-    reason = ""
-    if job.paths.result_pickle.exists():
-        try:
-            return job.results()[0]
-        except UncompletedJobError as error:  # raised outside of the run, where Hydra does not catch it
-            trace = [line for line in str(error).splitlines() if line.strip()]
-            reason = next((line for line in reversed(trace) if "Error: " in line), trace[0])
-            reason = f"{reason}; its log is {job.paths.stdout}"
-    else:
-        reason = loss(job)
-    lost = JobReturn(overrides=overrides)
     try:
-        with record.lock.acquire(timeout=0):
-            known = record.read()
-            if known.state == FINISHED:  # and died after it had noted so
-                lost.status, lost.return_value = JobStatus.COMPLETED, known.metrics
-                return lost
-            record.write(dataclasses.replace(known, state=KILLED, reason=reason))
-    except Timeout:  # another process has taken the job up meanwhile
+        if submitted.paths.result_pickle.exists():
+            return submitted.results()[0]
+        reason = f"its process ended without a result ({submitted.state.lower()})"
+    except UncompletedJobError as error:  # raised outside of the run, where Hydra does not catch it
+        trace = [line for line in str(error).splitlines() if line.strip()]
+        reason = next((line for line in reversed(trace) if "Error: " in line), trace[0])
+    log, known = submitted.paths.stdout, job.read()
+    reason = f"{reason}; its log is {log}" if log.exists() else f"{reason}; it has not begun"
+    if known.state == FINISHED:  # and died after it had noted so
+        return JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED, _return_value=known.metrics)
+    if known.state == RUNNING:  # another process has taken the job up meanwhile
         reason = f"{reason}; another process is running it now"
-    lost.status, lost.return_value = JobStatus.FAILED, UserError(reason)
-    return lost
+    else:
+        job.write(dataclasses.replace(known, state=KILLED, reason=reason))
+    return JobReturn(overrides=job.overrides, status=JobStatus.FAILED, _return_value=UserError(reason))

@@ -1,20 +1,26 @@
-"""Hydra's side of a search: the Sweeper behind `hydra/sweeper=optuna`.
+"""Searches: the Sweeper behind `hydra/sweeper=optuna`, whose memory is Optuna's study in a database under `outputs`.
 
-Thin on purpose: the space is read from Hydra's override grammar, the jobs go through Hydra's launcher, and
-suggestions, memory and Pareto front are Optuna's (`study.py`). docs/search.md says why it is not the published
+Thin on purpose: the space is read from Hydra's override grammar (`search_space.py`), the jobs go through Hydra's
+launcher, and suggestions, memory and Pareto front are Optuna's. docs/search.md says why it is not the published
 plugin. A Sweeper implements Hydra's interface, hence the import.
+
+The sampler is TPE: it takes mixed spaces (logarithmic, whole, choices) and several objectives, and learns from
+tens of trials, which is what a night of training gives; a genetic sampler needs generations of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -25,15 +31,19 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline.host import terminal
 from pipeline.host.errors import UserError, suggestion
 from pipeline.host.files import in_project
-from pipeline.reports.pareto import front_table, write_front
+from pipeline.reports.pareto import FrontTrial, front_table, write_front
 from pipeline.reports.results import METRICS
 from pipeline.settings.config import Config
-from pipeline.settings.schema import is_number
 from pipeline.settings.setting import check_settings, setting
-from pipeline.sweeps import search_space, study
-from pipeline.sweeps.search_space import SearchSpace
+from pipeline.sweeps.search_space import SearchSpace, plain, read_search_space
+
+if TYPE_CHECKING:
+    import optuna
 
 _PREFIX = "hydra.sweeper."
+# What a study keeps of itself, and of each trial.
+_ASKED, _OVERRIDES, _ERROR, _ATTEMPT = "asked", "overrides", "error", "attempt"
+_ATTEMPTS = 5
 
 
 @dataclass
@@ -56,44 +66,26 @@ def read_settings(node: Mapping[Any, Any]) -> SearchConfig:
         OmegaConfBaseException: for a value of the wrong type.
     """
     given = {str(name): value for name, value in node.items() if name != "_target_"}
+    objectives = given.get("objectives")
+    if not isinstance(objectives, Mapping):
+        words = suggestion("", METRICS)
+        raise UserError(f"{_PREFIX}objectives={objectives}: allowed: {{metric: direction}}; of the metrics {words}")
     typed = OmegaConf.create({"hydra": {"sweeper": OmegaConf.structured(SearchConfig)}})
     settings = OmegaConf.to_object(OmegaConf.merge(typed, {"hydra": {"sweeper": given}}).hydra.sweeper)
     assert isinstance(settings, SearchConfig)
     check_settings(settings, _PREFIX)
-    _check_objectives(settings.objectives)
+    for name, direction in settings.objectives.items():
+        if name not in METRICS:
+            raise UserError(f"{_PREFIX}objectives: no run reports '{name}'; {suggestion(name, METRICS)}")
+        if direction not in ("maximize", "minimize", None):
+            allowed = suggestion(str(direction), ("maximize", "minimize", "null"))
+            raise UserError(f"{_PREFIX}objectives: {name}: {direction}; {allowed}")
     settings.objectives = {name: direction for name, direction in settings.objectives.items() if direction is not None}
     if not settings.objectives:
         raise UserError(f"{_PREFIX}objectives: none has a direction; {suggestion('', METRICS)}")
     if settings.study_name is not None and Path(settings.study_name).name != settings.study_name:
         raise UserError(f"{_PREFIX}study_name={settings.study_name}: allowed: a name that a folder can have, or null")
     return settings
-
-
-def _check_objectives(objectives: Mapping[Any, Any]) -> None:
-    for name, direction in objectives.items():
-        if name not in METRICS:
-            raise UserError(f"{_PREFIX}objectives: no run reports '{name}'; {suggestion(str(name), METRICS)}")
-        if direction not in ("maximize", "minimize", None):
-            allowed = suggestion(str(direction), ("maximize", "minimize", "null"))
-            raise UserError(f"{_PREFIX}objectives: {name}: {direction}; {allowed}")
-
-
-def check_names(overrides: Iterable[Override]) -> None:
-    """Refuse a setting or an objective of the sweeper that there is not, and a search without Optuna.
-
-    Raises:
-        UserError: for the first.
-    """
-    study.import_optuna()
-    names = [_PREFIX + name for name in SearchConfig.__dataclass_fields__]
-    for override in overrides:
-        key, value = override.key_or_group, override.value()
-        if f"{key}.".startswith(_PREFIX) and key not in names:
-            raise UserError(f"{override.input_line}: no such setting; {suggestion(key, names)}")
-        if key == f"{_PREFIX}objectives":
-            if not isinstance(value, dict):
-                raise UserError(f"{override.input_line}: allowed: {{metric: direction}}; {suggestion('', METRICS)}")
-            _check_objectives(value)
 
 
 def check_reports(job: Config) -> None:
@@ -108,46 +100,22 @@ def check_reports(job: Config) -> None:
         )
 
 
-def read_search_space(overrides: Iterable[Override]) -> SearchSpace:
-    """The space that a command line spans; of a key that is given twice, the last counts.
+def import_optuna() -> Any:
+    """Optuna, which says only what is wrong.
 
     Raises:
-        UserError: for a sweep that cannot be searched, or when there is nothing to search.
+        UserError: when it is not installed.
     """
-    distributions: dict[str, Any] = {}
-    fixed: dict[str, str] = {}
-    for override in overrides:
-        key = override.get_key_element()
-        distributions.pop(key, None)
-        fixed.pop(key, None)
-        if override.is_sweep_override():
-            distributions[key] = _distribution(override)
-        else:
-            fixed[key] = f"{key}={override.get_value_element_as_str()}"
-    if not distributions:
-        raise UserError(
-            "hydra/sweeper=optuna: nothing to search; allowed: at least one key=interval(low,high), "
-            "key=tag(log,interval(low,high)), key=range(start,stop,step) or key=choice(a,b)"
-        )
-    return SearchSpace(distributions, list(fixed.values()))
-
-
-def _distribution(override: Override) -> Any:
-    if override.is_choice_sweep():
-        return search_space.choice(list(override.sweep_string_iterator()))
-    text, key, value = str(override.input_line), override.key_or_group, override.value()
-    assert isinstance(value, IntervalSweep | RangeSweep)
-    if not is_number(key):
-        raise UserError(f"{text}: '{key}' is not a number; allowed: choice(a,b)")
-    if isinstance(value, IntervalSweep) and value.tags <= {"log"}:
-        assert value.start is not None
-        assert value.end is not None
-        return search_space.interval(text, key, value.start, value.end, log="log" in value.tags)
-    if isinstance(value, RangeSweep) and not value.tags:
-        assert value.start is not None
-        assert value.stop is not None
-        return search_space.number_range(text, key, value.start, value.stop, value.step)
-    raise UserError(f"{text}: allowed: no tag, or tag(log,interval(low,high))")
+    try:
+        import optuna
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise UserError("hydra/sweeper=optuna: needs optuna; install with pip install -e '.[search]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Of Optuna 4: constant_liar and metric names, as they are since.
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    return optuna
 
 
 class Search(Sweeper):
@@ -178,7 +146,8 @@ class Search(Sweeper):
         settings = self.settings
         objectives = [list(pair) for pair in settings.objectives.items()]  # as they come back from the database
         asked = {"overrides": sorted(arguments), "objectives": objectives, "seed": settings.seed}
-        name = settings.study_name or study.study_name(asked)
+        # The same whenever the same is asked.
+        name = settings.study_name or hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
         for objective in settings.objectives:
             if objective.endswith("accuracy_pct") and not objective.startswith("val/"):
                 terminal.warn(
@@ -190,32 +159,11 @@ class Search(Sweeper):
         try:
             # What another process has running must not be taken for interrupted.
             with FileLock(folder / ".lock", timeout=0):
-                return self._search(study.open_study(settings.storage, name, asked), space, folder / "pareto.csv")
+                study = self._open_study(name, asked)
+                returns, failures = self._run_trials(study, space)
+                self._show_front(study, folder / "pareto.csv")
         except Timeout as error:
             raise UserError(f"study {name}: another process is at it; wait for its end, then go on") from error
-
-    def _search(self, memory: Any, space: SearchSpace, front_file: Path) -> list[JobReturn]:
-        total, before = self.settings.n_trials, study.finished(memory)
-        terminal.say(f"search {memory.study_name}: {before} of {total} trials finished, in {self.settings.storage}")
-        for line in study.requeue_interrupted(memory):
-            terminal.say(line)
-        returns: list[JobReturn] = []
-        failures: list[str] = []
-        while (left := total - before - len(returns)) > 0:
-            batch = [study.suggest(memory, space, self.settings.seed) for _ in range(min(left, self.settings.n_jobs))]
-            results = self.launcher.launch([job for _, job in batch], initial_job_idx=len(returns))
-            for (trial, _), result in zip(batch, results, strict=True):
-                returns.append(result)
-                try:
-                    objectives = study.tell(memory, trial, result.return_value)
-                except Exception as error:  # whatever ended the run ends this trial alone
-                    failures.append(_reason(error))
-                    study.tell_failure(memory, trial, failures[-1])
-                    terminal.warn(f"trial {trial.number} failed: {failures[-1]}")
-                else:
-                    reached = ", ".join(f"{name} {value:.4g}" for name, value in objectives.items())
-                    terminal.say(f"trial {trial.number} finished: {reached}")
-        self._show_front(memory, front_file)
         if failures:
             raise SystemExit(
                 f"error: {len(failures)} of {len(returns)} trials failed, the first with: {failures[0]}; "
@@ -223,16 +171,135 @@ class Search(Sweeper):
             )
         return returns
 
-    def _show_front(self, memory: Any, path: Path) -> None:
-        front, objectives = study.front(memory), list(self.settings.objectives)
-        if not front:
-            return
-        write_front(front, objectives, path)
-        goals = ", ".join(f"{name} {direction}" for name, direction in self.settings.objectives.items())
-        terminal.say(f"\nPareto front of {study.finished(memory)} trials ({goals}), in {path}\n")
-        terminal.say(front_table(front, objectives))
+    def _open_study(self, name: str, asked: dict[str, Any]) -> optuna.Study:
+        """The study of that name, created where it is missing."""
+        optuna = import_optuna()
+        from sqlalchemy.exc import SQLAlchemyError
+
+        storage, objectives = self.settings.storage, self.settings.objectives
+        try:
+            study = optuna.create_study(
+                storage=storage, study_name=name, directions=list(objectives.values()), load_if_exists=True
+            )
+        except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(
+                f"{_PREFIX}storage={storage}: cannot be opened: {reason}; allowed: the URL of a database"
+            ) from error
+        earlier = study.user_attrs.get(_ASKED)
+        if earlier is None:
+            study.set_metric_names(list(objectives))
+            study.set_user_attr(_ASKED, asked)
+        elif earlier != asked:
+            differs = next(key for key in asked if earlier.get(key) != asked[key])
+            raise UserError(
+                f"{_PREFIX}study_name={name}: is another search, with {differs} {earlier.get(differs)}; "
+                "allowed: a name that is not taken, or null"
+            )
+        return study
+
+    def _run_trials(self, study: optuna.Study, space: SearchSpace) -> tuple[list[JobReturn], list[str]]:
+        """What the launcher returned for each trial that the study lacks, and why those failed that did."""
+        from optuna.trial import TrialState
+
+        total, before = self.settings.n_trials, _finished(study)
+        terminal.say(f"search {study.study_name}: {before} of {total} trials finished, in {self.settings.storage}")
+        _requeue_interrupted(study)
+        returns: list[JobReturn] = []
+        failures: list[str] = []
+        while (left := total - before - len(returns)) > 0:
+            batch = [_suggest(study, space, self.settings.seed) for _ in range(min(left, self.settings.n_jobs))]
+            jobs = [trial.user_attrs[_OVERRIDES] for trial in batch]
+            for trial, result in zip(batch, self.launcher.launch(jobs, initial_job_idx=len(returns)), strict=True):
+                returns.append(result)
+                try:
+                    reached = _objectives_of(result.return_value, self.settings.objectives)
+                except Exception as error:  # whatever ended the run ends this trial alone
+                    first = next(iter(str(error).splitlines()), "")
+                    failures.append(first if isinstance(error, UserError) else f"{type(error).__name__}: {first}")
+                    trial.set_user_attr(_ERROR, failures[-1])
+                    study.tell(trial, state=TrialState.FAIL)
+                    terminal.warn(f"trial {trial.number} failed: {failures[-1]}")
+                else:
+                    study.tell(trial, list(reached.values()))
+                    shown = ", ".join(f"{name} {value:.4g}" for name, value in reached.items())
+                    terminal.say(f"trial {trial.number} finished: {shown}")
+        return returns, failures
+
+    def _show_front(self, study: optuna.Study, path: Path) -> None:
+        """Show and write the trials that no other beats in every objective."""
+        objectives = list(self.settings.objectives)
+        front = [
+            FrontTrial(
+                trial.number,
+                trial.values,
+                {name: plain(value) for name, value in trial.params.items()},
+                trial.user_attrs[_OVERRIDES],
+            )
+            for trial in study.best_trials
+        ]
+        if front:
+            write_front(front, objectives, path)
+            goals = ", ".join(f"{name} {direction}" for name, direction in self.settings.objectives.items())
+            terminal.say(f"\nPareto front of {_finished(study)} trials ({goals}), in {path}\n")
+            terminal.say(front_table(front, objectives))
 
 
-def _reason(error: Exception) -> str:
-    first = next(iter(str(error).splitlines()), "")
-    return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
+def _finished(study: optuna.Study) -> int:
+    """How many trials have their objectives."""
+    return sum(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False))
+
+
+def _requeue_interrupted(study: optuna.Study) -> None:
+    """Mark what a killed process left RUNNING as FAIL, queue its settings to be run again, and tell each.
+
+    The settings are the same, so the new trial goes on from the last finished epoch of the old one. What is
+    interrupted again and again is given up: it may be what kills the process.
+    """
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        attempt = trial.user_attrs.get(_ATTEMPT, 1)
+        again = bool(trial.params) and attempt < _ATTEMPTS
+        if again:
+            study.enqueue_trial(trial.params, user_attrs={_ATTEMPT: attempt + 1})
+        then = "its settings run again" if again else f"given up after {attempt} of {_ATTEMPTS} attempts"
+        terminal.say(f"trial {trial.number} was interrupted: marked FAIL, {then}")
+
+
+def _suggest(study: optuna.Study, space: SearchSpace, seed: int) -> optuna.Trial:
+    """The next trial, which knows the overrides of its job.
+
+    The sampler is seeded afresh for each, by the seed and how many went before: one that is seeded once would, after
+    a kill, suggest again what it suggested first.
+    """
+    from numpy.random import SeedSequence
+    from optuna.samplers import TPESampler
+    from optuna.trial import TrialState
+
+    # Second attempts do not count: what is suggested next is what it would have been without the kill.
+    before = sum(
+        trial.state is not TrialState.WAITING and _ATTEMPT not in trial.user_attrs
+        for trial in study.get_trials(deepcopy=False)
+    )
+    mixed = int(SeedSequence([seed, before]).generate_state(1)[0])
+    # constant_liar: trials of one batch keep away from each other.
+    study.sampler = TPESampler(seed=mixed, constant_liar=True)
+    trial = study.ask(space.distributions)
+    trial.set_user_attr(_OVERRIDES, space.job(trial.params))
+    return trial
+
+
+def _objectives_of(metrics: Mapping[str, float], names: Mapping[str, Any]) -> dict[str, float]:
+    """The objectives among the final metrics of a run.
+
+    Raises:
+        UserError: when the run did not report one of them, or no finite number.
+    """
+    for name in names:
+        if name not in metrics:
+            raise UserError(f"the run reports no '{name}'; {suggestion(name, metrics)}")
+        if not math.isfinite(metrics[name]):
+            raise UserError(f"{name}={metrics[name]}: allowed: a finite number")
+    return {name: metrics[name] for name in names}

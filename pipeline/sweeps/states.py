@@ -52,20 +52,14 @@ class Job:
     """One job's record in its file, and the lock that its process holds while it runs."""
 
     def __init__(self, folder: Path, name: str, overrides: list[str]) -> None:
-        self.slug = _hash(sorted(_asked(overrides)))
+        self.name, self.overrides = name, overrides
+        self.slug = sweep_id(overrides)
         self._file = folder / "jobs" / f"{self.slug}.json"
         self.lock = FileLock(folder / "jobs" / f".{self.slug}.lock")
-        self._blank = JobRecord(name, overrides)
 
     def read(self) -> JobRecord:
         """The record; a job that says it runs while nobody holds its lock was killed."""
-        try:
-            content = json.loads(self._file.read_text())
-            record = JobRecord(**content)
-        except FileNotFoundError:
-            return dataclasses.replace(self._blank)
-        except (ValueError, TypeError):  # cut off or edited by hand: the artifacts tell what is done
-            return dataclasses.replace(self._blank)
+        record = _record_in(self._file) or JobRecord(self.name, self.overrides)
         if record.state == RUNNING and not self.lock.is_locked and not self.is_alive():
             record.state = KILLED
         return record
@@ -133,13 +127,10 @@ class Sweep:
 
     def job(self, overrides: list[str]) -> Job:
         """The job with these overrides, named by what differs between the jobs."""
-        return Job(self.folder, self.name_of(overrides), overrides)
-
-    def name_of(self, overrides: list[str]) -> str:
         # A search has no list of jobs: what it chose is what was not typed as it stands.
         common = set.intersection(*map(set, self.jobs)) if len(self.jobs) > 1 else set(self.overrides)
         differs = [override for override in _asked(overrides) if override not in common]
-        return " ".join(differs) or "single job"
+        return Job(self.folder, " ".join(differs) or "single job", overrides)
 
     def records(self) -> list[JobRecord]:
         """The record of every job, in the order in which they were asked for."""
@@ -147,35 +138,31 @@ class Sweep:
 
     def all_jobs(self) -> list[Job]:
         """Every job; of a search, which finds its jobs as it goes, those that it has begun."""
-        jobs = self.jobs or [_overrides_in(path) for path in sorted((self.folder / "jobs").glob("*.json"))]
-        return [self.job(overrides) for overrides in jobs if overrides]
+        begun = map(_record_in, sorted((self.folder / "jobs").glob("*.json")))
+        jobs = self.jobs or [record.overrides for record in begun if record is not None]
+        return [self.job(overrides) for overrides in jobs]
 
     def failures(self) -> list[JobRecord]:
         """The jobs that failed, and those whose process died without a word."""
-        return [
-            record for record in self.records() if record.state == FAILED or (record.state == KILLED and record.reason)
-        ]
+        return [record for record in self.records() if record.state in (FAILED, KILLED) and record.reason]
 
 
-def _overrides_in(file: Path) -> list[str]:
-    """What was typed for the job with this record; none where it was cut off, or edited by hand."""
+def _record_in(file: Path) -> JobRecord | None:
+    """A job's record; None where nothing is noted, or it is damaged: the artifacts tell what is done."""
     try:
-        return list(JobRecord(**json.loads(file.read_text())).overrides)
-    except (ValueError, TypeError):
-        return []
+        return JobRecord(**json.loads(file.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 def sweep_id(overrides: list[str]) -> str:
-    """The id of what was asked: not of how it is launched, nor of what is forced."""
-    return _hash(sorted(_asked(overrides)))
+    """The id of what was asked, of a sweep or of one job: not of how it is launched, nor of what is forced."""
+    text = "\n".join(sorted(_asked(overrides)))
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:_ID_LENGTH]
 
 
 def _asked(overrides: list[str]) -> list[str]:
     return [text for text in overrides if not text.startswith(("hydra", "+hydra", "force="))]
-
-
-def _hash(texts: list[str]) -> str:
-    return hashlib.sha256("\n".join(texts).encode(errors="surrogateescape")).hexdigest()[:_ID_LENGTH]
 
 
 def untracked_users(outputs: Path) -> dict[str, list[str]]:
