@@ -15,6 +15,7 @@ but without a removal version: when it goes, this is the room to refurnish.
     vectorized.py      the arithmetic of fake-quantize on the CPU, to torch's bits in a fraction of its time
 """
 
+from pipeline.flows import Form
 from pipeline.flows.eager.engines import check_backend, silence_known_warnings, supported_engines, use_engine
 from pipeline.flows.eager.fake_quantize import (
     count_fake_quantize,
@@ -26,7 +27,6 @@ from pipeline.flows.eager.fake_quantize import (
     switch_all,
 )
 from pipeline.flows.eager.graph import (
-    Form,
     convert,
     fuse,
     prepare,

@@ -11,19 +11,17 @@ twin, and the checkpoint is loaded into it.
 from __future__ import annotations
 
 import warnings
-from typing import Literal
 
 import torch.ao.quantization as ao
 from torch import nn
 
+from pipeline.flows import Form
 from pipeline.flows.eager.engines import use_engine
 from pipeline.flows.eager.fake_quantize import count_fake_quantize
 from pipeline.flows.eager.layers import float_layers, keep_float
 from pipeline.flows.eager.qconfig import ptq_qconfig, qat_qconfig, simulated_ptq_qconfig
 from pipeline.flows.eager.vectorized import vectorize
 from pipeline.settings.config import BackendConfig
-
-Form = Literal["float", "float_finetuned", "fused", "qat", "int8", "ptq_int8"]
 
 
 def fuse(twin: nn.Module, mode: str) -> nn.Module:

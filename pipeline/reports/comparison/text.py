@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Hashable, Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
 from tabulate import tabulate
 
-from pipeline.reports.comparison.seeds import OverSeeds, over_seeds
-from pipeline.reports.comparison.table import Comparison
+from pipeline.reports.comparison.seeds import OverSeeds, mean_and_deviation, over_seeds
+from pipeline.reports.comparison.table import COLUMNS, Comparison
 
 MAX_DESCRIPTION_CHARACTERS = 7500
 """MLflow cuts a description at 8000 characters, in the midst of a row."""
-
-# Shorter than the headings of the page: a terminal is narrow.
-_SHOWN = {
-    "val/int8_accuracy_pct": "val %",
-    "int8/accuracy_pct": "test %",
-    "interval": "95 % interval",
-    "accuracy_drop_pct": "drop",
-    "drop_interval": "95 % interval",
-    "fp32_finetuned/accuracy_pct": "tuned %",
-    "ptq_int8/accuracy_pct": "PTQ %",
-    "qat_fake/accuracy_pct": "fake %",
-    "int8/latency_ms": "int8 ms",
-    "speedup": "speedup",
-    "int8/size_mb": "int8 MB",
-    "compression": "smaller",
-    "front": "front",
-}
-# Known of some runs alone; the interval is, where the number of test images is.
-_WHERE_KNOWN = {"interval": "test_images", "drop_interval": "accuracy_drop_ci_low_pct"} | {
-    name: name for name in ("fp32_finetuned/accuracy_pct", "ptq_int8/accuracy_pct", "qat_fake/accuracy_pct")
-}
 SEEDS_NOTE = "mean ± sample standard deviation"
 
 
@@ -46,22 +24,26 @@ def text_table(comparison: Comparison, style: str = "simple", max_characters: in
     """
     frame = comparison.frame
     leading = [*comparison.varying, *([] if comparison.told_apart else ["run"])]
-    shown = [name for name in _SHOWN if name not in _WHERE_KNOWN or frame[_WHERE_KNOWN[name]].notna().any()]
-    rows = [
-        [*(cell_text(row[name]) for name in leading), *(_cell(row, name) for name in shown)]
-        for row in frame.to_dict("records")
-    ]
-    headings = [*leading, *(_SHOWN[name] for name in shown)]
-    if style == "github":
-        headings, *rows = ([_in_markdown(cell) for cell in row] for row in [headings, *rows])
+    columns = [(name, cells(frame[name])) for name in leading]
     align = ["right" if pd.api.types.is_numeric_dtype(frame[name]) else "left" for name in leading]
-    align += ["right"] * len(shown)
+    for column in COLUMNS:
+        if not column.short or frame[column.name].isna().all():
+            continue
+        columns.append((column.short, cells(frame[column.name], column.digits)))
+        low, high = (column.name.replace("_pct", f"_ci_{end}_pct") for end in ("low", "high"))
+        if low in frame and low != column.name and frame[low].notna().any():
+            bounds = zip(cells(frame[low], 2), cells(frame[high], 2), strict=True)
+            columns.append(("95 % interval", [f"{start} to {end}" if start else "" for start, end in bounds]))
+    columns.append(("front", ["yes" if best else "" for best in frame["on_front"]]))
+    headings = [heading for heading, _ in columns]
+    rows = list(zip(*(texts for _, texts in columns), strict=True))
+    align += ["right"] * (len(headings) - len(leading))
     summary = over_seeds(comparison)
-    below = "" if summary is None else f"\n{seeds_table(summary, style)}"
+    below = "" if summary is None else f"\n{_seeds_table(summary, style)}"
     if max_characters is not None and len(below) > max_characters / 2:
         below = "\nOver seeds: over_seeds.csv.\n"
     for kept in range(len(rows), 0, -1):
-        table = tabulate(rows[:kept], headings, tablefmt=style, disable_numparse=True, colalign=align)
+        table = _table(headings, rows[:kept], align, style)
         cut = "" if kept == len(rows) else f"\n\nThe first {kept} of {len(rows)} rows; comparison.csv has all of them."
         text = f"{comparison.rule}\n\n{table}{cut}\n\n{comparison.counted}\n{below}"
         if max_characters is None or len(text) <= max_characters:
@@ -69,51 +51,40 @@ def text_table(comparison: Comparison, style: str = "simple", max_characters: in
     return f"{comparison.rule}\n\n{comparison.counted}\n{below}"
 
 
-def seeds_table(summary: OverSeeds, style: str = "simple") -> str:
-    """The groups of runs that differ in their seed alone, in a style of tabulate ('simple', 'github')."""
-    headings, rows = seeds_cells(summary)
-    if style == "github":
-        headings, *rows = ([_in_markdown(cell) for cell in row] for row in [headings, *rows])
-    align = ["left"] * len(summary.varying) + ["right"] * (len(headings) - len(summary.varying))
-    table = tabulate(rows, headings, tablefmt=style, disable_numparse=True, colalign=align)
-    return f"Over seeds: {SEEDS_NOTE}\n\n{table}\n"
-
-
-def seeds_cells(summary: OverSeeds) -> tuple[list[str], list[list[str]]]:
+def seeds_cells(summary: OverSeeds) -> tuple[list[str], list[tuple[str, ...]]]:
     """The headings and the rows of the table over seeds, as text; a dash for what is not known."""
-    headings = [*summary.varying, "seeds", *(quantity.heading for quantity in summary.quantities)]
-    rows = []
-    for row in summary.frame.to_dict("records"):
-        cells = [*(cell_text(row[name]) for name in summary.varying), str(row["seeds"])]
-        for quantity in summary.quantities:
-            mean, deviation = (cell_text(row[name], 2) or "–" for name in quantity.columns())
-            cells.append("–" if mean == "–" else f"{mean} ± {deviation}")
-        rows.append(cells)
-    return headings, rows
+    headings = [*summary.varying, "seeds", *(column.over_seeds for column in summary.columns)]
+    columns = [cells(summary.frame[name]) for name in (*summary.varying, "seeds")]
+    for column in summary.columns:
+        means, deviations = (cells(summary.frame[name], 2) for name in mean_and_deviation(column))
+        pairs = zip(means, deviations, strict=True)
+        columns.append([f"{mean} ± {deviation or '–'}" if mean else "–" for mean, deviation in pairs])
+    return headings, list(zip(*columns, strict=True))
 
 
-def cell_text(value: object, digits: int | None = None) -> str:
-    """A value as the tables show it; nothing for what is missing."""
-    if value is None or value != value:
-        return ""
-    if digits is not None:
-        return f"{value:.{digits}f}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def cells(values: pd.Series, digits: int | None = None) -> list[str]:
+    """A column as the tables show it; nothing for what is missing."""
+
+    def text(value: object) -> str:
+        if pd.isna(value):  # type: ignore[call-overload]
+            return ""
+        if digits is not None:
+            return f"{value:.{digits}f}"
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    return [text(value) for value in values]
 
 
-def _in_markdown(cell: str) -> str:
-    """A cell that neither ends early nor is read as HTML."""
-    return html.escape(" ".join(cell.split()), quote=False).replace("|", "\\|")
+def _seeds_table(summary: OverSeeds, style: str) -> str:
+    headings, rows = seeds_cells(summary)
+    align = ["left"] * len(summary.varying) + ["right"] * (len(headings) - len(summary.varying))
+    return f"Over seeds: {SEEDS_NOTE}\n\n{_table(headings, rows, align, style)}\n"
 
 
-def _cell(row: Mapping[Hashable, Any], name: str) -> str:
-    if name == "interval":
-        bounds = [cell_text(row[f"int8/accuracy_ci_{end}_pct"], 2) for end in ("low", "high")]
-        return " to ".join(bounds) if all(bounds) else ""
-    if name == "drop_interval":
-        bounds = [cell_text(row[f"accuracy_drop_ci_{end}_pct"], 2) for end in ("low", "high")]
-        return " to ".join(bounds) if all(bounds) else ""
-    if name == "front":
-        return "yes" if row["on_front"] else ""
-    suffix = "x" if name in ("speedup", "compression") else ""
-    return cell_text(row[name], 2) + suffix
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], align: Sequence[str], style: str) -> str:
+    if style == "github":  # cells that neither end early nor are read as HTML
+        headings, *rows = (
+            [html.escape(" ".join(cell.split()), quote=False).replace("|", "\\|") for cell in row]
+            for row in (headings, *rows)
+        )
+    return tabulate(rows, headings, tablefmt=style, disable_numparse=True, colalign=align)
