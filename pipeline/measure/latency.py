@@ -10,18 +10,24 @@ are those of passes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from pipeline.host import terminal
+from pipeline.settings.config import BenchmarkConfig
 
 Call = Callable[[], object]
 Loader = Callable[[], Call]
+Clock = Callable[[], float]
 # a value with the ends of its 95 % interval
 Interval = tuple[float, float, float]
 # what was measured of one call: for each pass its rounds, in milliseconds
@@ -53,6 +59,11 @@ class Method:
     window: int = 5
     passes: int = 10
 
+    @classmethod
+    def of(cls, settings: BenchmarkConfig) -> Method:
+        """The method that the settings ask for."""
+        return cls(settings.min_repeats, settings.interval_pct, settings.max_seconds, passes=settings.passes)
+
     def of_a_pass(self) -> Method:
         """The share of it that one of the passes has to do; together their rounds are as many and say as much."""
         return dataclasses.replace(
@@ -64,46 +75,23 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What one pass has measured: milliseconds by name, one number a round, and whether it could end as it should.
+class Taken:
+    """What passes have measured, and whether they could end as they should.
 
     Attributes:
-        stable: the warm-up ended by itself.
-        timed_out: the time was over before the rounds said enough of every median.
+        samples_ms: milliseconds by name: for each pass, one number a round.
+        stable: every warm-up ended by itself.
+        timed_out: in some pass the time was over before the rounds said enough of every median.
     """
 
-    samples_ms: dict[str, list[float]]
+    samples_ms: dict[str, list[list[float]]]
     warmup_rounds: int
     stable: bool
     timed_out: bool
 
-
-@dataclass(frozen=True)
-class Taken:
-    """What all passes have measured."""
-
-    passes: tuple[Pass, ...]
-
-    @property
-    def samples_ms(self) -> dict[str, list[list[float]]]:
-        """By name: for each pass, one number a round."""
-        return {name: [taken.samples_ms[name] for taken in self.passes] for name in self.passes[0].samples_ms}
-
     @property
     def rounds(self) -> int:
-        return sum(len(next(iter(taken.samples_ms.values()))) for taken in self.passes)
-
-    @property
-    def warmup_rounds(self) -> int:
-        return sum(taken.warmup_rounds for taken in self.passes)
-
-    @property
-    def stable(self) -> bool:
-        return all(taken.stable for taken in self.passes)
-
-    @property
-    def timed_out(self) -> bool:
-        return any(taken.timed_out for taken in self.passes)
+        return sum(len(rounds) for rounds in next(iter(self.samples_ms.values())))
 
     def widest(self) -> tuple[str, float]:
         """Which median is known least, and how wide its interval is, in percent of it."""
@@ -112,57 +100,99 @@ class Taken:
         return max(widths.items(), key=lambda item: item[1])
 
 
-def take_turns_afresh(
-    loaders: Mapping[str, Loader], method: Method, clock: Callable[[], float] = time.perf_counter
-) -> Taken:
+@contextmanager
+def threads(count: int | None = None) -> Iterator[None]:
+    """Give torch `count` threads within the block, and those that it had back afterwards, whoever sets them within."""
+    before = torch.get_num_threads()
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def rounds_of(calls: Mapping[str, Call], clock: Clock = time.perf_counter) -> Iterator[dict[str, float]]:
+    """Call all turn by turn, endlessly, and give the milliseconds of each round.
+
+    A machine's speed drifts; taken turn by turn, all meet the same drift, and the ratio of their medians holds where
+    their absolute times do not. The order is reversed every other round, so that no call always follows the same
+    neighbour and finds the cache as that one left it.
+    """
+    for order in itertools.cycle([list(calls), list(calls)[::-1]]):
+        taken = {}
+        for name in order:
+            started = clock()
+            calls[name]()
+            taken[name] = 1000 * (clock() - started)
+        yield taken
+
+
+@torch.inference_mode()
+def measure_models(
+    models: Mapping[str, nn.Module],
+    image: Tensor,
+    *,
+    thread_count: int,
+    warmup: int,
+    repeats: int,
+    clock: Clock = time.perf_counter,
+) -> dict[str, list[float]]:
+    """The milliseconds of so many forward passes of each model on `image` (1, C, H, W), on the CPU, without warm-up."""
+    calls = {name: functools.partial(model.eval(), image) for name, model in models.items()}
+    with threads(thread_count), terminal.bar("latency", warmup + repeats, unit="round") as bar:
+        taken = []
+        for one in itertools.islice(rounds_of(calls, clock), warmup + repeats):
+            taken.append(one)
+            bar.update(1)
+    return _by_name(taken[warmup:])
+
+
+def take_turns_afresh(loaders: Mapping[str, Loader], method: Method, clock: Clock = time.perf_counter) -> Taken:
     """Take turns in several passes, for each of which everything is loaded anew, in random order."""
     rng = np.random.default_rng(0)
     passes = []
     for _ in range(method.passes):
         calls = {name: loaders[name]() for name in rng.permutation(list(loaders)).tolist()}
-        taken = take_turns(calls, method.of_a_pass(), clock)
-        passes.append(dataclasses.replace(taken, samples_ms={name: taken.samples_ms[name] for name in loaders}))
-    return Taken(tuple(passes))
+        passes.append(take_turns(calls, method.of_a_pass(), clock))
+    return Taken(
+        samples_ms={name: [taken.samples_ms[name][0] for taken in passes] for name in loaders},
+        warmup_rounds=sum(taken.warmup_rounds for taken in passes),
+        stable=all(taken.stable for taken in passes),
+        timed_out=any(taken.timed_out for taken in passes),
+    )
 
 
-def take_turns(calls: Mapping[str, Call], method: Method, clock: Callable[[], float] = time.perf_counter) -> Pass:
-    """Time calls turn by turn, the order reversed every other round, until their medians are known.
-
-    No call always follows the same neighbour and finds the cache as that one left it.
-    """
-    began = clock()
-    orders = itertools.cycle([list(calls), list(calls)[::-1]])
-
-    def time_a_round(samples: dict[str, list[float]]) -> None:
-        for name in next(orders):
-            started = clock()
-            calls[name]()
-            samples[name].append(1000 * (clock() - started))
-
+def take_turns(calls: Mapping[str, Call], method: Method, clock: Clock = time.perf_counter) -> Taken:
+    """Warm up, and time calls turn by turn until their medians are known: one pass."""
+    began, rounds = clock(), rounds_of(calls, clock)
     warmup_rounds, stable = 0, False
-    before: dict[str, list[float]] | None = None
-    window: dict[str, list[float]] = {name: [] for name in calls}
+    before: dict[str, list[float]] = {}
     while not stable and clock() - began < method.max_seconds / 2:
-        time_a_round(window)
-        warmup_rounds += 1
-        if warmup_rounds % method.window == 0:
-            stable = before is not None and all(_agree(before[name], window[name], method) for name in calls)
-            before, window = window, {name: [] for name in calls}
-
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    measured, narrow, done = 0, False, False
+        window = []
+        while len(window) < method.window and clock() - began < method.max_seconds / 2:
+            window.append(next(rounds))
+        warmup_rounds += len(window)
+        now = _by_name(window)
+        stable = len(window) == method.window and bool(before) and all(_agree(before[name], now[name], method) for name in calls)
+        before = now
+    samples: list[dict[str, float]] = []
+    known = over = False
     with terminal.bar("latency", method.min_repeats, unit="round") as bar:
-        while not done:
-            for _ in range(max(0, method.min_repeats - measured) or _LOOK_EVERY):
-                time_a_round(samples)
+        while not known and not over:
+            for _ in range(max(0, method.min_repeats - len(samples)) or _LOOK_EVERY):
+                samples.append(next(rounds))
                 bar.update(1)
-                measured += 1
-                done = clock() - began >= method.max_seconds
-                if done:
+                over = clock() - began >= method.max_seconds
+                if over:
                     break
-            narrow = measured > 1 and all(_own_width_pct(taken) < method.interval_pct for taken in samples.values())
-            done = done or narrow
-    return Pass(samples, warmup_rounds, stable, timed_out=not narrow)
+            own = _by_name(samples)
+            known = len(samples) > 1 and all(_own_width_pct(times) < method.interval_pct for times in own.values())
+    return Taken({name: [times] for name, times in own.items()}, warmup_rounds, stable, timed_out=not known)
+
+
+def _by_name(rounds: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    return {name: [one[name] for one in rounds] for name in rounds[0]}
 
 
 def _agree(before: Sequence[float], now: Sequence[float], method: Method) -> bool:
