@@ -65,8 +65,3 @@ FORMS = (
     ),
 )
 BY_PREFIX = {form.prefix: form for form in FORMS}
-
-
-def made_by(stages: list[str]) -> tuple[FormSpec, ...]:
-    """The forms that a run has because of one of its stages: its controls."""
-    return tuple(form for form in FORMS if form.made_by in stages)

@@ -13,17 +13,17 @@ import dataclasses
 import functools
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.host import terminal
-from pipeline.settings.config import BenchmarkConfig
+from pipeline.measure.measurement import threads
+from pipeline.settings.shipping import BenchmarkConfig
 
 Call = Callable[[], object]
 Loader = Callable[[], Call]
@@ -35,43 +35,9 @@ Passes = Sequence[Sequence[float]]
 _CONFIDENCE = 0.95
 # Rounds between two looks at how well the medians are known.
 _LOOK_EVERY = 10
-
-
-@dataclass(frozen=True)
-class Method:
-    """How long a loop warms up and measures.
-
-    Attributes:
-        min_repeats: rounds that are measured at least, unless `max_seconds` are over.
-        interval_pct: the 95 % interval of every median shall be narrower than this share of it. A pass ends when its
-            own rounds allow that.
-        max_seconds: all passes end by then in any case, each by its share; the warm-up takes half of that at most.
-        stable_pct: the warm-up ends when no median differs more than this from that of the window before, beyond
-            what the rounds of a window differ among themselves.
-        window: rounds of a warm-up's window.
-        passes: how often everything is loaded anew, in another order; at least 2.
-    """
-
-    min_repeats: int = 200
-    interval_pct: float = 2.0
-    max_seconds: float = 60.0
-    stable_pct: float = 5.0
-    window: int = 5
-    passes: int = 10
-
-    @classmethod
-    def of(cls, settings: BenchmarkConfig) -> Method:
-        """The method that the settings ask for."""
-        return cls(settings.min_repeats, settings.interval_pct, settings.max_seconds, passes=settings.passes)
-
-    def of_a_pass(self) -> Method:
-        """The share of it that one of the passes has to do; together their rounds are as many and say as much."""
-        return dataclasses.replace(
-            self,
-            min_repeats=-(-self.min_repeats // self.passes),
-            interval_pct=self.interval_pct * math.sqrt(self.passes),
-            max_seconds=self.max_seconds / self.passes,
-        )
+# Rounds of a warm-up's window, and how many percent a median may differ from that of the window before.
+_WINDOW = 5
+_STABLE_PCT = 5.0
 
 
 @dataclass(frozen=True)
@@ -100,19 +66,7 @@ class Taken:
         return max(widths.items(), key=lambda item: item[1])
 
 
-@contextmanager
-def threads(count: int | None = None) -> Iterator[None]:
-    """Give torch `count` threads within the block, and those that it had back afterwards, whoever sets them within."""
-    before = torch.get_num_threads()
-    try:
-        if count is not None:
-            torch.set_num_threads(count)
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def rounds_of(calls: Mapping[str, Call], clock: Clock = time.perf_counter) -> Iterator[dict[str, float]]:
+def rounds_of(calls: Mapping[str, Call], clock: Clock = perf_counter) -> Iterator[dict[str, float]]:
     """Call all turn by turn, endlessly, and give the milliseconds of each round.
 
     A machine's speed drifts; taken turn by turn, all meet the same drift, and the ratio of their medians holds where
@@ -129,14 +83,14 @@ def rounds_of(calls: Mapping[str, Call], clock: Clock = time.perf_counter) -> It
 
 
 @torch.inference_mode()
-def measure_models(
+def measure_latency(
     models: Mapping[str, nn.Module],
     image: Tensor,
     *,
     thread_count: int,
     warmup: int,
     repeats: int,
-    clock: Clock = time.perf_counter,
+    clock: Clock = perf_counter,
 ) -> dict[str, list[float]]:
     """The milliseconds of so many forward passes of each model on `image` (1, C, H, W), on the CPU, without warm-up."""
     calls = {name: functools.partial(model.eval(), image) for name, model in models.items()}
@@ -148,13 +102,22 @@ def measure_models(
     return _by_name(taken[warmup:])
 
 
-def take_turns_afresh(loaders: Mapping[str, Loader], method: Method, clock: Clock = time.perf_counter) -> Taken:
-    """Take turns in several passes, for each of which everything is loaded anew, in random order."""
+def take_turns_afresh(loaders: Mapping[str, Loader], settings: BenchmarkConfig, clock: Clock = perf_counter) -> Taken:
+    """Take turns in several passes, for each of which everything is loaded anew, in random order.
+
+    Each has its share of rounds and time to itself; together their rounds say as much as the settings ask for.
+    """
+    share = dataclasses.replace(
+        settings,
+        min_repeats=-(-settings.min_repeats // settings.passes),
+        interval_pct=settings.interval_pct * math.sqrt(settings.passes),
+        max_seconds=settings.max_seconds / settings.passes,
+    )
     rng = np.random.default_rng(0)
     passes = []
-    for _ in range(method.passes):
+    for _ in range(settings.passes):
         calls = {name: loaders[name]() for name in rng.permutation(list(loaders)).tolist()}
-        passes.append(take_turns(calls, method.of_a_pass(), clock))
+        passes.append(take_turns(calls, share, clock))
     return Taken(
         samples_ms={name: [taken.samples_ms[name][0] for taken in passes] for name in loaders},
         warmup_rounds=sum(taken.warmup_rounds for taken in passes),
@@ -163,42 +126,42 @@ def take_turns_afresh(loaders: Mapping[str, Loader], method: Method, clock: Cloc
     )
 
 
-def take_turns(calls: Mapping[str, Call], method: Method, clock: Clock = time.perf_counter) -> Taken:
-    """Warm up, and time calls turn by turn until their medians are known: one pass."""
+def take_turns(calls: Mapping[str, Call], settings: BenchmarkConfig, clock: Clock = perf_counter) -> Taken:
+    """Take turns in one pass: warm up until the times are stable, and go on until the medians are known.
+
+    It ends after `max_seconds` in any case; the warm-up takes half of that at most.
+    """
     began, rounds = clock(), rounds_of(calls, clock)
-    warmup_rounds, stable = 0, False
-    before: dict[str, list[float]] = {}
-    while not stable and clock() - began < method.max_seconds / 2:
-        window = []
-        while len(window) < method.window and clock() - began < method.max_seconds / 2:
-            window.append(next(rounds))
-        warmup_rounds += len(window)
-        now = _by_name(window)
-        stable = len(window) == method.window and bool(before) and all(_agree(before[name], now[name], method) for name in calls)
-        before = now
-    samples: list[dict[str, float]] = []
+    warmup: list[dict[str, float]] = []
+    stable = False
+    while not stable and clock() - began < settings.max_seconds / 2:
+        warmup.append(next(rounds))
+        if len(warmup) % _WINDOW == 0 and len(warmup) > _WINDOW:
+            before, now = _by_name(warmup[-2 * _WINDOW : -_WINDOW]), _by_name(warmup[-_WINDOW:])
+            stable = all(_agree(before[name], now[name]) for name in calls)
+    measured: list[dict[str, float]] = []
     known = over = False
-    with terminal.bar("latency", method.min_repeats, unit="round") as bar:
+    with terminal.bar("latency", settings.min_repeats, unit="round") as bar:
         while not known and not over:
-            for _ in range(max(0, method.min_repeats - len(samples)) or _LOOK_EVERY):
-                samples.append(next(rounds))
-                bar.update(1)
-                over = clock() - began >= method.max_seconds
-                if over:
-                    break
-            own = _by_name(samples)
-            known = len(samples) > 1 and all(_own_width_pct(times) < method.interval_pct for times in own.values())
-    return Taken({name: [times] for name, times in own.items()}, warmup_rounds, stable, timed_out=not known)
+            measured.append(next(rounds))
+            bar.update(1)
+            over = clock() - began >= settings.max_seconds
+            further = len(measured) - settings.min_repeats
+            if over or (further >= 0 and further % _LOOK_EVERY == 0):
+                samples = _by_name(measured)
+                narrow = (_own_width_pct(times) < settings.interval_pct for times in samples.values())
+                known = len(measured) > 1 and all(narrow)
+    return Taken({name: [times] for name, times in samples.items()}, len(warmup), stable, timed_out=not known)
 
 
 def _by_name(rounds: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     return {name: [one[name] for one in rounds] for name in rounds[0]}
 
 
-def _agree(before: Sequence[float], now: Sequence[float], method: Method) -> bool:
+def _agree(before: Sequence[float], now: Sequence[float]) -> bool:
     """Whether the rounds of two windows are alike: in their medians, or in that they mix."""
     moved_pct = 100 * abs(np.median(now) / np.median(before) - 1)
-    return bool(moved_pct <= method.stable_pct) or (min(now) <= max(before) and min(before) <= max(now))
+    return bool(moved_pct <= _STABLE_PCT) or (min(now) <= max(before) and min(before) <= max(now))
 
 
 def median_interval(passes: Passes) -> Interval:
