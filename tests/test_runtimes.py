@@ -295,16 +295,17 @@ def test_vnni_is_looked_for_under_both_its_names() -> None:
     assert not qconfig.has_vnni({"avx2": True})
 
 
-def test_benchmark_reports_every_runtime_that_has_parity(
+def test_benchmark_reports_every_runtime_that_has_parity_and_one_that_was_just_declared(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick = [f"benchmark.{given}" for given in ("max_seconds=1", "min_repeats=3", "passes=2", "batch_sizes=[1,2]")]
     stages = "stages=[train,fuse,qat,convert,evaluate,export,benchmark]"
     real = dict(registry())
-    faulty = {**real, "openvino": broken(real["openvino"], lambda logits: -logits)}
+    planted = dataclasses.replace(real["torchscript"], name="planted")
+    faulty = {**real, "openvino": broken(real["openvino"], lambda logits: -logits), "planted": planted}
     monkeypatch.setattr(runtimes, "registry", lambda: faulty)
-    metrics = walk(trained, stages, *quick)
-    for name in ("eager/fp32", "eager/int8", "torchscript/int8", "onnxruntime/int8", "openvino/fp32"):
+    metrics = walk(trained, stages, "runtime.names=[eager,torchscript,onnxruntime,openvino,planted]", *quick)
+    for name in ("eager/fp32", "eager/int8", "torchscript/int8", "onnxruntime/int8", "openvino/fp32", "planted/int8"):
         assert metrics[f"{name}/latency_ms"] > 0
         assert metrics[f"{name}/latency_ci_low_ms"] <= metrics[f"{name}/latency_ms"]
         assert metrics[f"{name}/throughput_t1_b2_ips"] == pytest.approx(2000 / metrics[f"{name}/latency_t1_b2_ms"])

@@ -113,7 +113,8 @@ def _rows(taken: Taken, peak: Peak, batch_size: int, macs: int) -> list[Measured
     best = min((name for name in samples if name.endswith("/fp32")), key=lambda name: medians[name][0])
     return [
         Measured(
-            *name.split("/"),  # runtime and form
+            runtime=name.split("/")[0],
+            form=name.split("/")[1],
             batch_size=batch_size,
             macs=macs,
             peak=peak,

@@ -65,11 +65,11 @@ COLUMNS = (
     Column("val/int8_accuracy_pct", "int8 validation %", "val %", "int8 validation %"),
     Column("val/accuracy_drop_pct", "drop on validation, points"),
     Column("int8/accuracy_pct", "int8 test %", "test %", "int8 test %"),
-    Column("int8/accuracy_ci_low_pct", "95 % from"),
-    Column("int8/accuracy_ci_high_pct", "95 % to"),
+    Column("int8/accuracy_ci_low_pct"),
+    Column("int8/accuracy_ci_high_pct"),
     Column("accuracy_drop_pct", "drop on test, points", "drop", "drop"),
-    Column("accuracy_drop_ci_low_pct", "drop 95 % from"),
-    Column("accuracy_drop_ci_high_pct", "drop 95 % to"),
+    Column("accuracy_drop_ci_low_pct"),
+    Column("accuracy_drop_ci_high_pct"),
     *(
         Column(f"{form.prefix}/accuracy_pct", f"{form.label} test %", f"{form.short} %", f"{form.short} %")
         for form in FORMS

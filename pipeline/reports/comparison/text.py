@@ -22,44 +22,51 @@ def text_table(comparison: Comparison, style: str = "simple", max_characters: in
     Below it, where runs differ in their seed alone, what they have over seeds. With `max_characters`, the last
     rows go where all of them would be longer.
     """
+    runs, summary = runs_cells(comparison), over_seeds(comparison)
+    below = "" if summary is None else f"\nOver seeds: {SEEDS_NOTE}\n\n{table(seeds_cells(summary), style)}\n"
+    if max_characters is not None and len(below) > max_characters / 2:
+        below = "\nOver seeds: over_seeds.csv.\n"
+    for kept in range(len(runs), -1, -1):
+        cut = "" if kept == len(runs) else f"\n\nThe first {kept} of {len(runs)} rows; comparison.csv has all of them."
+        shown = table(runs.head(kept), style)
+        text = f"{comparison.rule}\n\n{shown}{cut}\n\n{comparison.counted}\n{below}"
+        if max_characters is None or len(text) <= max_characters:
+            break
+    return text
+
+
+def runs_cells(comparison: Comparison, wide: bool = False) -> pd.DataFrame:
+    """The table of runs as text: what differs in front, then what the terminal has room for, or all if `wide`."""
     frame = comparison.frame
-    leading = [*comparison.varying, *([] if comparison.told_apart else ["run"])]
-    columns = [(name, cells(frame[name])) for name in leading]
-    align = ["right" if pd.api.types.is_numeric_dtype(frame[name]) else "left" for name in leading]
+    names = [*comparison.varying, *([] if comparison.told_apart else ["run"])]
+    columns = [(name, cells(frame[name])) for name in names]
     for column in COLUMNS:
-        if not column.short or frame[column.name].isna().all():
+        heading = column.heading if wide else column.short
+        if not heading or frame[column.name].isna().all():
             continue
-        columns.append((column.short, cells(frame[column.name], column.digits)))
+        columns.append((heading, cells(frame[column.name], column.digits)))
         low, high = (column.name.replace("_pct", f"_ci_{end}_pct") for end in ("low", "high"))
-        if low in frame and low != column.name and frame[low].notna().any():
+        if low != column.name and low in frame and frame[low].notna().any():
             bounds = zip(cells(frame[low], 2), cells(frame[high], 2), strict=True)
             columns.append(("95 % interval", [f"{start} to {end}" if start else "" for start, end in bounds]))
     columns.append(("front", ["yes" if best else "" for best in frame["on_front"]]))
-    headings = [heading for heading, _ in columns]
-    rows = list(zip(*(texts for _, texts in columns), strict=True))
-    align += ["right"] * (len(headings) - len(leading))
-    summary = over_seeds(comparison)
-    below = "" if summary is None else f"\n{_seeds_table(summary, style)}"
-    if max_characters is not None and len(below) > max_characters / 2:
-        below = "\nOver seeds: over_seeds.csv.\n"
-    for kept in range(len(rows), 0, -1):
-        table = _table(headings, rows[:kept], align, style)
-        cut = "" if kept == len(rows) else f"\n\nThe first {kept} of {len(rows)} rows; comparison.csv has all of them."
-        text = f"{comparison.rule}\n\n{table}{cut}\n\n{comparison.counted}\n{below}"
-        if max_characters is None or len(text) <= max_characters:
-            return text
-    return f"{comparison.rule}\n\n{comparison.counted}\n{below}"
+    if wide:
+        within = ["yes" if within else "no" for within in frame["within_max_drop"]]
+        columns.append((f"drop within {comparison.max_drop_pct:g}", within))
+        columns += [("run", cells(frame["run"]))] if comparison.told_apart else []
+    return _frame(columns)
 
 
-def seeds_cells(summary: OverSeeds) -> tuple[list[str], list[tuple[str, ...]]]:
-    """The headings and the rows of the table over seeds, as text; a dash for what is not known."""
-    headings = [*summary.varying, "seeds", *(column.over_seeds for column in summary.columns)]
-    columns = [cells(summary.frame[name]) for name in (*summary.varying, "seeds")]
+def seeds_cells(summary: OverSeeds) -> pd.DataFrame:
+    """The table over seeds as text; a dash for what is not known."""
+    columns = [(name, cells(summary.frame[name])) for name in (*summary.varying, "seeds")]
     for column in summary.columns:
         means, deviations = (cells(summary.frame[name], 2) for name in mean_and_deviation(column))
         pairs = zip(means, deviations, strict=True)
-        columns.append([f"{mean} ± {deviation or '–'}" if mean else "–" for mean, deviation in pairs])
-    return headings, list(zip(*columns, strict=True))
+        columns.append(
+            (column.over_seeds, [f"{mean} ± {deviation or '–'}" if mean else "–" for mean, deviation in pairs])
+        )
+    return _frame(columns)
 
 
 def cells(values: pd.Series, digits: int | None = None) -> list[str]:
@@ -75,16 +82,18 @@ def cells(values: pd.Series, digits: int | None = None) -> list[str]:
     return [text(value) for value in values]
 
 
-def _seeds_table(summary: OverSeeds, style: str) -> str:
-    headings, rows = seeds_cells(summary)
-    align = ["left"] * len(summary.varying) + ["right"] * (len(headings) - len(summary.varying))
-    return f"Over seeds: {SEEDS_NOTE}\n\n{_table(headings, rows, align, style)}\n"
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], align: Sequence[str], style: str) -> str:
+def table(shown: pd.DataFrame, style: str) -> str:
+    """A table in a style of tabulate; what begins with a number stands at the right."""
+    headings, rows = list(shown.columns), shown.to_numpy().tolist()
+    align = ["right" if column.str.match(r"[-–\d]|$").all() else "left" for _, column in shown.items()]
     if style == "github":  # cells that neither end early nor are read as HTML
         headings, *rows = (
             [html.escape(" ".join(cell.split()), quote=False).replace("|", "\\|") for cell in row]
             for row in (headings, *rows)
         )
     return tabulate(rows, headings, tablefmt=style, disable_numparse=True, colalign=align)
+
+
+def _frame(columns: Sequence[tuple[str, list[str]]]) -> pd.DataFrame:
+    """Columns of text, of which two may have the same heading."""
+    return pd.DataFrame(zip(*(texts for _, texts in columns), strict=True), columns=[heading for heading, _ in columns])
