@@ -45,19 +45,25 @@ class FormSpec:
 
 
 FORMS = (
-    FormSpec("float", "fp32", "fp32", "fp32", is_shipped=True, colour="#7f7f7f"),
-    FormSpec("float_finetuned", "fp32_finetuned", "fp32 fine-tuned", "tuned", made_by="finetune"),
+    FormSpec("float", prefix="fp32", label="fp32", short="fp32", is_shipped=True, colour="#7f7f7f"),
+    FormSpec("float_finetuned", prefix="fp32_finetuned", label="fp32 fine-tuned", short="tuned", made_by="finetune"),
     FormSpec(
-        *("ptq_int8", "ptq_int8", "PTQ int8", "PTQ"),
+        "ptq_int8",
+        prefix="ptq_int8",
+        label="PTQ int8",
+        short="PTQ",
         made_by="ptq",
         is_int8=True,
         is_shipped=True,
         compared_with=("fp32",),
         colour="#9ecae1",
     ),
-    FormSpec("qat", "qat_fake", "QAT fake-quantized", "fake"),
+    FormSpec("qat", prefix="qat_fake", label="QAT fake-quantized", short="fake"),
     FormSpec(
-        *("int8", "int8", "QAT int8", "int8"),
+        "int8",
+        prefix="int8",
+        label="QAT int8",
+        short="int8",
         is_int8=True,
         is_shipped=True,
         compared_with=("fp32", "ptq_int8", "fp32_finetuned"),

@@ -47,8 +47,9 @@ def _frame(front: Sequence[FrontTrial], objectives: Sequence[str]) -> pd.DataFra
     """A row for each trial, with the line that runs it again."""
     import pandas as pd
 
-    frame = pd.DataFrame(
+    rows = [
         {"trial": trial.number, **dict(zip(objectives, trial.objectives, strict=True)), **trial.parameters}
         for trial in front
-    ).fillna("")
+    ]
+    frame = pd.DataFrame(rows).fillna("")
     return frame.assign(command=[shlex.join(["python", "-m", "pipeline", *trial.overrides]) for trial in front])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -50,18 +50,17 @@ def draw_accuracy_latency(comparison: Comparison, path: Path) -> list[Mark]:
     for backend, colour in _colours(models).items():
         forms = [models[(models["backend"] == backend) & (models["form"] == form)] for form in ("fp32", "int8")]
         axes.plot([], [], "o", ms=8, color=colour, label=_label(backend or "runs"))
-        ends = [[models["latency_ms"] for models in forms], [models["accuracy_pct"] for models in forms]]
-        axes.plot(*np.asarray(ends), color=colour, lw=0.8, alpha=0.35)
-        looks = ({"facecolors": "none", "edgecolors": colour}, {"facecolors": colour, "edgecolors": "white"})
-        for chosen, look in zip(forms, looks, strict=True):
+        joined = [np.stack([of_form[name] for of_form in forms]) for name in ("latency_ms", "accuracy_pct")]
+        axes.plot(*joined, color=colour, lw=0.8, alpha=0.35)
+        for chosen, face, edge in zip(forms, ("none", colour), (colour, "white"), strict=True):
             area = np.maximum(_LARGEST_AREA * chosen["size_mb"] / largest, _SMALLEST_AREA)
-            axes.scatter(chosen["latency_ms"], chosen["accuracy_pct"], area, linewidths=1.2, zorder=3, **look)
+            look: dict[str, Any] = {"facecolors": face, "edgecolors": edge, "linewidths": 1.2, "zorder": 3}
+            axes.scatter(chosen["latency_ms"], chosen["accuracy_pct"], area, **look)
             _draw_intervals(axes, chosen, chosen["latency_ms"], colour, chosen["latency_bar"])
     axes.plot([], [], "o", ms=8, color="#444444", label="int8 (area: size)")
     axes.plot([], [], "o", ms=8, color="#444444", markerfacecolor="none", label="fp32 (area: size)")
     best = models[pareto_front(latency, accuracy)].sort_values("latency_ms")
-    steps = {"drawstyle": "steps-post", "linestyle": "--", "lw": 1.6, "zorder": 1}
-    axes.plot(best["latency_ms"], best["accuracy_pct"], color=_GREY, label="Pareto front", **steps)
+    axes.step(best["latency_ms"], best["accuracy_pct"], "--", where="post", color=_GREY, zorder=1, label="Pareto front")
     if latency.min() > 0 and latency.max() / latency.min() >= _LOGARITHMIC_FROM:
         axes.set_xscale("log")
     else:
@@ -83,7 +82,7 @@ def draw_accuracy_epochs(comparison: Comparison, path: Path) -> list[Mark]:
     for index, (label, line) in enumerate(lines.items()):
         backend = line["backend"].iloc[0]
         colour, places_of_line = colours[backend], line["epochs"] + step * (index - (len(lines) - 1) / 2)
-        look = {"linestyle": next(styles[backend]), "marker": "o", "ms": 6, "mec": "white", "lw": 1.6, "zorder": 3}
+        look: dict[str, Any] = {"linestyle": next(styles[backend]), "marker": "o", "mec": "white", "zorder": 3}
         axes.plot(places_of_line, line["accuracy_pct"], color=colour, label=_label(label), **look)
         _draw_intervals(axes, line, places_of_line, colour, None)
         places.append(places_of_line)
@@ -116,7 +115,7 @@ def _models(comparison: Comparison) -> pd.DataFrame:
     for form in ("fp32", "int8"):
         latency, p90 = frame[f"{form}/latency_ms"], frame[f"{form}/latency_p90_ms"]
         accuracy, size = frame[f"val/{form}_accuracy_pct"], frame[f"{form}/size_mb"]
-        intervals = pd.DataFrame(map(accuracy_interval, accuracy, frame["val/images"]))
+        intervals = pd.DataFrame(list(map(accuracy_interval, accuracy, frame["val/images"])))
         texts = [
             "\n".join(filter(None, (run, words, f"{form}, validation: {right:.2f} %", f"{ms:.2f} ms, {mb:.2f} MB")))
             for run, words, right, ms, mb in zip(frame["run"], differs, accuracy, latency, size, strict=True)
@@ -173,7 +172,7 @@ def _axes(title: str, x_label: str) -> tuple[Figure, Axes]:
 
 def _draw_intervals(axes: Axes, models: pd.DataFrame, x: pd.Series, colour: str, latency_bar: pd.Series | None) -> None:
     across = None if latency_bar is None else [0 * latency_bar, latency_bar]
-    bars = {"yerr": [models["bar_below"], models["bar_above"]], "xerr": across}
+    bars: dict[str, Any] = {"yerr": [models["bar_below"], models["bar_above"]], "xerr": across}
     axes.errorbar(x, models["accuracy_pct"], fmt="none", ecolor=colour, elinewidth=1, alpha=0.5, zorder=2, **bars)
 
 
@@ -183,4 +182,4 @@ def _finish(figure: Figure, axes: Axes, path: Path, x: pd.Series, models: pd.Dat
         axes.legend(handles, labels, frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi="figure", format="png")
     pixels = axes.transData.transform(np.column_stack([x, models["accuracy_pct"]]))
-    return [Mark(x, HEIGHT - y, text) for (x, y), text in zip(pixels.tolist(), models["text"], strict=True)]
+    return [Mark(right, HEIGHT - up, text) for (right, up), text in zip(pixels, models["text"], strict=True)]

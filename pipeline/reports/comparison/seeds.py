@@ -60,8 +60,9 @@ def over_seeds(comparison: Comparison) -> OverSeeds | None:
     others = [name for name in comparison.varying if name not in SEEDS]
     columns = tuple(column for column in COLUMNS if column.over_seeds and frame[column.name].notna().any())
     rows = []
-    # Groups in the order in which the first run of each stands; without other settings, all runs are one.
-    for _, group in frame.groupby(others or (lambda index: 0), sort=False, dropna=False):
+    # In the order in which the first run of each group stands.
+    groups = [group for _, group in frame.groupby(others, sort=False, dropna=False)] if others else [frame]
+    for group in groups:
         seeds = group.groupby(seeds_of_runs, dropna=False)[[column.name for column in columns]].mean()
         row = {**{name: group[name].iloc[0] for name in others}, "seeds": len(seeds)}
         for column in columns:

@@ -96,4 +96,6 @@ def table(shown: pd.DataFrame, style: str) -> str:
 
 def _frame(columns: Sequence[tuple[str, list[str]]]) -> pd.DataFrame:
     """Columns of text, of which two may have the same heading."""
-    return pd.DataFrame(zip(*(texts for _, texts in columns), strict=True), columns=[heading for heading, _ in columns])
+    return pd.DataFrame(
+        list(zip(*(texts for _, texts in columns), strict=True)), columns=[heading for heading, _ in columns]
+    )
