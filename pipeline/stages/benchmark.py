@@ -33,11 +33,13 @@ _BUSY = 0.1
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
-    settings = config.benchmark
-    images = _images(config, context)
+    settings, test = config.benchmark, context.load_test()
+    largest = max(settings.batch_sizes)
+    chosen = test.select(np.arange(largest) % len(test))
+    images = next(evaluation_batches(chosen, config.dataset, largest, torch.device("cpu")))[0].contiguous().numpy()
     with context.machine.computing():
         model = forms.load("float", inputs["float"], config, context.info)
-        macs = roofline.count_macs(model, torch.from_numpy(images[1]))
+        macs = roofline.count_macs(model, torch.from_numpy(images[:1]))
         weights = sum(parameter.numel() for parameter in model.parameters())
     rows: list[Measured] = []
     samples: dict[str, dict[str, list[list[float]]]] = {}
@@ -47,7 +49,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
             with pinned(threads if settings.pin else None):
                 peak = roofline.measure_peak(threads)
                 for batch_size in dict.fromkeys(settings.batch_sizes):
-                    loaders = _loaders(config, inputs, context, threads, images[batch_size])
+                    loaders = _loaders(config, inputs, context, threads, images[:batch_size])
                     taken = latency.take_turns_afresh(loaders, settings)
                     samples[f"{threads} threads, batch {batch_size}"] = taken.samples_ms
                     measured = _rows(taken, peak, batch_size, macs)
@@ -70,17 +72,6 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
         runtime_report.draw_bars(rows, context.attach("runtimes.png"))
         runtime_report.draw_roofline(rows, weights, context.attach("roofline.png"))
     context.attach("benchmark_samples_ms.json").write_text(json.dumps(samples))
-
-
-def _images(config: Config, context: Context) -> dict[int, np.ndarray]:
-    """A batch of test images for each size, and one of a single image."""
-    test = context.load_test()
-    found = {}
-    for size in {1, *config.benchmark.batch_sizes}:
-        chosen = test.select(np.arange(size) % len(test))
-        batch, _ = next(evaluation_batches(chosen, config.dataset, size, torch.device("cpu")))
-        found[size] = batch.contiguous().numpy()
-    return found
 
 
 def _loaders(
