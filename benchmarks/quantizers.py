@@ -33,6 +33,7 @@ from pipeline.host.errors import UserError
 from pipeline.host.files import in_project
 from pipeline.host.machine import UNSHARED
 from pipeline.measure import latency
+from pipeline.measure.measurement import threads as kept_threads
 from pipeline.measure.statistics import accuracy_interval
 from pipeline.run.request import Request
 from pipeline.run.runner import artifacts_of, run
@@ -185,9 +186,8 @@ def _table(candidates: list[Candidate], accuracies: dict[str, float], test: Part
         return lambda: functools.partial(candidate.load(threads), image)
 
     settings = config.benchmark
-    method = latency.Method(settings.min_repeats, settings.interval_pct, settings.max_seconds, passes=settings.passes)
-    with parity.torch_threads_kept():
-        taken = latency.take_turns_afresh({candidate.name: loader(candidate) for candidate in candidates}, method)
+    with kept_threads():
+        taken = latency.take_turns_afresh({candidate.name: loader(candidate) for candidate in candidates}, settings)
     samples = taken.samples_ms
     ours = [candidate.name for candidate in candidates if candidate.by == "ours, int8"]
     recommended = min(ours, key=lambda name: latency.median_interval(samples[name])[0])

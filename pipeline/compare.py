@@ -59,13 +59,13 @@ def _run(arguments: argparse.Namespace) -> None:
     outputs = in_project(arguments.outputs)
     tell_unused_store(config, outputs, "--tracking-uri=$MLFLOW_TRACKING_URI")
     runs = read_runs(config, outputs, arguments.selection, arguments.experiment)
-    text = text_table(compare(runs, drop))
+    comparison = compare(runs, drop)
     folder = make_writable_folder(
         in_project(arguments.output) if arguments.output else outputs / "comparison", "--output"
     )
     title = f"Comparison: {arguments.selection or arguments.experiment or 'all runs'}"
-    files = write_comparison(runs, folder, title=title, max_drop_pct=drop)
-    print(f"{text}\n{_shown(folder)}: {', '.join(path.name for path in files)}")
+    files = write_comparison(comparison, folder, title)
+    print(f"{text_table(comparison)}\n{_shown(folder)}: {', '.join(path.name for path in files)}")
 
 
 def _shown(path: Path) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pipeline.settings.shipping import BenchmarkConfig
 
-from pipeline.commands.composition import compose_request
 from pipeline.host import environment
 from pipeline.host.pinning import pinned
-from pipeline.measure.latency import Method, median_interval, ratio_interval, take_turns, take_turns_afresh
+from pipeline.measure.latency import median_interval, ratio_interval, take_turns, take_turns_afresh
 
 
 class Clock:
@@ -54,32 +54,32 @@ def noisy(value: float, spread: float, seed: int) -> Callable[[int], float]:
 
 
 def test_loop_measures_at_least_min_repeats_and_ends_when_medians_are_known(clock: Clock) -> None:
-    taken = take_turns({"a": clock.call("a", steady(1)), "b": clock.call("b", steady(2))}, Method(), clock)
+    taken = take_turns({"a": clock.call("a", steady(1)), "b": clock.call("b", steady(2))}, BenchmarkConfig(), clock)
     assert taken.stable
     assert not taken.timed_out
-    assert taken.samples_ms["a"] == pytest.approx([1] * 200)
-    assert taken.samples_ms["b"] == pytest.approx([2] * 200)
+    assert taken.samples_ms["a"][0] == pytest.approx([1] * 200)
+    assert taken.samples_ms["b"][0] == pytest.approx([2] * 200)
 
 
 def test_loop_goes_on_beyond_min_repeats_when_a_median_is_not_known_well(clock: Clock) -> None:
     calls = {"a": clock.call("a", noisy(10, 1.2, 1)), "b": clock.call("b", steady(1))}
-    taken = take_turns(calls, Method(), clock)
+    taken = take_turns(calls, BenchmarkConfig(), clock)
     # A median's standard error is sqrt(pi / 2) times that of a mean: about 870 rounds are needed.
-    assert 300 < len(taken.samples_ms["a"]) < 2000
+    assert 300 < len(taken.samples_ms["a"][0]) < 2000
     assert not taken.timed_out
 
 
 def test_loop_ends_in_time_and_says_so_when_times_never_settle(clock: Clock) -> None:
     calls = {"a": clock.call("a", lambda count: 5.0 + 100 * (count % 2))}
-    taken = take_turns(calls, Method(min_repeats=200, max_seconds=2), clock)
+    taken = take_turns(calls, BenchmarkConfig(min_repeats=200, max_seconds=2), clock)
     assert taken.timed_out
-    assert len(taken.samples_ms["a"]) < 200
+    assert len(taken.samples_ms["a"][0]) < 200
     assert clock.now < 2 + 0.2
 
 
 def test_order_is_reversed_every_other_round(clock: Clock) -> None:
     calls = {name: clock.call(name, steady(1)) for name in "abc"}
-    take_turns(calls, Method(), clock)
+    take_turns(calls, BenchmarkConfig(), clock)
     assert "".join(clock.order[:12]) == "abccbaabccba"
 
 
@@ -95,8 +95,8 @@ def test_passes_load_everything_anew_in_other_orders(clock: Clock) -> None:
         return load
 
     names = ["a", "b", "c", "d"]
-    method = Method(min_repeats=31, interval_pct=50, max_seconds=60, passes=3)
-    taken = take_turns_afresh({name: loader(name) for name in names}, method, clock)
+    settings = BenchmarkConfig(min_repeats=31, interval_pct=50, max_seconds=60, passes=3)
+    taken = take_turns_afresh({name: loader(name) for name in names}, settings, clock)
     passes = [loaded[start : start + 4] for start in (0, 4, 8)]
     assert [sorted(each) for each in passes] == [names] * 3
     assert len({tuple(each) for each in passes}) > 1
@@ -110,37 +110,37 @@ def test_passes_load_everything_anew_in_other_orders(clock: Clock) -> None:
 def test_widest_interval_is_that_of_the_call_whose_passes_differ_most(clock: Clock) -> None:
     speeds = {"same": iter([1.0] * 4), "other": iter([1.0, 1.1, 1.2, 1.1])}
     loaders = {name: lambda name=name: clock.call(name, steady(next(speeds[name]))) for name in speeds}
-    name, width_pct = take_turns_afresh(loaders, Method(passes=4), clock).widest()
+    name, width_pct = take_turns_afresh(loaders, BenchmarkConfig(passes=4), clock).widest()
     assert name == "other"
     # Student's 3.182 with 3 degrees of freedom, times twice the standard error of log 1.0, 1.1, 1.2, 1.1.
     assert width_pct == pytest.approx(2 * 3.182 * 100 * np.std(np.log([1.0, 1.1, 1.2, 1.1]), ddof=1) / 2, rel=0.01)
 
 
 def test_warm_up_lasts_until_two_windows_agree(clock: Clock) -> None:
-    taken = take_turns({"a": clock.call("a", lambda count: 9.0 if count < 36 else 1.0)}, Method(), clock)
+    taken = take_turns({"a": clock.call("a", lambda count: 9.0 if count < 36 else 1.0)}, BenchmarkConfig(), clock)
     assert taken.warmup_rounds == 10  # slow, but stable
     clock = Clock()
-    taken = take_turns({"a": clock.call("a", lambda count: max(1.0, 9.0 - count / 5))}, Method(), clock)
+    taken = take_turns({"a": clock.call("a", lambda count: max(1.0, 9.0 - count / 5))}, BenchmarkConfig(), clock)
     assert taken.warmup_rounds == 50  # the 40th call is the last slow one
     assert taken.stable
-    assert set(np.round(taken.samples_ms["a"], 9)) == {1.0}
+    assert set(np.round(taken.samples_ms["a"][0], 9)) == {1.0}
 
 
 def test_warm_up_ends_when_windows_differ_by_noise_alone(clock: Clock) -> None:
     calls = {name: clock.call(name, noisy(10, 1, seed)) for seed, name in enumerate("abcdefgh")}
-    assert take_turns(calls, Method(), clock).warmup_rounds <= 20
+    assert take_turns(calls, BenchmarkConfig(), clock).warmup_rounds <= 20
 
 
 def test_warm_up_takes_half_of_the_time_at_most(clock: Clock) -> None:
-    taken = take_turns({"a": clock.call("a", lambda count: 1.02**count)}, Method(max_seconds=8), clock)
+    taken = take_turns({"a": clock.call("a", lambda count: 1.02**count)}, BenchmarkConfig(max_seconds=8), clock)
     assert not taken.stable
     assert sum(1.02**count for count in range(taken.warmup_rounds - 1)) / 1000 < 4
-    assert taken.samples_ms["a"]
+    assert taken.samples_ms["a"][0]
 
 
 def test_all_passes_end_in_time_when_a_round_takes_long(clock: Clock) -> None:
     loaders = {"slow": lambda: clock.call("slow", steady(2500))}
-    taken = take_turns_afresh(loaders, Method(max_seconds=60, passes=10), clock)
+    taken = take_turns_afresh(loaders, BenchmarkConfig(max_seconds=60, passes=10), clock)
     assert len(taken.samples_ms["slow"]) == 10
     assert clock.now <= 60 + 10 * 2.5
 
@@ -149,7 +149,7 @@ def test_ratio_holds_when_the_machine_slows_down_during_the_loop(clock: Clock) -
     def drifting(value: float) -> Callable[[], Callable[[], None]]:
         return lambda: clock.call("", lambda count: value * (1 + clock.now))
 
-    taken = take_turns_afresh({"slow": drifting(3), "fast": drifting(1)}, Method(max_seconds=30), clock)
+    taken = take_turns_afresh({"slow": drifting(3), "fast": drifting(1)}, BenchmarkConfig(max_seconds=30), clock)
     middle, low, high = ratio_interval(taken.samples_ms["slow"], taken.samples_ms["fast"])
     assert (middle, low, high) == pytest.approx((3, 3, 3), rel=0.01)
     _, low, high = median_interval(taken.samples_ms["fast"])
@@ -166,11 +166,11 @@ def test_intervals_are_students_of_the_passes_medians() -> None:
     assert ratio_interval(twice, passes) == pytest.approx((2, 2, 2))
 
 
-@pytest.mark.parametrize("passes", [Method().passes, 3, 2])
+@pytest.mark.parametrize("passes", [BenchmarkConfig().passes, 3, 2])
 def test_intervals_cover_the_truth_as_often_as_they_claim_when_each_load_changes_the_speed(passes: int) -> None:
     """3 % of noise a round, and 5 % a load, each model's own: the model's median over loads and rounds is 10 ms."""
     draw = np.random.default_rng(1)
-    loops, rounds = 500, -(-Method().min_repeats // passes)
+    loops, rounds = 500, -(-BenchmarkConfig().min_repeats // passes)
 
     def measure() -> np.ndarray:
         logarithms = draw.normal(0, 0.05, (passes, 1)) + draw.normal(0, 0.03, (passes, rounds))
@@ -183,11 +183,6 @@ def test_intervals_cover_the_truth_as_often_as_they_claim_when_each_load_changes
         hits += [low <= truth <= high for truth, (_, low, high) in zip((10, 1), intervals, strict=True)]
     # 475 expected; fewer than 462 or more than 488 would have a probability below 1 % each.
     assert all(462 <= hit <= 488 for hit in hits), hits / loops
-
-
-def test_defaults_of_the_method_are_those_of_the_configuration() -> None:
-    settings = compose_request([]).config.benchmark
-    assert Method() == Method(settings.min_repeats, settings.interval_pct, settings.max_seconds, passes=settings.passes)
 
 
 def test_interval_is_refused_when_one_pass_says_nothing_of_their_spread() -> None:

@@ -85,7 +85,7 @@ def test_nothing_is_summed_up_when_no_two_runs_differ_in_their_seed_alone(
 ) -> None:
     assert over_seeds(compare(runs)) is None
     assert "Over seeds" not in text_table(compare(runs))
-    assert "over_seeds.csv" not in {path.name for path in write_comparison(runs, tmp_path)}
+    assert "over_seeds.csv" not in {path.name for path in write_comparison(compare(runs), tmp_path)}
 
 
 def test_only_group_is_given_as_metrics_with_the_controls_that_are_there() -> None:
@@ -99,11 +99,12 @@ def test_only_group_is_given_as_metrics_with_the_controls_that_are_there() -> No
 
 def test_summary_is_in_text_page_and_csv_and_goes_with_the_next_comparison(tmp_path: Path) -> None:
     runs = [*THREE, ALONE]
-    written = {path.name: path for path in write_comparison(runs, tmp_path)}
-    assert '<table id="over-seeds"' in written["comparison.html"].read_text()
+    written = {path.name: path for path in write_comparison(compare(runs), tmp_path)}
+    page = written["comparison.html"].read_text()
+    assert page.index("<h2>Over seeds</h2>") < page.index("98.60 ± 0.66")
     pd.testing.assert_frame_equal(pd.read_csv(written["over_seeds.csv"]), summary(runs).frame, check_dtype=False)
     assert "| fbgemm         |       3 |" in text_table(compare(runs), "github")
-    write_comparison([ALONE], tmp_path)
+    write_comparison(compare([ALONE]), tmp_path)
     assert not (tmp_path / "over_seeds.csv").exists()
 
 

@@ -28,7 +28,7 @@ from pipeline.flows import forms
 from pipeline.flows.eager import qconfig, twins
 from pipeline.host.errors import UserError
 from pipeline.host.files import PROJECT_ROOT
-from pipeline.reports import runtime_plots
+from pipeline.reports import runtime_report
 from pipeline.run import runner
 from pipeline.runtimes import Runtime, eager, memory, parity, registry
 from tests.conftest import SMALL, TRAINED
@@ -242,7 +242,7 @@ def test_gate_counts_an_output_that_is_no_number_as_different() -> None:
     [
         ("[eager,torchscrip]", "did you mean 'torchscript'?"),
         ("[eager]", "nothing to export; allowed: runtime=all"),
-        ("[tensorrt]", "allowed: eager, torchscript, onnxruntime, openvino"),
+        ("[tensorrt]", "allowed: eager, onnxruntime, openvino, torchscript"),
     ],
 )
 def test_runtimes_are_refused_before_anything_runs_when_they_cannot_be_exported_to(
@@ -295,16 +295,17 @@ def test_vnni_is_looked_for_under_both_its_names() -> None:
     assert not qconfig.has_vnni({"avx2": True})
 
 
-def test_benchmark_reports_every_runtime_that_has_parity(
+def test_benchmark_reports_every_runtime_that_has_parity_and_one_that_was_just_declared(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick = [f"benchmark.{given}" for given in ("max_seconds=1", "min_repeats=3", "passes=2", "batch_sizes=[1,2]")]
     stages = "stages=[train,fuse,qat,convert,evaluate,export,benchmark]"
     real = dict(registry())
-    faulty = {**real, "openvino": broken(real["openvino"], lambda logits: -logits)}
+    planted = dataclasses.replace(real["torchscript"], name="planted")
+    faulty = {**real, "openvino": broken(real["openvino"], lambda logits: -logits), "planted": planted}
     monkeypatch.setattr(runtimes, "registry", lambda: faulty)
-    metrics = walk(trained, stages, *quick)
-    for name in ("eager/fp32", "eager/int8", "torchscript/int8", "onnxruntime/int8", "openvino/fp32"):
+    metrics = walk(trained, stages, "runtime.names=[eager,torchscript,onnxruntime,openvino,planted]", *quick)
+    for name in ("eager/fp32", "eager/int8", "torchscript/int8", "onnxruntime/int8", "openvino/fp32", "planted/int8"):
         assert metrics[f"{name}/latency_ms"] > 0
         assert metrics[f"{name}/latency_ci_low_ms"] <= metrics[f"{name}/latency_ms"]
         assert metrics[f"{name}/throughput_t1_b2_ips"] == pytest.approx(2000 / metrics[f"{name}/latency_t1_b2_ms"])
@@ -348,7 +349,7 @@ def test_whatever_computes_holds_the_lock_when_models_are_exported_and_measured(
     monkeypatch.setattr(runtimes, "registry", lambda: {"torchscript": dataclasses.replace(real, **watching)})
     predictor = eager.predictor
     monkeypatch.setattr(eager, "predictor", lambda *args: watched("predict eager", predictor(*args)))
-    for module, name in ((forms, "load"), (memory, "peak_memory_mb"), (runtime_plots, "bars")):
+    for module, name in ((forms, "load"), (memory, "peak_memory_mb"), (runtime_report, "draw_bars")):
         monkeypatch.setattr(module, name, watched(f"{module.__name__}.{name}", getattr(module, name)))
     quick = [f"benchmark.{given}" for given in ("max_seconds=1", "min_repeats=2", "passes=2", "batch_sizes=[1]")]
     walk(trained, "runtime=default", "stages=[train,fuse,qat,convert,evaluate,export,benchmark]", *quick)

@@ -12,10 +12,10 @@ from typing import Literal, Protocol
 from torch import nn
 
 from pipeline.datasets.spec import DatasetInfo
+from pipeline.flows import Form
 from pipeline.host.world import World
 from pipeline.settings.config import Config
 
-Form = Literal["float", "float_finetuned", "fused", "qat", "int8", "ptq_int8"]
 Method = Literal["qat", "ptq"]
 
 

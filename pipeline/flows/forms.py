@@ -8,20 +8,10 @@ from torch import nn
 
 from pipeline import models
 from pipeline.datasets.spec import DatasetInfo
-from pipeline.flows import catalogue
-from pipeline.flows.contract import Form
+from pipeline.flows import Form, catalogue
 from pipeline.host.errors import UserError
 from pipeline.host.files import load_tensors
 from pipeline.settings.config import Config
-
-# What the metrics of a form begin with.
-PREFIXES: dict[Form, str] = {
-    "float": "fp32",
-    "float_finetuned": "fp32_finetuned",
-    "ptq_int8": "ptq_int8",
-    "qat": "qat_fake",
-    "int8": "int8",
-}
 
 
 def load(form: Form, checkpoint: Path, config: Config, info: DatasetInfo) -> nn.Module:

@@ -10,18 +10,24 @@ are those of passes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from pipeline.host import terminal
+from pipeline.measure.measurement import threads
+from pipeline.settings.shipping import BenchmarkConfig
 
 Call = Callable[[], object]
 Loader = Callable[[], Call]
+Clock = Callable[[], float]
 # a value with the ends of its 95 % interval
 Interval = tuple[float, float, float]
 # what was measured of one call: for each pass its rounds, in milliseconds
@@ -29,81 +35,29 @@ Passes = Sequence[Sequence[float]]
 _CONFIDENCE = 0.95
 # Rounds between two looks at how well the medians are known.
 _LOOK_EVERY = 10
-
-
-@dataclass(frozen=True)
-class Method:
-    """How long a loop warms up and measures.
-
-    Attributes:
-        min_repeats: rounds that are measured at least, unless `max_seconds` are over.
-        interval_pct: the 95 % interval of every median shall be narrower than this share of it. A pass ends when its
-            own rounds allow that.
-        max_seconds: all passes end by then in any case, each by its share; the warm-up takes half of that at most.
-        stable_pct: the warm-up ends when no median differs more than this from that of the window before, beyond
-            what the rounds of a window differ among themselves.
-        window: rounds of a warm-up's window.
-        passes: how often everything is loaded anew, in another order; at least 2.
-    """
-
-    min_repeats: int = 200
-    interval_pct: float = 2.0
-    max_seconds: float = 60.0
-    stable_pct: float = 5.0
-    window: int = 5
-    passes: int = 10
-
-    def of_a_pass(self) -> Method:
-        """The share of it that one of the passes has to do; together their rounds are as many and say as much."""
-        return dataclasses.replace(
-            self,
-            min_repeats=-(-self.min_repeats // self.passes),
-            interval_pct=self.interval_pct * math.sqrt(self.passes),
-            max_seconds=self.max_seconds / self.passes,
-        )
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What one pass has measured: milliseconds by name, one number a round, and whether it could end as it should.
-
-    Attributes:
-        stable: the warm-up ended by itself.
-        timed_out: the time was over before the rounds said enough of every median.
-    """
-
-    samples_ms: dict[str, list[float]]
-    warmup_rounds: int
-    stable: bool
-    timed_out: bool
+# Rounds of a warm-up's window, and how many percent a median may differ from that of the window before.
+_WINDOW = 5
+_STABLE_PCT = 5.0
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What all passes have measured."""
+    """What passes have measured, and whether they could end as they should.
 
-    passes: tuple[Pass, ...]
+    Attributes:
+        samples_ms: milliseconds by name: for each pass, one number a round.
+        stable: every warm-up ended by itself.
+        timed_out: in some pass the time was over before the rounds said enough of every median.
+    """
 
-    @property
-    def samples_ms(self) -> dict[str, list[list[float]]]:
-        """By name: for each pass, one number a round."""
-        return {name: [taken.samples_ms[name] for taken in self.passes] for name in self.passes[0].samples_ms}
+    samples_ms: dict[str, list[list[float]]]
+    warmup_rounds: int
+    stable: bool
+    timed_out: bool
 
     @property
     def rounds(self) -> int:
-        return sum(len(next(iter(taken.samples_ms.values()))) for taken in self.passes)
-
-    @property
-    def warmup_rounds(self) -> int:
-        return sum(taken.warmup_rounds for taken in self.passes)
-
-    @property
-    def stable(self) -> bool:
-        return all(taken.stable for taken in self.passes)
-
-    @property
-    def timed_out(self) -> bool:
-        return any(taken.timed_out for taken in self.passes)
+        return sum(len(rounds) for rounds in next(iter(self.samples_ms.values())))
 
     def widest(self) -> tuple[str, float]:
         """Which median is known least, and how wide its interval is, in percent of it."""
@@ -112,63 +66,102 @@ class Taken:
         return max(widths.items(), key=lambda item: item[1])
 
 
-def take_turns_afresh(
-    loaders: Mapping[str, Loader], method: Method, clock: Callable[[], float] = time.perf_counter
-) -> Taken:
-    """Take turns in several passes, for each of which everything is loaded anew, in random order."""
-    rng = np.random.default_rng(0)
-    passes = []
-    for _ in range(method.passes):
-        calls = {name: loaders[name]() for name in rng.permutation(list(loaders)).tolist()}
-        taken = take_turns(calls, method.of_a_pass(), clock)
-        passes.append(dataclasses.replace(taken, samples_ms={name: taken.samples_ms[name] for name in loaders}))
-    return Taken(tuple(passes))
+def rounds_of(calls: Mapping[str, Call], clock: Clock = perf_counter) -> Iterator[dict[str, float]]:
+    """Call all turn by turn, endlessly, and give the milliseconds of each round.
 
-
-def take_turns(calls: Mapping[str, Call], method: Method, clock: Callable[[], float] = time.perf_counter) -> Pass:
-    """Time calls turn by turn, the order reversed every other round, until their medians are known.
-
-    No call always follows the same neighbour and finds the cache as that one left it.
+    A machine's speed drifts; taken turn by turn, all meet the same drift, and the ratio of their medians holds where
+    their absolute times do not. The order is reversed every other round, so that no call always follows the same
+    neighbour and finds the cache as that one left it.
     """
-    began = clock()
-    orders = itertools.cycle([list(calls), list(calls)[::-1]])
-
-    def time_a_round(samples: dict[str, list[float]]) -> None:
-        for name in next(orders):
+    for order in itertools.cycle([list(calls), list(calls)[::-1]]):
+        taken = {}
+        for name in order:
             started = clock()
             calls[name]()
-            samples[name].append(1000 * (clock() - started))
-
-    warmup_rounds, stable = 0, False
-    before: dict[str, list[float]] | None = None
-    window: dict[str, list[float]] = {name: [] for name in calls}
-    while not stable and clock() - began < method.max_seconds / 2:
-        time_a_round(window)
-        warmup_rounds += 1
-        if warmup_rounds % method.window == 0:
-            stable = before is not None and all(_agree(before[name], window[name], method) for name in calls)
-            before, window = window, {name: [] for name in calls}
-
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    measured, narrow, done = 0, False, False
-    with terminal.bar("latency", method.min_repeats, unit="round") as bar:
-        while not done:
-            for _ in range(max(0, method.min_repeats - measured) or _LOOK_EVERY):
-                time_a_round(samples)
-                bar.update(1)
-                measured += 1
-                done = clock() - began >= method.max_seconds
-                if done:
-                    break
-            narrow = measured > 1 and all(_own_width_pct(taken) < method.interval_pct for taken in samples.values())
-            done = done or narrow
-    return Pass(samples, warmup_rounds, stable, timed_out=not narrow)
+            taken[name] = 1000 * (clock() - started)
+        yield taken
 
 
-def _agree(before: Sequence[float], now: Sequence[float], method: Method) -> bool:
+@torch.inference_mode()
+def measure_latency(
+    models: Mapping[str, nn.Module],
+    image: Tensor,
+    *,
+    thread_count: int,
+    warmup: int,
+    repeats: int,
+    clock: Clock = perf_counter,
+) -> dict[str, list[float]]:
+    """The milliseconds of so many forward passes of each model on `image` (1, C, H, W), on the CPU, without warm-up."""
+    calls = {name: functools.partial(model.eval(), image) for name, model in models.items()}
+    with threads(thread_count), terminal.bar("latency", warmup + repeats, unit="round") as bar:
+        taken = []
+        for one in itertools.islice(rounds_of(calls, clock), warmup + repeats):
+            taken.append(one)
+            bar.update(1)
+    return _by_name(taken[warmup:])
+
+
+def take_turns_afresh(loaders: Mapping[str, Loader], settings: BenchmarkConfig, clock: Clock = perf_counter) -> Taken:
+    """Take turns in several passes, for each of which everything is loaded anew, in random order.
+
+    Each has its share of rounds and time to itself; together their rounds say as much as the settings ask for.
+    """
+    share = dataclasses.replace(
+        settings,
+        min_repeats=-(-settings.min_repeats // settings.passes),
+        interval_pct=settings.interval_pct * math.sqrt(settings.passes),
+        max_seconds=settings.max_seconds / settings.passes,
+    )
+    rng = np.random.default_rng(0)
+    passes = []
+    for _ in range(settings.passes):
+        calls = {name: loaders[name]() for name in rng.permutation(list(loaders)).tolist()}
+        passes.append(take_turns(calls, share, clock))
+    return Taken(
+        samples_ms={name: [taken.samples_ms[name][0] for taken in passes] for name in loaders},
+        warmup_rounds=sum(taken.warmup_rounds for taken in passes),
+        stable=all(taken.stable for taken in passes),
+        timed_out=any(taken.timed_out for taken in passes),
+    )
+
+
+def take_turns(calls: Mapping[str, Call], settings: BenchmarkConfig, clock: Clock = perf_counter) -> Taken:
+    """Take turns in one pass: warm up until the times are stable, and go on until the medians are known.
+
+    It ends after `max_seconds` in any case; the warm-up takes half of that at most.
+    """
+    began, rounds = clock(), rounds_of(calls, clock)
+    warmup: list[dict[str, float]] = []
+    stable = False
+    while not stable and clock() - began < settings.max_seconds / 2:
+        warmup.append(next(rounds))
+        if len(warmup) % _WINDOW == 0 and len(warmup) > _WINDOW:
+            before, now = _by_name(warmup[-2 * _WINDOW : -_WINDOW]), _by_name(warmup[-_WINDOW:])
+            stable = all(_agree(before[name], now[name]) for name in calls)
+    measured: list[dict[str, float]] = []
+    known = over = False
+    with terminal.bar("latency", settings.min_repeats, unit="round") as bar:
+        while not known and not over:
+            measured.append(next(rounds))
+            bar.update(1)
+            over = clock() - began >= settings.max_seconds
+            further = len(measured) - settings.min_repeats
+            if over or (further >= 0 and further % _LOOK_EVERY == 0):
+                samples = _by_name(measured)
+                narrow = (_own_width_pct(times) < settings.interval_pct for times in samples.values())
+                known = len(measured) > 1 and all(narrow)
+    return Taken({name: [times] for name, times in samples.items()}, len(warmup), stable, timed_out=not known)
+
+
+def _by_name(rounds: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    return {name: [one[name] for one in rounds] for name in rounds[0]}
+
+
+def _agree(before: Sequence[float], now: Sequence[float]) -> bool:
     """Whether the rounds of two windows are alike: in their medians, or in that they mix."""
     moved_pct = 100 * abs(np.median(now) / np.median(before) - 1)
-    return bool(moved_pct <= method.stable_pct) or (min(now) <= max(before) and min(before) <= max(now))
+    return bool(moved_pct <= _STABLE_PCT) or (min(now) <= max(before) and min(before) <= max(now))
 
 
 def median_interval(passes: Passes) -> Interval:

@@ -1,63 +1,51 @@
-"""Models compared on the same images, pair by pair: the difference in accuracy, its interval, and whether it is chance.
+"""Models compared in pairs, on the very same test images.
 
-Two models that saw the same images differ only on those that one of them alone gets right. That says far more of
-their difference than their two separate intervals do.
+Two models see the same images, so what tells them apart is the images that one of them alone gets right. That says far
+more of their difference than their two separate intervals do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from pipeline.flows import FORMS
 from pipeline.measure.statistics import holm, mcnemar_p, paired_interval
 
 if TYPE_CHECKING:  # whoever only reads the names of pairs need not wait for torch
     from torch import Tensor
 
-
-class Pair(NamedTuple):
-    """Two forms by the prefix of their metrics; the difference is `first` minus `second`."""
-
-    first: str
-    second: str
-
-    @property
-    def prefix(self) -> str:
-        return f"{self.first}_vs_{self.second}"
-
-
-# Every pair that a reader of the results would compare.
-PAIRS = (
-    Pair("int8", "fp32"),
-    Pair("int8", "ptq_int8"),
-    Pair("int8", "fp32_finetuned"),
-    Pair("ptq_int8", "fp32"),
-)
+# Every pair that a reader of the results would compare, by the prefixes of their metrics: QAT's first.
+PAIRS = tuple((form.prefix, other) for form in reversed(FORMS) for other in form.compared_with)
 
 
 def pair_metrics(right: Mapping[str, Tensor]) -> dict[str, float]:
     """The numbers of every pair of `PAIRS` that is at hand.
 
-    `<first>_vs_<second>/` has `difference_pct` with its paired 95 % interval, in points; `won_images` and
-    `lost_images`, which `first` or `second` alone gets right; `mcnemar_p`, and `mcnemar_p_holm`, corrected for all
-    pairs here.
+    `<first>_vs_<second>/` has `difference_pct` (first minus second) with its paired 95 % interval, in points;
+    `won_images` and `lost_images`, which `first` or `second` alone gets right; `mcnemar_p`, and `mcnemar_p_holm`,
+    corrected for all pairs here.
 
     Args:
         right: by form, which images it gets right: bool (N).
     """
-    pairs = [pair for pair in PAIRS if pair.first in right and pair.second in right]
     found: dict[str, float] = {}
-    for pair in pairs:
-        first, second = right[pair.first], right[pair.second]
-        won, lost = int((first & ~second).sum()), int((second & ~first).sum())
-        low, high = paired_interval(won, lost, len(first))
+    ps: dict[str, float] = {}
+    for first, second in PAIRS:
+        if first not in right or second not in right:
+            continue
+        pair, images = f"{first}_vs_{second}", len(right[first])
+        won = int((right[first] & ~right[second]).sum())
+        lost = int((right[second] & ~right[first]).sum())
+        low, high = paired_interval(won, lost, images)
+        ps[pair] = mcnemar_p(won, lost)
         found |= {
-            f"{pair.prefix}/difference_pct": 100 * (won - lost) / len(first),
-            f"{pair.prefix}/difference_ci_low_pct": low,
-            f"{pair.prefix}/difference_ci_high_pct": high,
-            f"{pair.prefix}/won_images": won,
-            f"{pair.prefix}/lost_images": lost,
-            f"{pair.prefix}/mcnemar_p": mcnemar_p(won, lost),
+            f"{pair}/difference_pct": 100 * (won - lost) / images,
+            f"{pair}/difference_ci_low_pct": low,
+            f"{pair}/difference_ci_high_pct": high,
+            f"{pair}/won_images": won,
+            f"{pair}/lost_images": lost,
+            f"{pair}/mcnemar_p": ps[pair],
         }
-    corrected = holm([found[f"{pair.prefix}/mcnemar_p"] for pair in pairs])
-    return found | {f"{pair.prefix}/mcnemar_p_holm": p for pair, p in zip(pairs, corrected, strict=True)}
+    corrected = holm(list(ps.values()))
+    return found | {f"{pair}/mcnemar_p_holm": p for pair, p in zip(ps, corrected, strict=True)}

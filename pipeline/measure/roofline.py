@@ -34,14 +34,6 @@ class Peak:
     memory_gbytes: float
 
 
-@dataclass(frozen=True)
-class Network:
-    """What a network asks for: multiply-accumulates an image, and weights to be read."""
-
-    macs: int
-    weights: int
-
-
 def count_macs(model: nn.Module, example: Tensor) -> int:
     """Multiply-accumulates of convolutions and matrix products in a forward pass of a float model on (1, C, H, W)."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
 from pipeline.host.files import write_and_rename
+
+if TYPE_CHECKING:  # imported only when there is a front
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -22,39 +25,31 @@ class FrontTrial:
     parameters: dict[str, str]
     overrides: Sequence[str]
 
-    @property
-    def command(self) -> str:
-        """The line that runs it again."""
-        return shlex.join(["python", "-m", "pipeline", *self.overrides])
-
 
 def front_table(front: Sequence[FrontTrial], objectives: Sequence[str]) -> str:
     """Objectives and parameters of each trial, and below them the lines to type."""
-    names = _parameter_names(front)
-    rows = [
-        [
-            str(trial.number),
-            *(f"{value:.4g}" for value in trial.objectives),
-            *(trial.parameters.get(name, "") for name in names),
-        ]
-        for trial in front
-    ]
-    table = tabulate(rows, ["trial", *objectives, *names], tablefmt="simple", disable_numparse=True, stralign="right")
-    lines = "\n".join(f"  {trial.number}:  {trial.command}" for trial in front)
+    frame = _frame(front, objectives)
+    shown = frame.drop(columns="command").astype({"trial": str})
+    shown[list(objectives)] = shown[list(objectives)].map("{:.4g}".format)
+    table = tabulate(shown, headers="keys", tablefmt="simple", disable_numparse=True, stralign="right", showindex=False)
+    lines = "\n".join(f"  {number}:  {command}" for number, command in zip(frame.trial, frame.command, strict=True))
     return f"{table}\n\nto run one again:\n{lines}"
 
 
 def write_front(front: Sequence[FrontTrial], objectives: Sequence[str], path: Path) -> None:
     """The same as CSV, with every digit of the objectives; complete or absent."""
-    names = _parameter_names(front)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_and_rename(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["trial", *objectives, *names, "command"])
-        for trial in front:
-            parameters = [trial.parameters.get(name, "") for name in names]
-            writer.writerow([trial.number, *trial.objectives, *parameters, trial.command])
+    with write_and_rename(path) as temporary:
+        _frame(front, objectives).to_csv(temporary, index=False)
 
 
-def _parameter_names(front: Sequence[FrontTrial]) -> list[str]:
-    return list(dict.fromkeys(name for trial in front for name in trial.parameters))
+def _frame(front: Sequence[FrontTrial], objectives: Sequence[str]) -> pd.DataFrame:
+    """A row for each trial, with the line that runs it again."""
+    import pandas as pd
+
+    rows = [
+        {"trial": trial.number, **dict(zip(objectives, trial.objectives, strict=True)), **trial.parameters}
+        for trial in front
+    ]
+    frame = pd.DataFrame(rows).fillna("")
+    return frame.assign(command=[shlex.join(["python", "-m", "pipeline", *trial.overrides]) for trial in front])

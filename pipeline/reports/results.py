@@ -7,86 +7,65 @@ from collections.abc import Mapping
 
 from tabulate import tabulate
 
+from pipeline.flows import BY_PREFIX, FORMS
 from pipeline.measure.pairs import PAIRS
 from pipeline.measure.statistics import SIGNIFICANCE
 from pipeline.settings.config import EvaluateConfig
 
-# What a form's metrics begin with, and what a reader calls it.
-FORMS = {
-    "fp32": "fp32",
-    "fp32_finetuned": "fp32 fine-tuned",
-    "ptq_int8": "PTQ int8",
-    "qat_fake": "QAT fake-quantized",
-    "int8": "QAT int8",
-}
-
-# column, metric, digits
-_COLUMNS = (
-    ("test %", "accuracy_pct", 2),
-    ("latency ms", "latency_ms", 2),
-    ("p90", "latency_p90_ms", 2),
-    ("p99", "latency_p99_ms", 2),
-    ("size MB", "size_mb", 2),
-)
-_PAIR_NUMBERS = (
-    *("difference_pct", "difference_ci_low_pct", "difference_ci_high_pct"),
-    *("lost_images", "won_images", "mcnemar_p_holm"),
-)
+# The columns that are one number: heading and metric.
+_MEASURED = {"latency ms": "latency_ms", "p90": "latency_p90_ms", "p99": "latency_p99_ms", "size MB": "size_mb"}
 # The final metrics that compare runs, by name; `evaluate` reports them.
 METRICS = (
-    *(f"val/{form}_accuracy_pct" for form in ("fp32", "int8")),
-    "val/accuracy_drop_pct",
-    *(f"{form}/{metric}" for form in ("fp32", "int8") for _, metric, _ in _COLUMNS),
-    "accuracy_drop_pct",
-    "speedup",
-    "compression",
+    *("val/fp32_accuracy_pct", "val/int8_accuracy_pct", "val/accuracy_drop_pct"),
+    *(f"{form}/{metric}" for form in ("fp32", "int8") for metric in ("accuracy_pct", *_MEASURED.values())),
+    *("accuracy_drop_pct", "speedup", "compression"),
 )
 
 
 def results_table(metrics: Mapping[str, float], style: str) -> str:
     """A row for each form that was evaluated and the change from fp32 to int8, in a style of tabulate."""
-    rows = [[name, *_cells(form, metrics)] for form, name in FORMS.items() if f"{form}/accuracy_pct" in metrics]
-    change = {
-        "accuracy_pct": f"{-metrics['accuracy_drop_pct'] + 0.0:+.2f}",
-        "latency_ms": _times(metrics["speedup"], "faster", "slower"),
-        "size_mb": _times(metrics["compression"], "smaller", "larger"),
-    }
-    interval = (metrics["accuracy_drop_ci_high_pct"], metrics["accuracy_drop_ci_low_pct"])
-    between = "[{:+.2f}, {:+.2f}]".format(*(0.0 - end for end in interval))
-    others = (change.get(metric, "") for _, metric, _ in _COLUMNS[1:])
-    rows.append(["change", "", change.pop("accuracy_pct"), between, *others])
-    align = ("left", *["right"] * (len(rows[0]) - 1))
-    headers = ["", "val %", _COLUMNS[0][0], "95 % interval", *(column for column, _, _ in _COLUMNS[1:])]
-    return tabulate(rows, headers, tablefmt=style, disable_numparse=True, colalign=align)
-
-
-def _cells(form: str, metrics: Mapping[str, float]) -> list[str]:
-    """Accuracy, interval and the other columns; a dash for what was not measured."""
-    values = [(metrics.get(f"{form}/{metric}"), digits) for _, metric, digits in _COLUMNS]
-    accuracy, *others = ["–" if value is None else f"{value:.{digits}f}" for value, digits in values]
-    low, high = (metrics[f"{form}/accuracy_ci_{end}_pct"] for end in ("low", "high"))
-    return [f"{metrics[f'val/{form}_accuracy_pct']:.2f}", accuracy, f"[{low:.2f}, {high:.2f}]", *others]
+    rows = []
+    for form in FORMS:
+        name = form.prefix
+        if f"{name}/accuracy_pct" not in metrics:
+            continue
+        low, high = metrics[f"{name}/accuracy_ci_low_pct"], metrics[f"{name}/accuracy_ci_high_pct"]
+        accuracies = [metrics[f"val/{name}_accuracy_pct"], metrics[f"{name}/accuracy_pct"]]
+        measured = [metrics.get(f"{name}/{metric}") for metric in _MEASURED.values()]
+        cells = ["–" if value is None else f"{value:.2f}" for value in (*accuracies, *measured)]
+        rows.append([form.label, *cells[:2], f"[{low:.2f}, {high:.2f}]", *cells[2:]])
+    # The drop is fp32 minus int8, the change int8 minus fp32; 0.0 - … makes no -0.00.
+    change, low, high = (
+        f"{0.0 - metrics[f'accuracy_drop_{what}']:+.2f}" for what in ("pct", "ci_high_pct", "ci_low_pct")
+    )
+    faster = _times(metrics["speedup"], "faster", "slower")
+    smaller = _times(metrics["compression"], "smaller", "larger")
+    rows.append(["change", "", change, f"[{low}, {high}]", faster, "", "", smaller])
+    return _table(["", "val %", "test %", "95 % interval", *_MEASURED], rows, style)
 
 
 def pairs_table(metrics: Mapping[str, float], style: str) -> str:
     """A row for each pair of forms that was compared on the test images, in a style of tabulate."""
     rows = []
-    for pair in PAIRS:
-        number = {name: metrics.get(f"{pair.prefix}/{name}") for name in _PAIR_NUMBERS}
-        if any(value is None for value in number.values()):
-            continue
-        rows.append(
-            [
-                f"{FORMS[pair.first]} – {FORMS[pair.second]}",
-                f"{number['difference_pct']:+.2f}",
-                f"[{number['difference_ci_low_pct']:+.2f}, {number['difference_ci_high_pct']:+.2f}]",
-                f"{number['lost_images']:.0f} / {number['won_images']:.0f}",
-                f"{number['mcnemar_p_holm']:.2g}",
-            ]
-        )
-    headers = ["test images, in pairs", "points", "95 % interval", "lost / won", "p"]
-    align = ("left", *["right"] * (len(headers) - 1))
-    return tabulate(rows, headers, tablefmt=style, disable_numparse=True, colalign=align)
+    for first, second in PAIRS:
+        pair = f"{first}_vs_{second}"
+        if f"{pair}/mcnemar_p_holm" in metrics:
+            low, high = metrics[f"{pair}/difference_ci_low_pct"], metrics[f"{pair}/difference_ci_high_pct"]
+            rows.append(
+                [
+                    f"{BY_PREFIX[first].label} – {BY_PREFIX[second].label}",
+                    f"{metrics[f'{pair}/difference_pct']:+.2f}",
+                    f"[{low:+.2f}, {high:+.2f}]",
+                    f"{metrics[f'{pair}/lost_images']:.0f} / {metrics[f'{pair}/won_images']:.0f}",
+                    f"{metrics[f'{pair}/mcnemar_p_holm']:.2g}",
+                ]
+            )
+    return _table(["test images, in pairs", "points", "95 % interval", "lost / won", "p"], rows, style)
+
+
+def _table(headings: list[str], rows: list[list[str]], style: str) -> str:
+    align = ("left", *["right"] * (len(headings) - 1))
+    return tabulate(rows, headings, tablefmt=style, disable_numparse=True, colalign=align)
 
 
 def in_words(metrics: Mapping[str, float]) -> str:
@@ -98,8 +77,13 @@ def in_words(metrics: Mapping[str, float]) -> str:
         verdict = f"no difference that these images show (p = {p:.2g})"
     else:
         verdict = f"int8 is {'worse' if metrics['accuracy_drop_pct'] > 0 else 'better'}, beyond chance (p = {p:.2g})"
-    lines = [f"int8 against fp32: {verdict}", *_worth_of_qat(metrics), *_one_class(metrics)]
-    return "\n".join(lines)
+    one_class = [
+        f"{form.label} names one class for every test image: its accuracy is that class's share, and compares to "
+        "nothing"
+        for form in FORMS
+        if metrics.get(f"{form.prefix}/named_classes") == 1
+    ]
+    return "\n".join([f"int8 against fp32: {verdict}", *_worth_of_qat(metrics), *one_class])
 
 
 def _worth_of_qat(metrics: Mapping[str, float]) -> list[str]:
@@ -115,15 +99,6 @@ def _worth_of_qat(metrics: Mapping[str, float]) -> list[str]:
     if p >= SIGNIFICANCE:
         return [f"QAT gains {gain}, no more than chance (p = {p:.2g}): PTQ reaches the same {took}"]
     return [f"QAT gains {gain}, beyond chance (p = {p:.2g}), in {_duration(metrics['qat/seconds'])}"]
-
-
-def _one_class(metrics: Mapping[str, float]) -> list[str]:
-    """A line for each form that has learned nothing, whose accuracy is no more than the largest class's share."""
-    return [
-        f"{name} names one class for every test image: its accuracy is that class's share, and compares to nothing"
-        for form, name in FORMS.items()
-        if metrics.get(f"{form}/named_classes") == 1
-    ]
 
 
 def _duration(seconds: float) -> str:

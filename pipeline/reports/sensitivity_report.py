@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
 from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from pipeline.measure.sensitivity import RANK_RULE, LayerSensitivity, Sensitivity
+from pipeline.measure.sensitivity import RANK_RULE, Sensitivity
 
 # How many layers are named as the worst.
 _WORST = 3
@@ -40,13 +37,11 @@ def markdown_table(found: Sensitivity, images: int) -> str:
 
 def csv_table(found: Sensitivity) -> str:
     """The ranked layers with every digit, one row each."""
-    text = io.StringIO()
-    names = [spec.name for spec in dataclasses.fields(LayerSensitivity)]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", *names])
-    for rank, layer in enumerate(found.layers, start=1):
-        writer.writerow([rank, *dataclasses.astuple(layer)])
-    return text.getvalue()
+    import pandas as pd
+
+    frame = pd.DataFrame(found.layers)
+    frame.insert(0, "rank", range(1, len(frame) + 1))
+    return frame.to_csv(index=False)
 
 
 def advice(found: Sensitivity, skipped: Sequence[str]) -> str:

@@ -17,10 +17,8 @@ import importlib.util
 from collections.abc import Sequence
 
 from pipeline.host.errors import UserError, suggestion
+from pipeline.runtimes import onnx, openvino, torchscript
 from pipeline.runtimes.contract import Predictor, Runtime
-from pipeline.runtimes.onnx import RUNTIME as ONNXRUNTIME
-from pipeline.runtimes.openvino import RUNTIME as OPENVINO
-from pipeline.runtimes.torchscript import RUNTIME as TORCHSCRIPT
 
 __all__ = ["EAGER", "Predictor", "Runtime", "check_runtimes", "exported_to", "registry", "versions"]
 
@@ -30,8 +28,8 @@ EAGER = "eager"
 
 @functools.cache
 def registry() -> dict[str, Runtime]:
-    """The runtimes that a model is exported for, by name."""
-    return {runtime.name: runtime for runtime in (TORCHSCRIPT, ONNXRUNTIME, OPENVINO)}
+    """The runtimes that a model is exported for, by name; the one that starts soonest first."""
+    return {runtime.name: runtime for runtime in (onnx.RUNTIME, openvino.RUNTIME, torchscript.RUNTIME)}
 
 
 def exported_to(names: Sequence[str]) -> list[Runtime]:
@@ -51,17 +49,14 @@ def check_runtimes(names: Sequence[str], stages: Sequence[str] = ()) -> None:
     Raises:
         UserError: for the first one, with the nearest name or the line that installs it.
     """
+    key = f"runtime.names=[{','.join(names)}]"
     for name in names:
-        if name == EAGER:
-            continue
-        if name not in registry():
-            raise UserError(f"runtime.names=[{','.join(names)}]: {name}: {suggestion(name, [EAGER, *registry()])}")
-        runtime = registry()[name]
+        if name not in (EAGER, *registry()):
+            raise UserError(f"{key}: {name}: {suggestion(name, [EAGER, *registry()])}")
+    for runtime in exported_to(names):
         missing = [module for module in runtime.modules if importlib.util.find_spec(module) is None]
         if missing:
             how = f"pip install -e '.[{runtime.extra}]'" if runtime.extra else f"pip install {' '.join(missing)}"
-            raise UserError(f"runtime.names=[{','.join(names)}]: {name} is not installed here; {how} brings it")
+            raise UserError(f"{key}: {runtime.name} is not installed here; {how} brings it")
     if "export" in stages and not exported_to(names):
-        raise UserError(
-            f"runtime.names=[{','.join(names)}]: nothing to export; allowed: runtime=all, or the stage export left out"
-        )
+        raise UserError(f"{key}: nothing to export; allowed: runtime=all, or the stage export left out")

@@ -21,12 +21,13 @@ class Runtime:
     """A way to run a model outside of training.
 
     Attributes:
-        name: as in `runtime.names`.
+        name: as in `runtime.names`, in metrics, tables and plots.
         modules: what must be importable.
         extra: of this project's optional dependencies, the one that brings them.
         file: the file that `export` writes and `load` reads, beside which it may put others.
         export: writes a model (on the CPU, in evaluation mode) for an example (1, C, H, W) into a folder.
         load: gives the predictor of what is in a folder, with so many threads.
+        marker: of its points in plots, as matplotlib names it.
     """
 
     name: str
@@ -35,3 +36,4 @@ class Runtime:
     file: str
     export: Callable[[nn.Module, Tensor, Path], None]
     load: Callable[[Path, int], Predictor]
+    marker: str = "P"

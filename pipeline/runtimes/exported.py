@@ -6,6 +6,7 @@ Imports no more than the runtime does that the file needs.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,6 @@ from pipeline.host.errors import UserError
 from pipeline.host.files import in_project
 from pipeline.runtimes import Predictor, Runtime, check_runtimes, registry
 
-# Of several files in a folder: the runtime that starts soonest.
-_PREFERRED = ("onnxruntime", "openvino", "torchscript")
 # Where MLflow's flavours keep a model's file and what goes with it.
 _PLACES = ("", "extra_files", "artifacts")
 
@@ -55,12 +54,18 @@ def locate(model: str | None, outputs: str) -> Path:
     Raises:
         UserError: when it is not there.
     """
-    if model is None:
-        return _exported_last(in_project(outputs) / "artifacts")
-    path = Path(os.path.expanduser(model))
-    if not path.exists():
-        raise UserError(f"--model {model}: no such file or folder; allowed: models:/NAME@ALIAS, {_files()}")
-    return path
+    if model is not None:
+        path = Path(os.path.expanduser(model))
+        if not path.exists():
+            raise UserError(f"--model {model}: no such file or folder; allowed: models:/NAME@ALIAS, {_files()}")
+        return path
+    artifacts = in_project(outputs) / "artifacts"
+    exports = [path for path in artifacts.glob("export-*/int8") if not path.parent.name.endswith(".partial")]
+    for export in sorted(exports, key=lambda path: path.stat().st_mtime, reverse=True):
+        found = _first(export / name for name in registry())
+        if found is not None:
+            return found[1]
+    raise UserError(f"no exported int8 model in {artifacts}; a run with stage export makes one; allowed too: --model")
 
 
 def load(path: Path, threads: int = 1) -> ExportedModel:
@@ -69,9 +74,13 @@ def load(path: Path, threads: int = 1) -> ExportedModel:
     Raises:
         UserError: when either is missing or cannot be read, or the runtime is not installed.
     """
-    runtime, folder = _find(path)
+    found = _first(path / place for place in _PLACES) if path.is_dir() else _first([path.parent], path.name)
+    if found is None:
+        raise UserError(f"--model {path}: no exported model; allowed: models:/NAME@ALIAS, {_files()}")
+    runtime, folder = found
     check_runtimes([runtime.name])
-    preprocessing = Preprocessing.read(_beside(folder))
+    kept_by_mlflow = folder / "extra_files" / PREPROCESSING_FILE
+    preprocessing = Preprocessing.read(kept_by_mlflow if kept_by_mlflow.is_file() else folder / PREPROCESSING_FILE)
     try:
         predictor = runtime.load(folder, threads)
     except Exception as error:  # whatever the runtime raises on a damaged file
@@ -80,34 +89,16 @@ def load(path: Path, threads: int = 1) -> ExportedModel:
     return ExportedModel(folder / runtime.file, preprocessing, predictor)
 
 
-def _find(path: Path) -> tuple[Runtime, Path]:
-    """The runtime whose file `path` is or holds, and the folder of that file."""
-    runtimes = [registry()[name] for name in _PREFERRED]
-    folders = [path / place for place in _PLACES] if path.is_dir() else [path.parent]
-    for runtime in runtimes:
-        for folder in folders:
-            if (folder / runtime.file).is_file() and (path.is_dir() or path.name == runtime.file):
+def _first(folders: Iterable[Path], file: str | None = None) -> tuple[Runtime, Path] | None:
+    """The first runtime whose file is in one of the folders, and the folder; with `file`, only that of this name."""
+    places = list(folders)
+    for runtime in registry().values():
+        for folder in places:
+            if (folder / runtime.file).is_file() and file in (None, runtime.file):
                 return runtime, folder
-    raise UserError(f"--model {path}: no exported model; allowed: models:/NAME@ALIAS, {_files()}")
+    return None
 
 
 def _files() -> str:
-    names = [registry()[name].file for name in _PREFERRED]
-    return f"a folder with {', '.join(names[:-1])} or {names[-1]}, or the path of one"
-
-
-def _beside(folder: Path) -> Path:
-    """Where `preprocessing.json` is: beside the model, or where MLflow keeps it."""
-    kept_by_mlflow = folder / "extra_files" / PREPROCESSING_FILE
-    return kept_by_mlflow if kept_by_mlflow.is_file() else folder / PREPROCESSING_FILE
-
-
-def _exported_last(artifacts: Path) -> Path:
-    """The folder of the int8 model in the newest result of the stage `export`."""
-    files = [registry()[name].file for name in _PREFERRED]
-    exports = [path for path in artifacts.glob("export-*/int8") if not path.parent.name.endswith(".partial")]
-    for export in sorted(exports, key=lambda path: path.stat().st_mtime, reverse=True):
-        for name, file in zip(_PREFERRED, files, strict=True):
-            if (export / name / file).is_file():
-                return export / name
-    raise UserError(f"no exported int8 model in {artifacts}; a run with stage export makes one; allowed too: --model")
+    *names, last = (runtime.file for runtime in registry().values())
+    return f"a folder with {', '.join(names)} or {last}, or the path of one"

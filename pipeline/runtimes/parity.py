@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,13 +79,3 @@ def is_rounding(found: Parity, reference: np.ndarray, fp32: np.ndarray) -> bool:
     """
     of_quantization = 100 * float((reference.argmax(1) == fp32.argmax(1)).mean())
     return found.agreement_pct >= of_quantization and found.mcnemar_p > SIGNIFICANCE
-
-
-@contextmanager
-def torch_threads_kept() -> Iterator[None]:
-    """Give torch back the threads it had: predictors set their own, for the whole process."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

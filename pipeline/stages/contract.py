@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.datasets.spec import PartName
-from pipeline.flows.contract import Form
+from pipeline.flows import Form
 from pipeline.settings.config import Config
 from pipeline.training.context import Context
 

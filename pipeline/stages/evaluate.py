@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
-from pipeline.flows import forms
-from pipeline.flows.contract import Form
-from pipeline.measure.measurement import measure_latency, size_mb
+from pipeline.flows import BY_PREFIX, FORMS, Form, forms
+from pipeline.measure.latency import measure_latency
+from pipeline.measure.measurement import size_mb
 from pipeline.measure.pairs import pair_metrics
 from pipeline.measure.statistics import accuracy_interval
 from pipeline.reports import plots
@@ -26,18 +26,14 @@ from pipeline.stages.contract import Inputs, Stage
 from pipeline.training.context import Context
 from pipeline.training.loop import accuracy_pct, predict
 
-_ON_CPU_ALONE = ("ptq_int8", "int8")
-# fp32_finetuned is the arithmetic of fp32, and qat_fake only simulates that of int8: nobody ships it for its speed.
-_TIMED = ("fp32", "ptq_int8", "int8")
-
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
     (_, validation), test = context.load_training(), context.load_test()
     with context.machine.computing():
         models = {
-            prefix: forms.load(form, inputs[form], config, context.info)
-            for form, prefix in forms.PREFIXES.items()
-            if form in inputs
+            form.prefix: forms.load(form.name, inputs[form.name], config, context.info)
+            for form in FORMS
+            if form.name in inputs
         }
     validated = {name: _predict(name, model, validation, config, context) for name, model in models.items()}
     _keep_predictions(validation, validated, "predictions_val.npz", context)
@@ -46,7 +42,8 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     names = context.info.class_names
     with context.machine.computing():
         plots.confusion_matrix(test.labels, predicted["int8"], names, context.attach("confusion_matrix_int8.png"))
-    latency = _measure_latency(config, {name: models[name] for name in _TIMED if name in models}, test, context)
+    timed = {name: model for name, model in models.items() if BY_PREFIX[name].is_shipped}
+    latency = _measure_latency(config, timed, test, context)
     _report_validation(validation, validated, context)
     _report_test(test, predicted, context)
     with context.machine.computing():
@@ -59,7 +56,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
 
 def _predict(name: str, model: nn.Module, part: Part, config: Config, context: Context) -> Tensor:
     """The predicted class of every image of `part`; the model is on the CPU afterwards."""
-    device = torch.device("cpu") if name in _ON_CPU_ALONE else context.device
+    device = torch.device("cpu") if BY_PREFIX[name].is_int8 else context.device
     size, description = config.evaluate.batch_size, f"evaluate {name}"
     predicted = predict(
         model.to(device), part, config.dataset, size, device, description, context.flow, context.machine
@@ -134,21 +131,19 @@ def _measure_latency(config: Config, models: dict[str, nn.Module], test: Part, c
             warmup=config.evaluate.warmup,
             repeats=config.evaluate.repeats,
         )
-    for name, latency in measured.items():
-        context.metric(f"{name}/latency_ms", latency.median_ms)
-        context.metric(f"{name}/latency_p90_ms", latency.percentile_ms(90))
-        context.metric(f"{name}/latency_p99_ms", latency.percentile_ms(99))
+    for name, samples in measured.items():
+        context.metric(f"{name}/latency_ms", float(np.median(samples)))
+        context.metric(f"{name}/latency_p90_ms", float(np.percentile(samples, 90)))
+        context.metric(f"{name}/latency_p99_ms", float(np.percentile(samples, 99)))
     context.metric("latency_repeats", config.evaluate.repeats)
-    samples = {name: latency.samples_ms for name, latency in measured.items()}
-    context.attach("latency_samples_ms.json").write_text(json.dumps(samples))
-    return {name: latency.median_ms for name, latency in measured.items()}
+    context.attach("latency_samples_ms.json").write_text(json.dumps(measured))
+    return {name: float(np.median(samples)) for name, samples in measured.items()}
 
 
 def _controls(config: Config) -> tuple[Form, ...]:
     """The forms beside fp32 and int8: a control that this run makes, and the fake-quantized model when asked."""
-    made: dict[str, Form] = {"finetune": "float_finetuned", "ptq": "ptq_int8"}
-    controls = [form for stage, form in made.items() if stage in config.stages]
-    return (*controls, "qat") if config.evaluate.fake_quantized else tuple(controls)
+    controls = tuple(form.name for form in FORMS if form.made_by in config.stages)
+    return (*controls, "qat") if config.evaluate.fake_quantized else controls
 
 
 STAGE = Stage(

@@ -12,21 +12,20 @@ import json
 import math
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from pipeline.datasets import catalogue
+from pipeline.flows import FORMS, FormSpec, forms
 from pipeline.flows import eager as quantization
-from pipeline.flows import forms
 from pipeline.host import terminal
 from pipeline.host.errors import UserError
 from pipeline.host.faults import fault
 from pipeline.host.files import check_space
-from pipeline.measure.measurement import MEGABYTE
-from pipeline.runtimes import Runtime, eager, exported_to, parity
+from pipeline.measure.measurement import MEGABYTE, threads
+from pipeline.runtimes import Predictor, Runtime, eager, exported_to, parity
 from pipeline.settings.config import Config
 from pipeline.stages.contract import Inputs, Product, Stage
 from pipeline.training.context import Context
@@ -34,33 +33,28 @@ from pipeline.training.context import Context
 
 @dataclass(frozen=True)
 class _Reference:
-    """A form of the model as torch runs it, its logits for the test part (N, classes), and those of the float model."""
+    """A form of the model as torch runs it, with its logits for the test part (N, classes)."""
 
-    prefix: str
+    form: FormSpec
     model: nn.Module
     logits: np.ndarray
-    fp32_logits: np.ndarray
-    labels: np.ndarray
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
-    test, runtimes = context.load_test(), exported_to(config.runtime.names)
+    references: list[_Reference] = []
     verdicts: dict[str, dict[str, bool]] = {}
-    fp32_logits: np.ndarray | None = None
-    with parity.torch_threads_kept():
-        for form, checkpoint in inputs.items():
-            assert form != "exports"
-            prefix = forms.PREFIXES[form]
+    with threads():
+        for form in FORMS:
+            if form.name not in inputs:
+                continue
             with context.machine.computing():
-                model = forms.load(form, checkpoint, config, context.info).eval()
+                model = forms.load(form.name, inputs[form.name], config, context.info).eval()
             predictor = eager.predictor(model, torch.get_num_threads())
-            size, labels = config.evaluate.batch_size, test.labels.numpy()
-            logits = parity.outputs(predictor, test, config.dataset, size, f"eager {prefix}", context.machine)
-            if form == "float":
-                fp32_logits = logits
-            assert fp32_logits is not None, "the float form comes first"
-            reference = _Reference(prefix, model, logits, fp32_logits, labels)
-            verdicts[prefix] = {runtime.name: _ship(runtime, reference, config, context) for runtime in runtimes}
+            references.append(_Reference(form, model, _logits(predictor, f"eager {form.prefix}", config, context)))
+            verdicts[form.prefix] = {
+                runtime.name: _ship(runtime, references[-1], references[0], config, context)
+                for runtime in exported_to(config.runtime.names)
+            }
     if not any(verdicts["int8"].values()):
         raise UserError(
             f"runtime.names=[{','.join(config.runtime.names)}]: no exported int8 model agrees with torch's own; the "
@@ -69,12 +63,26 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     context.attach(parity.FILE).write_text(json.dumps(verdicts, indent=1))
 
 
-def _ship(runtime: Runtime, reference: _Reference, config: Config, context: Context) -> bool:
+def _logits(predictor: Predictor, description: str, config: Config, context: Context) -> np.ndarray:
+    """Of the whole test part: (N, classes)."""
+    batch_size = config.evaluate.batch_size
+    return parity.outputs(predictor, context.load_test(), config.dataset, batch_size, description, context.machine)
+
+
+def _ship(runtime: Runtime, reference: _Reference, fp32: _Reference, config: Config, context: Context) -> bool:
     """Export a form to a runtime and test it there; report the numbers, and say whether it may be shipped."""
-    name = f"{runtime.name}/{reference.prefix}"
-    folder = context.folder / reference.prefix / runtime.name
+    prefix, size = reference.form.prefix, config.dataset.image_size
+    name, folder = f"{runtime.name}/{prefix}", context.folder / prefix / runtime.name
+    labels = context.load_test().labels.numpy()
+    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
+    folder.mkdir(parents=True)
     try:
-        found = _export_and_compare(runtime, reference, folder, config, context)
+        with context.machine.computing():
+            runtime.export(reference.model, torch.zeros(1, context.info.channels, size, size), folder)
+        catalogue.preprocessing(config.dataset).write(folder)
+        with context.machine.computing():
+            predictor = runtime.load(folder, torch.get_num_threads())
+        logits = _logits(predictor, f"{runtime.name} {prefix}", config, context)
     except (UserError, OSError, MemoryError):  # of this machine, now: nothing to keep as a verdict
         raise
     except Exception as error:  # whatever an exporter or a runtime raises for a network that it cannot take
@@ -86,54 +94,36 @@ def _ship(runtime: Runtime, reference: _Reference, config: Config, context: Cont
         shutil.rmtree(folder, ignore_errors=True)
         context.metric(f"{name}/parity", 0)
         return False
+    found = parity.compare(logits, reference.logits, labels)
     passed = found.agreement_pct >= config.export.min_agreement
     for what, value in dataclasses.asdict(found).items():
         context.metric(f"{name}/{what}", value)
     context.metric(f"{name}/file_mb", sum(path.stat().st_size for path in folder.iterdir()) / MEGABYTE)
     context.metric(f"{name}/parity", float(passed))
     line = (
-        f"{name}: agrees on {found.agreement_pct:.2f} % of {len(reference.labels)} test images, outputs differ by "
+        f"{name}: agrees on {found.agreement_pct:.2f} % of {len(labels)} test images, outputs differ by "
         f"{found.max_difference:.3g} at most, {found.mean_difference:.3g} on average"
     )
     if passed:
         terminal.say(f"  {line}")
     else:
-        terminal.warn(
-            f"{line}; export.min_agreement={config.export.min_agreement:g}: fails"
-            f"{_likely_cause(found, reference, config)}"
-        )
+        cause = _likely_cause(found, reference, fp32, labels, config) if reference.form.is_int8 else ""
+        terminal.warn(f"{line}; export.min_agreement={config.export.min_agreement:g}: fails{cause}")
         shutil.rmtree(folder)  # nobody shall take it for the model
     return passed
 
 
-def _export_and_compare(
-    runtime: Runtime, reference: _Reference, folder: Path, config: Config, context: Context
-) -> parity.Parity:
-    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
-    folder.mkdir(parents=True)
-    size = config.dataset.image_size
-    with context.machine.computing():
-        runtime.export(reference.model, torch.zeros(1, context.info.channels, size, size), folder)
-    catalogue.preprocessing(config.dataset).write(folder)
-    with context.machine.computing():
-        predictor = runtime.load(folder, torch.get_num_threads())
-    description = f"{runtime.name} {reference.prefix}"
-    test, batch_size = context.load_test(), config.evaluate.batch_size
-    logits = parity.outputs(predictor, test, config.dataset, batch_size, description, context.machine)
-    return parity.compare(logits, reference.logits, reference.labels)
-
-
-def _likely_cause(found: parity.Parity, reference: _Reference, config: Config) -> str:
-    """What is known to set runtimes apart, as the end of a line."""
-    if reference.prefix == "fp32":
-        return ""
+def _likely_cause(
+    found: parity.Parity, reference: _Reference, fp32: _Reference, labels: np.ndarray, config: Config
+) -> str:
+    """What is known to set runtimes apart in int8, as the end of a line."""
     if quantization.activation_levels(config.backend) > 128 and not quantization.has_vnni():
         return (
             "; likely cause: activations of 8 bits saturate in its kernels on this processor, which lacks VNNI: "
             "backend.activation_bits=7"
         )
-    if parity.is_rounding(found, reference.logits, reference.fp32_logits):
-        accuracy = 100 * float((reference.logits.argmax(1) == reference.labels).mean())
+    if parity.is_rounding(found, reference.logits, fp32.logits):
+        accuracy = 100 * float((reference.logits.argmax(1) == labels).mean())
         return (
             f"; likely cause: rounding, no mistake: accuracy {found.accuracy_pct:.2f} % against {accuracy:.2f} %, "
             f"McNemar's p = {found.mcnemar_p:.2g}, and quantization alone changes more classes; "
@@ -143,7 +133,7 @@ def _likely_cause(found: parity.Parity, reference: _Reference, config: Config) -
 
 
 def _controls(config: Config) -> tuple[Product, ...]:
-    return ("ptq_int8",) if "ptq" in config.stages else ()
+    return tuple(form.name for form in FORMS if form.is_shipped and form.made_by in config.stages)
 
 
 STAGE = Stage(

@@ -94,18 +94,17 @@ def _varying(sweep: Sweep, config: Config) -> list[str]:
 
 def _compare_jobs(sweep: Sweep, config: Config) -> parents.Summary | None:
     """Put the finished jobs side by side, in the terminal and as files in the sweep's folder; None: there are none."""
-    # pandas, plotly and matplotlib are imported only when there is something to compare.
+    # pandas and matplotlib are imported only when there is something to compare.
     from pipeline.reports.comparison import write_comparison
     from pipeline.reports.comparison.seeds import over_seeds
     from pipeline.reports.comparison.table import compare
     from pipeline.reports.comparison.text import MAX_DESCRIPTION_CHARACTERS, text_table
 
     try:
-        runs = _runs_of_jobs(sweep, config)
-        comparison = compare(runs)
+        comparison = compare(_runs_of_jobs(sweep, config))
     except UserError:  # no job began a run, or none finished with all metrics: the status table is about to tell
         return None
-    files = write_comparison(runs, sweep.folder, title=sweep.name)
+    files = write_comparison(comparison, sweep.folder, sweep.name)
     terminal.say(f"{text_table(comparison)}\ncomparison: {sweep.folder / 'comparison.html'}\n")
     best = comparison.frame.iloc[0]
     markdown = text_table(comparison, "github", MAX_DESCRIPTION_CHARACTERS)

@@ -15,7 +15,8 @@ but without a removal version: when it goes, this is the room to refurnish.
     vectorized.py      the arithmetic of fake-quantize on the CPU, to torch's bits in a fraction of its time
 """
 
-from pipeline.flows.contract import Flow, Form
+from pipeline.flows import Form
+from pipeline.flows.contract import Flow
 from pipeline.flows.eager import flow
 from pipeline.flows.eager.engines import check_backend, silence_known_warnings, supported_engines, use_engine
 from pipeline.flows.eager.fake_quantize import (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from pipeline.datasets.spec import DatasetInfo
-from pipeline.flows.contract import Form, Method
+from pipeline.flows import Form
+from pipeline.flows.contract import Method
 from pipeline.flows.eager import graph, twins
 from pipeline.flows.eager.engines import check_backend, silence_known_warnings
 from pipeline.flows.eager.fake_quantize import (

@@ -15,7 +15,7 @@ import warnings
 import torch.ao.quantization as ao
 from torch import nn
 
-from pipeline.flows.contract import Form
+from pipeline.flows import Form
 from pipeline.flows.eager.engines import use_engine
 from pipeline.flows.eager.fake_quantize import count_fake_quantize
 from pipeline.flows.eager.layers import float_layers, keep_float

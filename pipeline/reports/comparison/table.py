@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
+from pipeline.flows import FORMS
 from pipeline.host.errors import UserError
-from pipeline.measure.statistics import accuracy_interval
 from pipeline.reports.tracked_run import TrackedRun
 
 MAX_DROP_PCT = 0.5
@@ -44,41 +45,52 @@ _FOLLOWS = {"backend.qconfig": "backend.name", "backend.engine": "backend.name"}
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the frame with its heading, unit included, and its digits after the point."""
+    """A column of the frame, and how it is headed where it is shown; "" where it is not.
+
+    Attributes:
+        heading: in the page.
+        short: in the terminal, which is narrow.
+        over_seeds: in the table over seeds.
+        digits: after the point.
+    """
 
     name: str
-    heading: str
-    digits: int
+    heading: str = ""
+    short: str = ""
+    over_seeds: str = ""
+    digits: int = 2
 
 
 COLUMNS = (
-    Column("val/int8_accuracy_pct", "int8 validation %", 2),
-    Column("val/accuracy_drop_pct", "drop on validation, points", 2),
-    Column("int8/accuracy_pct", "int8 test %", 2),
-    Column("int8/accuracy_ci_low_pct", "95 % from", 2),
-    Column("int8/accuracy_ci_high_pct", "95 % to", 2),
-    Column("accuracy_drop_pct", "drop on test, points", 2),
-    Column("accuracy_drop_ci_low_pct", "drop 95 % from", 2),
-    Column("accuracy_drop_ci_high_pct", "drop 95 % to", 2),
-    Column("int8/latency_ms", "int8 latency ms", 2),
-    Column("int8/latency_p90_ms", "int8 p90 ms", 2),
-    Column("speedup", "speedup ×", 2),
-    Column("int8/size_mb", "int8 size MB", 2),
-    Column("compression", "compression ×", 2),
-    Column("val/fp32_accuracy_pct", "fp32 validation %", 2),
-    Column("fp32/accuracy_pct", "fp32 test %", 2),
-    Column("fp32/accuracy_ci_low_pct", "fp32 95 % from", 2),
-    Column("fp32/accuracy_ci_high_pct", "fp32 95 % to", 2),
-    Column("fp32/latency_ms", "fp32 latency ms", 2),
-    Column("fp32/latency_p90_ms", "fp32 p90 ms", 2),
-    Column("fp32/size_mb", "fp32 size MB", 2),
-    Column("fp32_finetuned/accuracy_pct", "fp32 fine-tuned test %", 2),
-    Column("accuracy_drop_vs_finetuned_pct", "drop from fine-tuned, points", 2),
-    Column("ptq_int8/accuracy_pct", "PTQ int8 test %", 2),
-    Column("qat_fake/accuracy_pct", "QAT fake-quantized test %", 2),
-    Column("mcnemar_p", "McNemar p", 4),
-    Column("val/images", "validation images", 0),
-    Column("test_images", "test images", 0),
+    Column("val/int8_accuracy_pct", "int8 validation %", "val %", "int8 validation %"),
+    Column("val/accuracy_drop_pct", "drop on validation, points"),
+    Column("int8/accuracy_pct", "int8 test %", "test %", "int8 test %"),
+    Column("int8/accuracy_ci_low_pct"),
+    Column("int8/accuracy_ci_high_pct"),
+    Column("accuracy_drop_pct", "drop on test, points", "drop", "drop"),
+    Column("accuracy_drop_ci_low_pct"),
+    Column("accuracy_drop_ci_high_pct"),
+    *(
+        Column(f"{form.prefix}/accuracy_pct", f"{form.label} test %", f"{form.short} %", f"{form.short} %")
+        for form in FORMS
+        if form.is_control
+    ),
+    Column("accuracy_drop_vs_finetuned_pct", "drop from fine-tuned, points", over_seeds="drop, tuned"),
+    Column("int8/latency_ms", "int8 latency ms", "int8 ms"),
+    Column("int8/latency_p90_ms", "int8 p90 ms"),
+    Column("speedup", "speedup ×", "speedup ×", "speedup ×"),
+    Column("int8/size_mb", "int8 size MB", "int8 MB"),
+    Column("compression", "compression ×", "smaller ×"),
+    Column("fp32/accuracy_pct", "fp32 test %", over_seeds="fp32 %"),
+    Column("fp32/accuracy_ci_low_pct"),
+    Column("fp32/accuracy_ci_high_pct"),
+    Column("fp32/latency_ms", "fp32 latency ms"),
+    Column("fp32/latency_p90_ms"),
+    Column("fp32/size_mb", "fp32 size MB"),
+    Column("mcnemar_p", "McNemar p", digits=4),
+    Column("val/fp32_accuracy_pct"),
+    Column("val/images"),
+    Column("test_images"),
 )
 _OWN = {"run", "run_id", "within_max_drop", "on_front", *(column.name for column in COLUMNS)}
 
@@ -138,9 +150,9 @@ def compare(runs: Sequence[TrackedRun], max_drop_pct: float = MAX_DROP_PCT) -> C
     Raises:
         UserError: when none of them did.
     """
-    reasons = _told_once(runs, {run.run_id: _why_left_out(run) for run in runs})
-    left_out = dict(Counter(reason for reason in reasons.values() if reason))
-    compared = [run for run in runs if not reasons[run.run_id]]
+    reasons = _why_left_out(runs)
+    left_out = Counter(reason for reason in reasons if reason)
+    compared = [run for run, reason in zip(runs, reasons, strict=True) if reason is None]
     if not compared:
         raise UserError(f"there is nothing to compare: {_left_out_text(left_out) if left_out else 'no run was found'}")
     settings = pd.DataFrame([_settings(run) for run in compared])
@@ -149,42 +161,42 @@ def compare(runs: Sequence[TrackedRun], max_drop_pct: float = MAX_DROP_PCT) -> C
     shared = {str(name): settings[name].iloc[0] for name in settings if name not in differing}
     numbers = pd.DataFrame([_numbers(run, max_drop_pct) for run in compared])
     frame = pd.concat([settings[varying].apply(_as_numbers), numbers], axis="columns")
-    frame["on_front"] = _int8_on_front(frame)
+    # Of all models, the fp32 ones among them.
+    latency = np.concatenate([frame["int8/latency_ms"], frame["fp32/latency_ms"]])
+    accuracy = np.concatenate([frame["val/int8_accuracy_pct"], frame["val/fp32_accuracy_pct"]])
+    frame["on_front"] = pareto_front(latency, accuracy)[: len(frame)]
     frame["run_id"] = [run.run_id for run in compared]
     frame = frame.loc[_order(frame)].reset_index(drop=True)
     return Comparison(frame, tuple(varying), shared, max_drop_pct, left_out)
 
 
-def pareto_front(latency_ms: Sequence[float], accuracy_pct: Sequence[float]) -> list[bool]:
-    """Which points no other one beats: none is as fast and as accurate, and better in one of the two."""
-    front = [False] * len(latency_ms)
-    best, best_latency = -math.inf, math.nan
-    for index in sorted(range(len(latency_ms)), key=lambda index: (latency_ms[index], -accuracy_pct[index])):
-        equal_to_best = accuracy_pct[index] == best and latency_ms[index] == best_latency
-        if accuracy_pct[index] > best or equal_to_best:
-            front[index] = True
-            best, best_latency = accuracy_pct[index], latency_ms[index]
-    return front
+def pareto_front(latency_ms: ArrayLike, accuracy_pct: ArrayLike) -> np.ndarray:
+    """Which points no other one beats, bool (N): none is as fast and as accurate, and better in one of the two."""
+    latency, accuracy = np.asarray(latency_ms), np.asarray(accuracy_pct)
+    no_worse = (latency <= latency[:, None]) & (accuracy >= accuracy[:, None])
+    better = (latency < latency[:, None]) | (accuracy > accuracy[:, None])
+    return np.asarray(~(no_worse & better).any(axis=1))
 
 
-def _why_left_out(run: TrackedRun) -> str | None:
-    if run.status != "FINISHED":
-        return run.status.lower()
-    if not all(math.isfinite(run.metrics.get(name, math.nan)) for name in REQUIRED):
-        return "without all metrics"
-    known = all(math.isfinite(run.metrics.get(name, math.nan)) for name in VALIDATION)
-    return None if known else "without val/ metrics: run again"
-
-
-def _told_once(runs: Sequence[TrackedRun], reasons: Mapping[str, str | None]) -> dict[str, str | None]:
-    """The reasons, and one for each run that has the very artifacts of an earlier one in the list."""
-    told, seen = dict(reasons), set()
+def _why_left_out(runs: Sequence[TrackedRun]) -> list[str | None]:
+    """A reason for each run that is not compared; one is that an earlier one in the list has its very artifacts."""
+    reasons: list[str | None] = []
+    seen = set()
     for run in runs:
         artifacts = frozenset(item for item in run.tags.items() if item[0].startswith("artifact."))
-        if artifacts and not told[run.run_id]:
-            told[run.run_id] = "repeated" if artifacts in seen else None
+        reason = None
+        if run.status != "FINISHED":
+            reason = run.status.lower()
+        elif not all(math.isfinite(run.metrics.get(name, math.nan)) for name in REQUIRED):
+            reason = "without all metrics"
+        elif not all(math.isfinite(run.metrics.get(name, math.nan)) for name in VALIDATION):
+            reason = "without val/ metrics: run again"
+        elif artifacts in seen:
+            reason = "repeated"
+        elif artifacts:
             seen.add(artifacts)
-    return told
+        reasons.append(reason)
+    return reasons
 
 
 def _left_out_text(left_out: Mapping[str, int]) -> str:
@@ -204,10 +216,7 @@ def _follows(settings: pd.DataFrame, name: str) -> bool:
 
 
 def _numbers(run: TrackedRun, max_drop_pct: float) -> dict[str, object]:
-    found = dict(run.metrics)
-    for form in ("int8", "fp32"):
-        interval = accuracy_interval(found[f"{form}/accuracy_pct"], found.get("test_images"))
-        found |= dict(zip((f"{form}/accuracy_ci_low_pct", f"{form}/accuracy_ci_high_pct"), interval, strict=True))
+    found = run.metrics
     # 98.8 - 98.3 is a little more than 0.5 in floating point.
     within = round(found["val/accuracy_drop_pct"], 9) <= max_drop_pct
     # A model that always names the largest class loses nothing against another that does.
@@ -219,13 +228,6 @@ def _as_numbers(column: pd.Series) -> pd.Series:
     """A setting's column as numbers where all of its values are, so that 10 comes after 2."""
     numbers = pd.to_numeric(column, errors="coerce")
     return numbers if numbers.notna().all() else column
-
-
-def _int8_on_front(frame: pd.DataFrame) -> list[bool]:
-    """Which int8 models are on the front of all models, the fp32 ones among them, by their validation accuracy."""
-    latency = np.concatenate([frame["int8/latency_ms"], frame["fp32/latency_ms"]])
-    accuracy = np.concatenate([frame["val/int8_accuracy_pct"], frame["val/fp32_accuracy_pct"]])
-    return pareto_front(latency.tolist(), accuracy.tolist())[: len(frame)]
 
 
 def _order(frame: pd.DataFrame) -> pd.Index:
