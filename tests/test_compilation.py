@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 
 from pipeline.flows import eager as quantization
-from pipeline.flows.eager.fusing import fuse_modules
+from pipeline.flows.eager.layers import fuse_modules
 from pipeline.settings.config import BackendConfig
 from pipeline.training import loop as training
 from pipeline.training.compilation import CompiledForward
