@@ -37,8 +37,6 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
         _begin_from_ptq(model, inputs["float"], config, context)
         seconds = time.perf_counter() - started
         start = _predict_converted(model, config, context)
-    if config.qat.compile:
-        quantization.size_ranges(model)
 
     def before_step(model: nn.Module, epochs_done: float) -> None:
         freeze_on_schedule(model, epochs_done, config.qat)
