@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.commands.composition import compose_request
-from pipeline.datasets import catalogue, contents
+from pipeline.datasets import catalogue, folder
 from pipeline.datasets.arrays import prepared
 from pipeline.datasets.loader import count_batches, evaluation_batches, training_batches
 from pipeline.datasets.spec import DatasetInfo, Part
@@ -591,8 +591,8 @@ def test_files_are_read_once_when_they_do_not_change(
     two_parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    hash_one = contents._hash_one
-    monkeypatch.setattr(contents, "_hash_one", lambda path: [read.append(path), hash_one(path)][1])
+    hash_one = folder._hash_one
+    monkeypatch.setattr(folder, "_hash_one", lambda file: [read.append(file.path), hash_one(file)][1])
     fingerprints(two_parts)
     assert len(read) == 20
     fingerprints(two_parts)

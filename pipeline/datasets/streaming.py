@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from multiprocessing.synchronize import Event
-from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.datasets.decoding import ImageFile, decode_each, decode_or_refuse, quiet_pillow, worker_count
-from pipeline.datasets.pictures import Reading
+from pipeline.datasets.decoding import decode_each, decode_or_refuse, quiet_pillow, reading, worker_count
 from pipeline.host.errors import UserError
 from pipeline.host.machine import Machine
+from pipeline.settings.config import DatasetConfig
 
 # Batches that each worker has ready or under way.
 _PREFETCH = 2
 # How long a worker waits for a measurement until it asks whether it is still needed: leaving would wait for it.
 _PATIENCE_S = 0.5
-_SHARED_MEMORY = Path("/dev/shm")
-# Bytes, more than enough for those by which processes take turns.
-_FOR_SEMAPHORES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -42,16 +35,14 @@ class Streamed:
     """The images of `files` (N, each an `ImageFile`), decoded when they are asked for; `Pixels` of a part."""
 
     files: np.ndarray
-    reading: Reading
-    size: int
-    workers: int | None
+    config: DatasetConfig
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return len(self.files), self.reading.channels, self.size, self.size
+        return len(self.files), len(self.config.mean), self.config.image_size, self.config.image_size
 
     def __getitem__(self, indices: np.ndarray) -> Streamed:
-        return Streamed(self.files[indices], self.reading, self.size, self.workers)
+        return Streamed(self.files[indices], self.config)
 
     def batches(
         self, chosen: Sequence[Tensor], device: torch.device, machine: Machine
@@ -66,30 +57,24 @@ class Streamed:
             UserError: for an image that cannot be read or has changed, a worker that was killed, or too little
                 shared memory.
         """
-        if len(chosen) == 1:
-            yield self._decode_here(chosen[0], machine).to(device)
-        elif chosen:
-            yield from self._decode_ahead(chosen, device, machine)
-
-    def _decode_here(self, indices: Tensor, machine: Machine) -> Tensor:
-        pixels = np.empty((len(indices), *self.shape[1:]), np.uint8)
-        files = list(self.files[indices.numpy()])
-        keep = pixels.__setitem__
-        decode_each(files, self.reading, self.size, self.workers, "decode", keep, skip=False, machine=machine)
-        return torch.from_numpy(pixels)
+        files = [self.files[indices.numpy()] for indices in chosen]
+        if len(files) > 1:
+            yield from self._decode_ahead(files, device, machine)
+        elif files:
+            decoded = decode_each(files[0], self.config, machine, "decode")
+            yield torch.from_numpy(np.stack(list(decoded))).to(device)  # type: ignore[arg-type]
 
     def _decode_ahead(
-        self, chosen: Sequence[Tensor], device: torch.device, machine: Machine
+        self, files: list[np.ndarray], device: torch.device, machine: Machine
     ) -> Generator[Tensor, None, None]:
-        workers = min(worker_count(self.workers), len(chosen))
-        self._check_shared_memory(max(map(len, chosen)), workers)
-        with _told_in_one_line(workers):
+        workers, batches = min(worker_count(self.config.workers), len(files)), None
+        try:
             processes = _clean_processes()
             left = processes.Event()
             loader = DataLoader(
-                _Decoder(self.reading, self.size, machine, left),
-                batch_size=None,  # an index is a batch already
-                sampler=_FilesOfBatches(self.files, chosen),
+                _Decoder(self.config, machine, left),
+                batch_size=None,  # the files of a batch are one thing to decode
+                sampler=files,  # each in its turn: a worker need not know all of them
                 num_workers=workers,
                 prefetch_factor=_PREFETCH,
                 pin_memory=device.type == "cuda",
@@ -98,40 +83,18 @@ class Streamed:
                 generator=torch.Generator(),  # torch's own, which dropout draws from, is left alone
             )
             batches = iter(loader)
-        try:
-            for _ in chosen:
-                with _told_in_one_line(workers):
-                    found = next(batches)
+            for found in batches:
                 if isinstance(found, UserError):
                     raise found
                 yield found.to(device, non_blocking=True)
+        # A worker was killed, or memory, files or sockets cannot be had for them.
+        except (RuntimeError, OSError, EOFError) as error:
+            raise _failure(workers, " ".join(str(error).split()) or type(error).__name__) from error
         finally:
-            left.set()
-            # Now, and not when the last traceback that knows of the iterator is gone: a sweep goes on after a failure.
-            batches._shutdown_workers()  # type: ignore[attr-defined]
-
-    def _check_shared_memory(self, batch_size: int, workers: int) -> None:
-        """Refuse where not even one batch fits, before a DataLoader that cannot start leaves its own traces."""
-        needed = batch_size * math.prod(self.shape[1:]) + _FOR_SEMAPHORES
-        if _SHARED_MEMORY.is_dir() and (free := shutil.disk_usage(_SHARED_MEMORY).free) < needed:
-            raise _failure(
-                workers, f"a batch takes {needed / 1e6:,.1f} MB of shared memory, {free / 1e6:,.1f} are free"
-            )
-
-
-@dataclass(frozen=True)
-class _FilesOfBatches:
-    """The files of each batch, when its turn comes: a worker need not know all of them."""
-
-    files: np.ndarray
-    chosen: Sequence[Tensor]
-
-    def __iter__(self) -> Iterator[list[ImageFile]]:
-        for indices in self.chosen:
-            yield list(self.files[indices.numpy()])
-
-    def __len__(self) -> int:
-        return len(self.chosen)
+            if batches is not None:
+                left.set()
+                # Now, and not when the last traceback that knows of the iterator is gone: a sweep goes on after it.
+                batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -141,36 +104,28 @@ class _Decoder(Dataset[Tensor | UserError]):
     An exception would come out of the DataLoader wrapped in the worker's traceback; so it is given as a result.
     """
 
-    reading: Reading
-    size: int
+    config: DatasetConfig
     machine: Machine
     left: Event  # set when nobody takes the batches any more
 
-    def __getitem__(self, files: list[ImageFile]) -> Tensor | UserError:
-        with contextlib.ExitStack() as turn:
-            while True:
-                try:
-                    turn.enter_context(self.machine.computing(_PATIENCE_S))
-                    break
-                except TimeoutError:
-                    if self.left.is_set():
-                        return torch.empty(0)
-            return self._decode(files)
+    def __getitem__(self, files: np.ndarray) -> Tensor | UserError:
+        while not self.left.is_set():
+            with contextlib.suppress(TimeoutError), self.machine.computing(_PATIENCE_S):
+                return self._decode(files)
+        return torch.empty(0)
 
-    def _decode(self, files: list[ImageFile]) -> Tensor | UserError:
+    def _decode(self, files: np.ndarray) -> Tensor | UserError:
         quiet_pillow()
+        how, size = reading(self.config), self.config.image_size
         try:
             # Allocated before anything is decoded, and not while it is sent, where a failure would be lost.
-            pixels = torch.empty(
-                (len(files), self.reading.channels, self.size, self.size), dtype=torch.uint8
-            ).share_memory_()
+            pixels = torch.empty((len(files), how.channels, size, size), dtype=torch.uint8).share_memory_()
         except (RuntimeError, MemoryError) as error:
             workers = torch.utils.data.get_worker_info()
             return _failure(workers.num_workers if workers else 0, " ".join(str(error).split()))
-        into = pixels.numpy()
         try:
-            for index, file in enumerate(files):
-                into[index] = decode_or_refuse(file, self.reading, self.size)
+            for into, file in zip(pixels.numpy(), files, strict=True):
+                into[...] = decode_or_refuse(file, how, size)
         except UserError as error:
             return UserError(str(error))
         return pixels
@@ -179,32 +134,18 @@ class _Decoder(Dataset[Tensor | UserError]):
 def _prepare_worker(worker: int) -> None:
     """Let this worker end when the process that started it does, be it killed, and without a word.
 
-    By itself it waits for the server's end, and the server for that of its workers. If the run is interrupted while
-    it takes a batch over, the thread that hands it over would print a traceback beside the run's one line.
+    By itself it waits for the server's end, and the server for that of its workers. What it raises comes as a result;
+    what it would print is a traceback of a thread that hands a batch over when the run is interrupted.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
-    sys.excepthook = _tell_unless_disconnected
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
     def wait() -> None:
         parent.join()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _tell_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if not isinstance(error, EOFError | ConnectionError):
-        sys.__excepthook__(kind, error, trace)
-
-
-@contextlib.contextmanager
-def _told_in_one_line(workers: int) -> Iterator[None]:
-    """What the machinery of workers raises: one was killed, or memory, files or sockets cannot be had for them."""
-    try:
-        yield
-    except (RuntimeError, OSError, EOFError) as error:
-        raise _failure(workers, " ".join(str(error).split()) or type(error).__name__) from error
 
 
 def _failure(workers: int, reason: str) -> UserError:
@@ -220,8 +161,6 @@ def _clean_processes() -> BaseContext:
     A fork of this process would take CUDA's state, OpenMP's threads and held locks along; a spawned one imports
     torch anew in every epoch.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     # A worker also sets the start method that is this process's own: joblib's, in a parallel sweep, has to be known.
     context.set_forkserver_preload([__name__, type(multiprocessing.get_context()).__module__])
