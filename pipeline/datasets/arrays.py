@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -44,24 +44,18 @@ class Arrays:
         """For each of `chosen` (B) its images: uint8 (B, C, S, S) on `device`, prepared while nobody measures."""
         if math.prod(self.shape) <= _KEPT:
             if not self._kept:
-                self._kept.append(torch.cat(list(self._slices(self.images.split(_SLICE), machine))))
+                slices = (self._prepare(some, machine) for some in self.images.split(_SLICE))
+                self._kept.append(torch.cat(list(slices)))
             for indices in chosen:
                 yield self._kept[0][indices].to(device)
         else:
-            for pixels in self._slices((self.images[indices] for indices in chosen), machine):
-                yield pixels.to(device)
+            for indices in chosen:
+                yield self._prepare(self.images[indices], machine).to(device)
 
-    def _slices(self, images: Iterable[Tensor], machine: Machine) -> Iterator[Tensor]:
-        for some in images:
-            with machine.computing():
-                pixels = self._prepare(some)
-            yield pixels
-
-    def _prepare(self, images: Tensor) -> Tensor:
-        pixels = np.empty((len(images), *self.shape[1:]), np.uint8)
-        for index, image in enumerate(images.numpy()):
-            pixels[index] = fit(from_array(image, self.channels), self.size)
-        return torch.from_numpy(pixels)
+    def _prepare(self, images: Tensor, machine: Machine) -> Tensor:
+        with machine.computing():
+            made = [fit(from_array(image, self.channels), self.size) for image in images.numpy()]
+        return torch.from_numpy(np.stack(made))
 
 
 def prepared(part: Part, config: DatasetConfig) -> Part:

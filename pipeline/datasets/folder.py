@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.datasets.decoding import ImageFile, in_threads
 from pipeline.datasets.spec import PartName
-from pipeline.datasets.splitting import split_indices
+from pipeline.datasets.splitting import held_out_to_test
 from pipeline.host import terminal
 from pipeline.host.errors import UserError, nearest
 from pipeline.host.files import in_project
@@ -189,11 +189,7 @@ def files_of(config: DatasetConfig, part: PartName) -> Listing:
 def read_of(config: DatasetConfig, part: PartName) -> Listing:
     """The image files that `part` is of: as the folder has it, or held out of a folder that is not split."""
     listing = files_of(config, part)
-    if is_split(config):
-        return listing
-    key = f"dataset.test_fraction={config.test_fraction}"
-    training, test = split_indices(listing.labels, round(len(listing) * config.test_fraction), seed=0, key=key)
-    return listing.select(training if part == "train" else test)
+    return listing if is_split(config) else listing.select(held_out_to_test(listing.labels, config, part))
 
 
 def fingerprint(config: DatasetConfig, part: PartName, seen: Path) -> str:

@@ -26,6 +26,10 @@ from pipeline.settings.config import DatasetConfig
 _NAMED = 5
 
 
+def _prepare(config: DatasetConfig) -> None:
+    _is_streamed(config)
+
+
 def _read(config: DatasetConfig, part: PartName, machine: Machine) -> Part:
     """A part in memory or streamed; where unreadable files are left out, each is decoded once to find them."""
     listing = folder.read_of(config, part)
@@ -116,7 +120,7 @@ DATASETS = (
     DatasetSpec(
         name="image_folder",
         class_names=folder.class_names,
-        prepare=lambda config: None,
+        prepare=_prepare,
         read=_read,
         fingerprint=folder.fingerprint,
         origin=lambda config: str(in_project(config.root)),

@@ -42,11 +42,7 @@ class Pixels(Protocol):
     def batches(
         self, chosen: Sequence[Tensor], device: torch.device, machine: Machine
     ) -> Generator[Tensor, None, None]:
-        """For each of `chosen`, int64 indices (B), its images: uint8 (B, C, H, W) on `device`.
-
-        Raises:
-            UserError: for an image that cannot be read, or has changed since the run began.
-        """
+        """As `Part.batches`, made while nobody measures on `machine`."""
 
 
 @dataclass(frozen=True)
