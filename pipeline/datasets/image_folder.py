@@ -82,10 +82,10 @@ def _is_streamed(config: DatasetConfig) -> tuple[bool, str]:
     if config.loading == "auto":
         why = f"{'at most' if fits else 'more than'} {bound}"
     workers = worker_count(config.workers)
-    how = "batch by batch, by {} worker{}" if streamed else "once, into memory, by {} thread{}"
+    how = "batch by batch" if streamed else "once, into memory"
     return streamed, (
-        f"image_folder: {count:,} images of {config.image_size} px are {amount(needed)} decoded, {why}: decoded "
-        + how.format(workers, "s" if workers > 1 else "")
+        f"image_folder: {count:,} images of {config.image_size} px are {amount(needed)} decoded, {why}: decoded {how}, "
+        f"by {workers} thread{'s' if workers > 1 else ''}"
     )
 
 

@@ -68,8 +68,7 @@ class Part:
     def batches(self, chosen: Sequence[Tensor], device: torch.device) -> Generator[Tensor, None, None]:
         """For each of `chosen`, int64 indices (B) on the CPU, its images: uint8 (B, C, H, W) on `device`.
 
-        Close the iterator (`contextlib.closing`) where it may be left before its end: processes may work for it.
-        Do not ask for the next batch within `machine.computing`: these processes wait for it.
+        Close the iterator (`contextlib.closing`) where it may be left before its end: threads may work for it.
 
         Raises:
             UserError: for an image that cannot be read, or has changed since the run began.

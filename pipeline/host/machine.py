@@ -20,35 +20,25 @@ from filelock import ReadWriteLock
 
 
 class Machine:
-    """The lock of this machine, a file in `folder`; without a folder (one process alone) nothing waits.
-
-    It can be sent to another process, which then takes it by itself.
-    """
+    """The lock of this machine, a file in `folder`; without a folder (one process alone) nothing waits."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
         self._lock = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = ReadWriteLock(str(folder / f"machine-{gethostname()}.db"))
 
-    def __reduce__(self) -> tuple[type[Machine], tuple[Path | None]]:
-        return Machine, (self._folder,)
-
     @contextmanager
-    def computing(self, patience_s: float = -1) -> Iterator[None]:
+    def computing(self) -> Iterator[None]:
         """Compute beside others, for the time of a slice.
 
         Nobody may wait within it for another process that asks for it too: that one would wait for a measurement,
         and the measurement for this one.
-
-        Raises:
-            TimeoutError: when a measurement has not ended after `patience_s` seconds (-1: waits as long as it takes).
         """
         if self._lock is None:
             yield
             return
-        with self._lock.read_lock(patience_s):
+        with self._lock.read_lock():
             yield
 
     @contextmanager

@@ -49,34 +49,3 @@ from pipeline.flows.eager.qconfig import (
 )
 from pipeline.flows.eager.ranges import take_ranges
 from pipeline.flows.eager.vectorized import observe_over_all
-
-__all__ = [
-    "Form",
-    "activation_levels",
-    "check_backend",
-    "check_skip_layers",
-    "convert",
-    "count_fake_quantize",
-    "fake_quantize_off",
-    "freeze_batch_norm",
-    "freeze_observers",
-    "fuse",
-    "has_vnni",
-    "int8_products",
-    "observe_over_all",
-    "observers_off",
-    "prepare",
-    "prepare_ptq",
-    "prepare_simulation",
-    "quantizable_layers",
-    "rebuild",
-    "resolved_ptq_qconfig",
-    "resolved_qconfig",
-    "saturation_warning",
-    "silence_known_warnings",
-    "supported_engines",
-    "switch",
-    "switch_all",
-    "take_ranges",
-    "use_engine",
-]
