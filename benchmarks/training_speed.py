@@ -31,8 +31,8 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline import models
 from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue
-from pipeline.datasets.arrays import Arrays
 from pipeline.datasets.spec import Part
+from pipeline.datasets.unmade import Unmade
 from pipeline.flows import eager as quantization
 from pipeline.flows.eager import twins
 from pipeline.host import environment
@@ -158,8 +158,8 @@ class PilImages(Dataset[tuple[Tensor, int]]):
     def __init__(self, part: Part, config: Config) -> None:
         from torchvision import transforms  # beside its operators, which pipeline.models has declared
 
-        assert isinstance(part.pixels, Arrays)
-        self._images = [Image.fromarray(pixels[0].numpy()) for pixels in part.pixels.images]
+        assert isinstance(part.pixels, Unmade)
+        self._images = [Image.fromarray(pixels[0]) for pixels in part.pixels.sources]
         self._labels = part.labels.tolist()
         size = config.dataset.image_size
         normalize = transforms.Normalize(config.dataset.mean, config.dataset.std)

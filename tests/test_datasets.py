@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue, folder
-from pipeline.datasets.arrays import prepared
+from pipeline.datasets.catalogue import prepared
 from pipeline.datasets.loader import count_batches, evaluation_batches, training_batches
 from pipeline.datasets.spec import DatasetInfo, Part
 from pipeline.host import remembered

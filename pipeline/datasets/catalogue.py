@@ -11,17 +11,23 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from torch import Tensor
+
 import pipeline.host.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
-from pipeline.datasets.arrays import prepared
-from pipeline.datasets.preprocessing import Preprocessing
+from pipeline.datasets.preprocessing import Preprocessing, fit, from_array
 from pipeline.datasets.spec import DatasetInfo, DatasetSpec, Part, PartName
 from pipeline.datasets.splitting import chosen_to_test, training_and_validation
+from pipeline.datasets.unmade import Unmade
 from pipeline.host.declared import modules_of
 from pipeline.host.errors import UserError, suggestion
 from pipeline.host.machine import UNSHARED, Machine
 from pipeline.settings.config import DatasetConfig
 
 _ROOM = "pipeline.datasets"
+# Bytes of a part's prepared images that are kept. More come of large images: there a batch is prepared in far less
+# time than a network takes for it, and all of them would take gigabytes (docs/data.md).
+_KEPT = 1_000_000_000
 # Of the classes in their order so many are named, and of those that are lacking.
 _SHOWN, _NAMED = 12, 5
 
@@ -141,6 +147,20 @@ def _load(config: DatasetConfig, name: PartName, machine: Machine) -> Part:
     part = spec.read(config, name, machine)
     _check_labels(part, config.name, name, spec.class_names(config))
     return replace(prepared(part, config), machine=machine)
+
+
+def prepared(part: Part, config: DatasetConfig) -> Part:
+    """The part with the channels and the size that `config` says; as it is, where it has them."""
+    channels, size = len(config.mean), config.image_size
+    if tuple(part.pixels.shape[1:]) == (channels, size, size):
+        return part
+    assert isinstance(part.pixels, Tensor), "what is decoded file by file is prepared already"
+    make = functools.partial(_prepare, channels=channels, size=size)
+    return replace(part, pixels=Unmade(part.pixels.numpy(), make, (channels, size, size), config.workers, _KEPT))
+
+
+def _prepare(pixels: np.ndarray, channels: int, size: int) -> np.ndarray:
+    return fit(from_array(pixels, channels), size)
 
 
 def _check_labels(part: Part, dataset: str, name: PartName, class_names: tuple[str, ...]) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from pipeline.datasets import folder, folder_findings
-from pipeline.datasets.decoding import decode_each, worker_count
+from pipeline.datasets.decoding import decode_each, decode_or_refuse, reading, worker_count
 from pipeline.datasets.pictures import Unreadable
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
-from pipeline.datasets.streaming import Streamed
+from pipeline.datasets.unmade import Unmade
 from pipeline.host import terminal
 from pipeline.host.errors import UserError
 from pipeline.host.files import amount, in_project
@@ -37,7 +37,7 @@ def _read(config: DatasetConfig, part: PartName, machine: Machine) -> Part:
     _say_once(config.root, line)
     skip = config.unreadable == "skip"
     if streamed and not skip:
-        return Part(Streamed(listing.files, config), torch.from_numpy(listing.labels))
+        return Part(_stream(listing, config), torch.from_numpy(listing.labels))
     pixels = None
     if streamed:
         count, started = f"each of {len(listing):,} {part} images", time.perf_counter()
@@ -58,8 +58,14 @@ def _read(config: DatasetConfig, part: PartName, machine: Machine) -> Part:
     if reasons:
         kept = _leave_out(listing, reasons, config, part)
         listing, pixels = listing.select(kept), pixels if pixels is None else pixels[kept]
-    images = Streamed(listing.files, config) if pixels is None else torch.from_numpy(pixels)
+    images = _stream(listing, config) if pixels is None else torch.from_numpy(pixels)
     return Part(images, torch.from_numpy(listing.labels))
+
+
+def _stream(listing: folder.Listing, config: DatasetConfig) -> Unmade:
+    size = config.image_size
+    make = functools.partial(decode_or_refuse, reading=reading(config), size=size)
+    return Unmade(listing.files, make, (len(config.mean), size, size), config.workers)
 
 
 def _is_streamed(config: DatasetConfig) -> tuple[bool, str]:
