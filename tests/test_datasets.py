@@ -206,19 +206,6 @@ def test_mnist_falls_through_to_the_next_mirror_when_the_first_is_damaged(
     assert not list((tmp_path / "data").rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("damage", ["cut", "altered"])
-def test_mnist_is_unpacked_again_when_an_unpacked_file_is_damaged(
-    damage: str, mnist_mirror: Path, tmp_path: Path
-) -> None:
-    config = ready(composed("dataset=mnist", f"dataset.root={tmp_path}", f"dataset.mirror={mnist_mirror}"))
-    whole = catalogue.load_test(config)
-    labels = tmp_path / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
-    content = labels.read_bytes()
-    labels.write_bytes(content[:5000] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
-    assert torch.equal(catalogue.load_test(config).labels, whole.labels)
-    assert labels.read_bytes() == content
-
-
 class Cifar10:
     """A small CIFAR-10 archive in the official layout, in `mirror`; `train` and `test` are its images."""
 

@@ -353,7 +353,7 @@ def test_what_files_hold_is_noted_and_read_again_when_they_change(
 ) -> None:
     assert found(folder) == {}
     read = []
-    monkeypatch.setattr(folder_findings, "_look", lambda *given: read.append(given))
+    monkeypatch.setattr(folder_findings, "_look", lambda *given, **how: read.append(given))
     assert found(folder) == {}
     assert read == []
     noise(99).save(folder / "test" / "cat" / "0.png")
