@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -74,7 +75,7 @@ class Unmade:
 
         ahead: list[Future[np.ndarray]] = []
         try:
-            for indices, following in zip(chosen, [*chosen[1:], None], strict=True):
+            for indices, following in itertools.zip_longest(chosen, chosen[1:]):
                 with machine.computing():
                     pixels = np.stack([future.result() for future in ahead or begin(indices)])
                     ahead = [] if following is None else begin(following)

@@ -68,16 +68,18 @@ class VectorizedFakeQuantize(FusedMovingAvgObsFakeQuantize):
             observe(self, *((low, high) if self.world is None else self.world.extremes(low, high)))
         if not self.fake_quant_enabled.item():
             return X
-        low, high = self.activation_post_process.quant_min, self.activation_post_process.quant_max
+        lowest, highest = self.activation_post_process.quant_min, self.activation_post_process.quant_max
         if on_cpu:
             zero_point = int(self.zero_point[0])
             # One for all, since the scheme by channel is symmetric.
             assert (self.zero_point == zero_point).all()
-            fake_quantized: Tensor = FakeQuantize.apply(X, factor, self.scale, low - zero_point, high - zero_point)
+            fake_quantized: Tensor = FakeQuantize.apply(
+                X, factor, self.scale, lowest - zero_point, highest - zero_point
+            )
             return fake_quantized
         if self.is_per_channel:
-            return torch.fake_quantize_per_channel_affine(X, self.scale, self.zero_point, 0, low, high)
-        return torch.fake_quantize_per_tensor_affine(X, self.scale, self.zero_point, low, high)
+            return torch.fake_quantize_per_channel_affine(X, self.scale, self.zero_point, 0, lowest, highest)
+        return torch.fake_quantize_per_tensor_affine(X, self.scale, self.zero_point, lowest, highest)
 
 
 def _convolve_and_normalize(self: Any, input: Tensor) -> Tensor:
