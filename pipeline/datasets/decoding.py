@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,7 +26,6 @@ _MOST_WORKERS = 32
 # Files given to the threads at a time: a million futures would take a gigabyte, and a measurement waits for them.
 _CHUNK = 64
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -65,7 +64,11 @@ def quiet_pillow() -> None:
 
 
 def in_threads(
-    work: Callable[[Item], Result], items: Sequence[Item], workers: int | None, machine: Machine, description: str
+    work: Callable[[Any], Result],
+    items: Sequence[Any] | np.ndarray,
+    workers: int | None,
+    machine: Machine,
+    description: str,
 ) -> Iterator[Result]:
     """What `work` gives of each item, in their order; it is done to some, then others may measure."""
     quiet_pillow()
@@ -128,8 +131,8 @@ def decode_each(
     Raises:
         UserError: for a file that cannot be read and is not to be skipped, or has changed since the run began.
     """
-    how = {"reading": reading(config), "size": config.image_size}
-    work = partial(_decode_or_tell if skip else decode_or_refuse, **how)
+    one: Callable[..., np.ndarray | Unreadable] = _decode_or_tell if skip else decode_or_refuse
+    work = partial(one, reading=reading(config), size=config.image_size)
     return in_threads(work, files, config.workers, machine, description)
 
 

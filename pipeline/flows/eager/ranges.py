@@ -49,7 +49,7 @@ def take_ranges(prepared: nn.Module, calibrated: nn.Module) -> None:
             layer = calibrated.get_submodule(parent)
             # Fused with its ReLU, a layer is a sequence of both.
             weighted: Any = layer[0] if isinstance(layer, nn.Sequential) else layer
-            observe(module, *extremes(weighted.weight, module.is_per_channel))
+            observe(module, *extremes(weighted.weight, bool(module.is_per_channel)))
         elif name in observers and _has_seen(observers[name]):
             # A histogram chooses a range narrower than what it has seen; scale and zero point say which.
             observe(module, *_range_of(module, *observers[name].calculate_qparams()))
