@@ -1,4 +1,4 @@
-"""How fast batches come from files, decoded by worker processes, against the same batches from memory.
+"""How fast batches come from files, decoded by threads, against the same batches from memory.
 
     python -m benchmarks.streaming                          # 2,000 JPEGs of 256 px that it makes
     python -m benchmarks.streaming --train resnet18         # and with training steps of a network beside it

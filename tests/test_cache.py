@@ -164,13 +164,13 @@ def keys(project: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("file", "old", "new", "first"),
     [
-        ("models/resnet.py", "def forward", "def  forward", None),
+        ("models/torchvision_networks.py", "def adapt_stem", "def  adapt_stem", None),
         ("stages/qat.py", '"""', '"""Otherwise: ', None),
         ("host/terminal.py", "def say(", "def say_it(text): ...\n\n\ndef say(", None),
         ("reports/results.py", "def ", "def another(): ...\n\n\ndef ", None),
         ("tracking/pages.py", "def ", "def another(): ...\n\n\ndef ", None),
-        ("models/mobilenet.py", "stride = 1", "stride = 3", None),
-        ("datasets/mnist.py", "_HEADER_BYTES = 16", "_HEADER_BYTES = 17", None),
+        ("models/blog_resnet.py", "min_image_size=65", "min_image_size=66", None),
+        ("datasets/mnist.py", "offset=16", "offset=17", None),
         ("training/optimization.py", "def ", "def another(): ...\n\n\ndef ", "train"),
         ("flows/eager/straight_through.py", "_BLOCK = 2**17", "_BLOCK = 2**16", "train"),
         ("training/calibration.py", "def ", "def another(): ...\n\n\ndef ", "ptq"),
@@ -204,14 +204,14 @@ def test_run_is_made_again_and_says_why_when_a_network_computes_otherwise(projec
         return [line for line in done.stdout.splitlines() if line.startswith("train")]
 
     assert "done" in lines()[0]
-    path = project / "pipeline" / "models" / "resnet.py"
+    path = project / "pipeline" / "models" / "torchvision_networks.py"
     text = path.read_text()
-    path.write_text(text.replace(" + ", " - ", 1))
+    path.write_text(text.replace('mode="fan_out"', 'mode="fan_in"', 1))
     try:
         said = lines()
     finally:
         path.write_text(text)
-    assert said[0] == "train     made again: pipeline/models/resnet.py changed"
+    assert said[0] == "train     made again: pipeline/models/torchvision_networks.py changed"
     assert "done" in said[1]
     assert "cached" in lines()[0]
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from pipeline.commands.composition import compose_request
-from pipeline.datasets import catalogue, looking
+from pipeline.datasets import catalogue, folder_findings
 from pipeline.datasets.splitting import split_indices, take_indices
 from pipeline.host.errors import UserError
 from pipeline.host.files import PROJECT_ROOT
@@ -342,7 +342,7 @@ def test_pictures_of_8_bits_that_use_few_of_them_are_told(folder: Path, found: F
 def test_some_pictures_are_looked_at_and_said_to_be_when_there_are_many(
     folder: Path, found: Found, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(looking, "_LOOKED_AT", 4)
+    monkeypatch.setattr(folder_findings, "_LOOKED_AT", 4)
     change_every(folder, lambda path: Image.new("L", (9, 9), 50 + len(path.read_bytes()) % 100).save(path))
     line = found(folder)["constant"]
     assert line.startswith("8 of the 8 images that were looked at, of 30, are of one colour throughout")
@@ -353,7 +353,7 @@ def test_what_files_hold_is_noted_and_read_again_when_they_change(
 ) -> None:
     assert found(folder) == {}
     read = []
-    monkeypatch.setattr(looking, "_look", lambda *given: read.append(given))
+    monkeypatch.setattr(folder_findings, "_look", lambda *given, **how: read.append(given))
     assert found(folder) == {}
     assert read == []
     noise(99).save(folder / "test" / "cat" / "0.png")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import multiprocessing
-import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +20,7 @@ from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.pictures import Reading
 from pipeline.datasets.spec import Part
 from pipeline.flows.eager import flow
-from pipeline.host.machine import UNSHARED, Machine
+from pipeline.host.machine import Machine
 from pipeline.run.request import Request
 from pipeline.run.runner import run
 from pipeline.runtimes import parity
@@ -85,18 +83,6 @@ def test_measurement_waits_for_what_computes_and_what_computes_for_it(machine: M
             pass
         assert not could_measure(folder)
     assert could_measure(folder)
-    with measuring_elsewhere(folder), pytest.raises(TimeoutError), machine.computing(patience_s=0.1):
-        pass
-    with machine.computing(patience_s=30):
-        pass
-
-
-def test_lock_is_the_same_when_it_is_sent_to_another_process(machine: Machine, folder: Path) -> None:
-    sent, unshared = (pickle.loads(pickle.dumps(one)) for one in (machine, UNSHARED))  # noqa: S301
-    with sent.computing():
-        assert not could_measure(folder)
-    with unshared.measuring(), UNSHARED.computing():
-        pass
 
 
 def test_decoding_into_memory_waits_when_another_process_measures(
@@ -138,12 +124,12 @@ def test_every_file_is_decoded_while_nobody_can_measure_and_between_the_slices_o
     assert len(free) == COUNT + (3 if changes else 0)
 
 
-def test_workers_decode_no_further_while_another_process_measures(
+def test_streaming_decodes_no_further_while_another_process_measures(
     pictures: DatasetConfig, machine: Machine, folder: Path
 ) -> None:
     config = dataclasses.replace(pictures, loading="stream")
     batches = evaluation_batches(catalogue.load_test(config, machine), config, 1, CPU)
-    first = next(batches)  # the workers have started; of 12 batches 5 are under way
+    first = next(batches)  # of 12 batches one more is under way
     with measuring_elsewhere(folder):
         rest = Work(lambda: list(batches))
         assert not rest.ends_within(2)
@@ -153,20 +139,6 @@ def test_workers_decode_no_further_while_another_process_measures(
     for (images, labels), (same, alike) in zip([first, *rest.result], in_memory, strict=True):
         assert torch.equal(images, same)
         assert torch.equal(labels, alike)
-
-
-def test_workers_end_by_themselves_when_the_epoch_is_left_while_another_process_measures(
-    pictures: DatasetConfig, machine: Machine, folder: Path
-) -> None:
-    config = dataclasses.replace(pictures, loading="stream")
-    batches = evaluation_batches(catalogue.load_test(config, machine), config, 1, CPU)
-    next(batches)
-    with measuring_elsewhere(folder):
-        next(batches)  # those under way are there, and the workers wait for the lock
-        workers = multiprocessing.active_children()
-        assert len(workers) == 2
-        batches.close()
-    assert [worker.exitcode for worker in workers] == [0, 0]  # and not torch's SIGTERM, which comes after 5 seconds
 
 
 def test_logits_are_computed_while_nobody_can_measure(pictures: DatasetConfig, machine: Machine, folder: Path) -> None:

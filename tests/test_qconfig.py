@@ -16,7 +16,7 @@ from pipeline.datasets.spec import DatasetInfo
 from pipeline.flows import eager as quantization
 from pipeline.flows import forms
 from pipeline.flows.eager import Form, twins
-from pipeline.flows.eager.fusing import fuse_modules
+from pipeline.flows.eager.layers import fuse_modules
 from pipeline.host.errors import UserError
 from pipeline.run.request import Request
 from pipeline.run.runner import artifacts_of, check_parts, run

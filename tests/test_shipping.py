@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline import predict
 from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue
-from pipeline.datasets.arrays import Arrays
+from pipeline.datasets.unmade import Unmade
 from pipeline.host.errors import UserError
 from pipeline.run.request import Request
 from pipeline.run.runner import check_parts, run
@@ -47,8 +47,8 @@ def test_champion_predicts_the_classes_that_the_run_predicted_when_its_test_imag
     config = request_.config
     test = catalogue.load_test(config.dataset)
     names = []
-    assert isinstance(test.pixels, Arrays)
-    for index, pixels in enumerate(test.pixels.images.numpy()):  # of 8 px, as they were read
+    assert isinstance(test.pixels, Unmade)
+    for index, pixels in enumerate(test.pixels.sources):  # of 8 px, as they were read
         names.append(str(tmp_path / f"{index}.png"))
         Image.fromarray(pixels[0]).save(names[-1])
     champion = ["--outputs", config.outputs, "--model", "models:/digits@champion"]

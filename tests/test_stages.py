@@ -13,8 +13,8 @@ from PIL import Image
 from pipeline import models, stages
 from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue
-from pipeline.datasets.arrays import Arrays
 from pipeline.datasets.spec import Part
+from pipeline.datasets.unmade import Unmade
 from pipeline.flows import forms
 from pipeline.flows.eager import Form, flow, silence_known_warnings
 from pipeline.run.plan import visible_config
@@ -151,9 +151,9 @@ def test_evaluate_accuracy_is_that_of_a_plain_loop_when_run(walked: Walked, metr
     test, settings = catalogue.load_test(bench.config.dataset), bench.config.dataset
     network = forms.load(form, bench.models[form], bench.config, bench.info).eval()
     correct = 0
-    assert isinstance(test.pixels, Arrays)
-    for pixels, label in zip(test.pixels.images, test.labels, strict=True):
-        image = Image.fromarray(pixels[0].numpy()).resize((32, 32), Image.Resampling.BILINEAR)
+    assert isinstance(test.pixels, Unmade)
+    for pixels, label in zip(test.pixels.sources, test.labels, strict=True):
+        image = Image.fromarray(pixels[0]).resize((32, 32), Image.Resampling.BILINEAR)
         with torch.no_grad():
             logits = network((torch.tensor(np.asarray(image))[None, None] / 255 - settings.mean[0]) / settings.std[0])
         correct += int(logits.argmax()) == int(label)

@@ -11,20 +11,25 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from torch import Tensor
+
 import pipeline.host.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
-from pipeline.datasets.arrays import prepared
-from pipeline.datasets.labels import check_labels
-from pipeline.datasets.preprocessing import Preprocessing
+from pipeline.datasets.preprocessing import Preprocessing, fit, from_array
 from pipeline.datasets.spec import DatasetInfo, DatasetSpec, Part, PartName
 from pipeline.datasets.splitting import chosen_to_test, training_and_validation
+from pipeline.datasets.unmade import Unmade
 from pipeline.host.declared import modules_of
 from pipeline.host.errors import UserError, suggestion
 from pipeline.host.machine import UNSHARED, Machine
 from pipeline.settings.config import DatasetConfig
 
 _ROOM = "pipeline.datasets"
-# Of the classes in their order, so many are named.
-_SHOWN = 12
+# Bytes of a part's prepared images that are kept. More come of large images: there a batch is prepared in far less
+# time than a network takes for it, and all of them would take gigabytes (docs/data.md).
+_KEPT = 1_000_000_000
+# Of the classes in their order so many are named, and of those that are lacking.
+_SHOWN, _NAMED = 12, 5
 
 
 @functools.cache
@@ -49,10 +54,12 @@ def find(config: DatasetConfig) -> DatasetSpec:
     if config.name not in datasets:
         raise UserError(f"dataset.name={config.name}: {suggestion(config.name, sorted(datasets))}")
     found = datasets[config.name]
-    if config.loading == "stream" and not found.has_files:
-        raise UserError(f"dataset.loading=stream: {config.name} is read as a whole; allowed with it: auto, memory")
-    if config.unreadable == "skip" and not found.has_files:
-        raise UserError(f"dataset.unreadable=skip: {config.name} has no image files; allowed with it: refuse")
+    for setting, value, rest in (
+        ("loading", "stream", "is read as a whole; allowed with it: auto, memory"),
+        ("unreadable", "skip", "has no image files; allowed with it: refuse"),
+    ):
+        if getattr(config, setting) == value and not found.has_files:
+            raise UserError(f"dataset.{setting}={value}: {config.name} {rest}")
     if config.white_level is not None and not found.has_files:
         raise UserError(f"dataset.white_level={config.white_level:g}: {config.name} has no image files; allowed: null")
     return found
@@ -138,5 +145,56 @@ def _load(config: DatasetConfig, name: PartName, machine: Machine) -> Part:
     spec = find(config)
     spec.prepare(config)
     part = spec.read(config, name, machine)
-    check_labels(part, config.name, name, spec.class_names(config))
+    _check_labels(part, config.name, name, spec.class_names(config))
     return replace(prepared(part, config), machine=machine)
+
+
+def prepared(part: Part, config: DatasetConfig) -> Part:
+    """The part with the channels and the size that `config` says; as it is, where it has them."""
+    channels, size = len(config.mean), config.image_size
+    if tuple(part.pixels.shape[1:]) == (channels, size, size):
+        return part
+    assert isinstance(part.pixels, Tensor), "what is decoded file by file is prepared already"
+    make = functools.partial(_prepare, channels=channels, size=size)
+    return replace(part, pixels=Unmade(part.pixels.numpy(), make, (channels, size, size), config.workers, _KEPT))
+
+
+def _prepare(pixels: np.ndarray, channels: int, size: int) -> np.ndarray:
+    return fit(from_array(pixels, channels), size)
+
+
+def _check_labels(part: Part, dataset: str, name: PartName, class_names: tuple[str, ...]) -> None:
+    """Refuse a part without images, with labels beyond the classes, or, to train on, without some of the classes.
+
+    That every class is in the train part also says that the test part has none which it lacks.
+
+    Raises:
+        UserError: naming the data set, the part, the label and what is allowed.
+    """
+    of_part, classes = f"dataset={dataset}: the {name} part", len(class_names)
+    allowed = f"allowed: images of each of its {classes} classes"
+    if len(part) != part.pixels.shape[0]:
+        raise UserError(
+            f"{of_part} has {part.pixels.shape[0]:,} images and {len(part):,} labels; allowed: one label an image"
+        )
+    if len(part) == 0:
+        raise UserError(f"{of_part} has no images; {allowed}")
+    wrong = ((part.labels < 0) | (part.labels >= classes)).nonzero().flatten()
+    if len(wrong):
+        first = int(wrong[0])
+        more = f", and {len(wrong) - 1:,} more such" if len(wrong) > 1 else ""
+        raise UserError(
+            f"{of_part} has the label {int(part.labels[first])} at image {first:,} (of {len(part):,}, from 0){more}; "
+            f"allowed: 0 to {classes - 1}, its {classes} classes"
+        )
+    present = part.labels.unique().tolist()
+    if name == "train" and len(present) == 1:
+        raise UserError(
+            f"{of_part} has one class only: its {len(part):,} images have the label {present[0]} "
+            f"('{class_names[present[0]]}'); {allowed}"
+        )
+    lacking = [label for label in range(classes) if label not in present]
+    if name == "train" and lacking:
+        shown = ", ".join(f"{label} ('{class_names[label]}')" for label in lacking[:_NAMED])
+        more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
+        raise UserError(f"{of_part} has no images with the label {shown}{more}; {allowed}")

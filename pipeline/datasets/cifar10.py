@@ -25,21 +25,17 @@ def _prepare(config: DatasetConfig) -> None:
     from torchvision.datasets.utils import extract_archive
 
     root, dataset = in_project(config.root), _dataset()
-    if _is_unpacked(config):
+    files = [*dataset.train_list, *dataset.test_list, (dataset.meta["filename"], dataset.meta["md5"])]
+
+    def is_unpacked() -> bool:
+        return all(archives.is_whole(root / dataset.base_folder / name, md5) for name, md5 in files)
+
+    if is_unpacked():
         return
-    mirror = dataset.url.rsplit("/", 1)[0]
-    archives.fetch(config, root, {dataset.filename: dataset.tgz_md5}, [mirror])
+    archives.fetch(config, root, {dataset.filename: dataset.tgz_md5}, [dataset.url.rsplit("/", 1)[0]])
     with archives.locked(root):
-        if not _is_unpacked(config):
+        if not is_unpacked():
             extract_archive(str(root / dataset.filename), str(root))
-
-
-def _is_unpacked(config: DatasetConfig) -> bool:
-    dataset = _dataset()
-    folder = in_project(config.root) / dataset.base_folder
-    meta = (dataset.meta["filename"], dataset.meta["md5"])
-    files = [*dataset.train_list, *dataset.test_list, meta]
-    return all(archives.is_whole(folder / name, md5) for name, md5 in files)
 
 
 def _read(config: DatasetConfig, part: PartName, machine: Machine) -> Part:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,19 +24,20 @@ from pipeline.settings.config import DatasetConfig
 
 _MOST_WORKERS = 32
 # Files given to the threads at a time: a million futures would take a gigabyte, and a measurement waits for them.
-_CHUNK = 256
-UNKNOWN = -1
+_CHUNK = 64
+
+Result = TypeVar("Result")
 
 
 class ImageFile(NamedTuple):
-    """A file as it was when the run began; bytes and time are `UNKNOWN` where it could not be asked.
+    """A file as it was when the run began; None where it could not be asked.
 
     `state`: what the file system says that changes with the content (`remembered.state_of`).
     """
 
     path: str
-    size: int
-    changed_ns: int
+    size: int | None
+    changed_ns: int | None
     state: str | None
 
 
@@ -61,6 +63,23 @@ def quiet_pillow() -> None:
     warnings.filterwarnings("ignore", module="PIL")
 
 
+def in_threads(
+    work: Callable[[Any], Result],
+    items: Sequence[Any] | np.ndarray,
+    workers: int | None,
+    machine: Machine,
+    description: str,
+) -> Iterator[Result]:
+    """What `work` gives of each item, in their order; it is done to some, then others may measure."""
+    quiet_pillow()
+    with ThreadPoolExecutor(worker_count(workers)) as pool, terminal.bar(description, len(items)) as progress:
+        for start in range(0, len(items), _CHUNK):
+            with machine.computing():
+                results = list(pool.map(work, items[start : start + _CHUNK]))
+            progress.update(len(results))
+            yield from results
+
+
 def decode(file: ImageFile, reading: Reading, size: int) -> np.ndarray:
     """The image in a file as uint8 (C, S, S): the middle, its shorter side scaled to `size`.
 
@@ -70,10 +89,8 @@ def decode(file: ImageFile, reading: Reading, size: int) -> np.ndarray:
     """
     try:
         return fit(read_image(Path(file.path), reading), size)
-    except Unreadable as error:
-        raise Unreadable(f"dataset.root: {error}") from error
     except UserError as error:
-        raise UserError(f"dataset.root: {error}") from error
+        raise type(error)(f"dataset.root: {error}") from error
     finally:  # which also tells why a file is unreadable that was not
         _check_unchanged(file)
 
@@ -91,62 +108,36 @@ def decode_or_refuse(file: ImageFile, reading: Reading, size: int) -> np.ndarray
 
 
 def _check_unchanged(file: ImageFile) -> None:
-    if file.changed_ns == UNKNOWN:
+    if file.size is None:
         return
     try:
         status = os.stat(file.path)
+        if (status.st_size, status.st_mtime_ns) == (file.size, file.changed_ns):
+            return
+        differs = f"{file.size:,} bytes then, {status.st_size:,} now" if status.st_size != file.size else "another time"
+        what = f"changed since the run began ({differs})"
     except OSError as error:
-        raise UserError(
-            f"dataset.root: {file.path} has vanished since the run began ({error.strerror}); started again, the "
-            "command takes the files as they are then"
-        ) from error
-    if (status.st_size, status.st_mtime_ns) != (file.size, file.changed_ns):
-        what = f"{file.size:,} bytes then, {status.st_size:,} now" if status.st_size != file.size else "another time"
-        raise UserError(
-            f"dataset.root: {file.path} has changed since the run began ({what}); started again, the command takes "
-            "the files as they are then"
-        )
+        what = f"vanished since the run began ({error.strerror})"
+    raise UserError(
+        f"dataset.root: {file.path} has {what}; started again, the command takes the files as they are then"
+    )
 
 
 def decode_each(
-    files: Sequence[ImageFile],
-    reading: Reading,
-    size: int,
-    workers: int | None,
-    description: str,
-    keep: Callable[[int, np.ndarray], None],
-    skip: bool,
-    machine: Machine,
-) -> dict[int, str]:
-    """Decode every file in threads, and give each image with its index to `keep`; some files, then let others measure.
-
-    With `skip`, what cannot be read is left out: the index and the reason of each such file are returned.
+    files: np.ndarray, config: DatasetConfig, machine: Machine, description: str, skip: bool = False
+) -> Iterator[np.ndarray | Unreadable]:
+    """The image in each file (N), decoded in threads, or with `skip` why it cannot be read.
 
     Raises:
         UserError: for a file that cannot be read and is not to be skipped, or has changed since the run began.
     """
+    one: Callable[..., np.ndarray | Unreadable] = _decode_or_tell if skip else decode_or_refuse
+    work = partial(one, reading=reading(config), size=config.image_size)
+    return in_threads(work, files, config.workers, machine, description)
 
-    read = decode if skip else decode_or_refuse
 
-    def work(index: int) -> str | None:
-        try:
-            keep(index, read(files[index], reading, size))
-        except Unreadable as error:
-            return str(error)
-        return None
-
-    quiet_pillow()
-    reasons: dict[int, str] = {}
-    with ThreadPoolExecutor(worker_count(workers)) as pool, terminal.bar(description, len(files)) as progress:
-        try:
-            for start in range(0, len(files), _CHUNK):
-                indices = range(start, min(start + _CHUNK, len(files)))
-                with machine.computing():
-                    for index, reason in zip(indices, pool.map(work, indices), strict=True):
-                        if reason is not None:
-                            reasons[index] = reason
-                        progress.update(1)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return reasons
+def _decode_or_tell(file: ImageFile, reading: Reading, size: int) -> np.ndarray | Unreadable:
+    try:
+        return decode(file, reading, size)
+    except Unreadable as error:
+        return error

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
-from pipeline.datasets.splitting import split_stratified
+from pipeline.datasets.splitting import held_out_to_test
 from pipeline.host.machine import Machine
 from pipeline.settings.config import DatasetConfig
 
@@ -18,9 +18,7 @@ def _read(config: DatasetConfig, part: PartName, machine: Machine) -> Part:
         digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     whole = Part(torch.from_numpy(pixels).unsqueeze(1), torch.from_numpy(digits.target.astype(np.int64)))
-    key = f"dataset.test_fraction={config.test_fraction}"
-    training, test = split_stratified(whole, round(len(whole) * config.test_fraction), seed=0, key=key)
-    return training if part == "train" else test
+    return whole.select(held_out_to_test(digits.target, config, part))
 
 
 DATASETS = (

@@ -11,11 +11,11 @@ import time
 import numpy as np
 import torch
 
-from pipeline.datasets import folder_findings, folder_listing
-from pipeline.datasets.decoding import decode_each, reading, worker_count
-from pipeline.datasets.folder_listing import Listing
+from pipeline.datasets import folder, folder_findings
+from pipeline.datasets.decoding import decode_each, decode_or_refuse, reading, worker_count
+from pipeline.datasets.pictures import Unreadable
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
-from pipeline.datasets.streaming import Streamed
+from pipeline.datasets.unmade import Unmade
 from pipeline.host import terminal
 from pipeline.host.errors import UserError
 from pipeline.host.files import amount, in_project
@@ -31,10 +31,41 @@ def _prepare(config: DatasetConfig) -> None:
 
 
 def _read(config: DatasetConfig, part: PartName, machine: Machine) -> Part:
-    listing = folder_listing.read_of(config, part)
+    """A part in memory or streamed; where unreadable files are left out, each is decoded once to find them."""
+    listing = folder.read_of(config, part)
     streamed, line = _is_streamed(config)
     _say_once(config.root, line)
-    return (_stream if streamed else _decode)(listing, config, part, machine)
+    skip = config.unreadable == "skip"
+    if streamed and not skip:
+        return Part(_stream(listing, config), torch.from_numpy(listing.labels))
+    pixels = None
+    if streamed:
+        count, started = f"each of {len(listing):,} {part} images", time.perf_counter()
+        terminal.say(
+            f"image_folder: dataset.unreadable=skip: {count} is decoded once before the first batch, to check it"
+        )
+    else:
+        pixels = np.empty((len(listing), len(config.mean), config.image_size, config.image_size), dtype=np.uint8)
+    reasons: dict[int, str] = {}
+    decoded = decode_each(listing.files, config, machine, f"{'check' if streamed else 'decode'} {part}", skip)
+    for index, found in enumerate(decoded):
+        if isinstance(found, Unreadable):
+            reasons[index] = str(found)
+        elif pixels is not None:
+            pixels[index] = found
+    if streamed:
+        terminal.say(f"image_folder: checked {count} in {time.perf_counter() - started:.1f} s")
+    if reasons:
+        kept = _leave_out(listing, reasons, config, part)
+        listing, pixels = listing.select(kept), pixels if pixels is None else pixels[kept]
+    images = _stream(listing, config) if pixels is None else torch.from_numpy(pixels)
+    return Part(images, torch.from_numpy(listing.labels))
+
+
+def _stream(listing: folder.Listing, config: DatasetConfig) -> Unmade:
+    size = config.image_size
+    make = functools.partial(decode_or_refuse, reading=reading(config), size=size)
+    return Unmade(listing.files, make, (len(config.mean), size, size), config.workers)
 
 
 def _is_streamed(config: DatasetConfig) -> tuple[bool, str]:
@@ -43,8 +74,8 @@ def _is_streamed(config: DatasetConfig) -> tuple[bool, str]:
     Raises:
         UserError: when they are to be in memory and exceed its bound.
     """
-    parts: tuple[PartName, ...] = ("train", "test") if folder_listing.is_split(config) else ("train",)
-    count = sum(len(folder_listing.files_of(config, part)) for part in parts)
+    parts: tuple[PartName, ...] = ("train", "test") if folder.is_split(config) else ("train",)
+    count = sum(len(folder.files_of(config, part)) for part in parts)
     needed = count * len(config.mean) * config.image_size**2
     fits, bound = needed <= 1e9 * config.max_memory_gb, f"dataset.max_memory_gb={config.max_memory_gb:g}"
     if config.loading == "memory" and not fits:
@@ -53,16 +84,14 @@ def _is_streamed(config: DatasetConfig) -> tuple[bool, str]:
             "allowed: more memory, a smaller dataset.image_size, or dataset.loading=auto"
         )
     streamed = config.loading == "stream" or not fits
-    why = (
-        f"{'at most' if fits else 'more than'} {bound}"
-        if config.loading == "auto"
-        else f"dataset.loading={config.loading}"
-    )
+    why = f"dataset.loading={config.loading}"
+    if config.loading == "auto":
+        why = f"{'at most' if fits else 'more than'} {bound}"
     workers = worker_count(config.workers)
-    how = "batch by batch, by {} worker{}" if streamed else "once, into memory, by {} thread{}"
+    how = "batch by batch" if streamed else "once, into memory"
     return streamed, (
-        f"image_folder: {count:,} images of {config.image_size} px are {amount(needed)} decoded, {why}: decoded "
-        + how.format(workers, "s" if workers > 1 else "")
+        f"image_folder: {count:,} images of {config.image_size} px are {amount(needed)} decoded, {why}: decoded {how}, "
+        f"by {workers} thread{'s' if workers > 1 else ''}"
     )
 
 
@@ -71,38 +100,7 @@ def _say_once(root: str, line: str) -> None:
     terminal.say(line)
 
 
-def _decode(listing: Listing, config: DatasetConfig, part: PartName, machine: Machine) -> Part:
-    """Decode every file into one tensor of its final size."""
-    size, skip = config.image_size, config.unreadable == "skip"
-    pixels = np.empty((len(listing), len(config.mean), size, size), dtype=np.uint8)
-    files, keep = list(listing.files), pixels.__setitem__
-    reasons = decode_each(files, reading(config), size, config.workers, f"decode {part}", keep, skip, machine)
-    if reasons:
-        kept = _leave_out(listing, reasons, config, part)
-        pixels, listing = pixels[kept], listing.select(kept)
-    return Part(torch.from_numpy(pixels), torch.from_numpy(listing.labels))
-
-
-def _stream(listing: Listing, config: DatasetConfig, part: PartName, machine: Machine) -> Part:
-    """Leave the files where they are; where unreadable ones are left out, decode each once to find them."""
-    how, size = reading(config), config.image_size
-    if config.unreadable == "skip":
-        count = f"each of {len(listing):,} {part} images"
-        terminal.say(
-            f"image_folder: dataset.unreadable=skip: {count} is decoded once before the first batch, to check it"
-        )
-        started = time.perf_counter()
-        files, description = list(listing.files), f"check {part}"
-        reasons = decode_each(
-            files, how, size, config.workers, description, lambda index, pixels: None, skip=True, machine=machine
-        )
-        terminal.say(f"image_folder: checked {count} in {time.perf_counter() - started:.1f} s")
-        if reasons:
-            listing = listing.select(_leave_out(listing, reasons, config, part))
-    return Part(Streamed(listing.files, how, size, config.workers), torch.from_numpy(listing.labels))
-
-
-def _leave_out(listing: Listing, reasons: dict[int, str], config: DatasetConfig, part: PartName) -> np.ndarray:
+def _leave_out(listing: folder.Listing, reasons: dict[int, str], config: DatasetConfig, part: PartName) -> np.ndarray:
     """The indices of the files that are left, after a line about each of the first that are not, and their count.
 
     Raises:
@@ -113,8 +111,8 @@ def _leave_out(listing: Listing, reasons: dict[int, str], config: DatasetConfig,
     if len(lost):
         first = next(reason for index, reason in reasons.items() if listing.labels[index] == lost[0])
         raise UserError(
-            f"dataset.unreadable=skip: class '{folder_listing.class_names(config)[lost[0]]}' has no {part} image left "
-            f"that can be read; allowed: one in each class at least; the first: {first}"
+            f"dataset.unreadable=skip: class '{folder.class_names(config)[lost[0]]}' has no {part} image left that can "
+            f"be read; allowed: one in each class at least; the first: {first}"
         )
     for reason in list(reasons.values())[:_NAMED]:
         terminal.warn(f"left out: {reason}")
@@ -127,13 +125,13 @@ def _leave_out(listing: Listing, reasons: dict[int, str], config: DatasetConfig,
 DATASETS = (
     DatasetSpec(
         name="image_folder",
-        class_names=folder_listing.class_names,
+        class_names=folder.class_names,
         prepare=_prepare,
         read=_read,
-        fingerprint=folder_listing.fingerprint,
+        fingerprint=folder.fingerprint,
         origin=lambda config: str(in_project(config.root)),
         has_files=True,
-        look_again=folder_listing.look_again,
+        look_again=folder.look_again,
         inspect=folder_findings.inspect,
     ),
 )

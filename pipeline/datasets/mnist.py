@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import gzip
-import os
-import shutil
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from pipeline.datasets import archives
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
-from pipeline.host.errors import UserError
-from pipeline.host.files import in_project, write_and_rename
+from pipeline.host.files import in_project
 from pipeline.host.machine import Machine
 from pipeline.settings.config import DatasetConfig
 
-_IMAGES: dict[PartName, str] = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
-# Of a file of images: a magic number, the count, height and width, 4 bytes each.
-_HEADER_BYTES = 16
-
-
-def _unpack(archive: Path, target: Path) -> None:
-    """Unpack a .gz, unless its content is there already: its last 8 bytes are CRC-32 and length (RFC 1952)."""
-    with archive.open("rb") as stream:
-        stream.seek(-8, os.SEEK_END)
-        expected = struct.unpack("<II", stream.read(8))
-    if target.is_file() and target.stat().st_size == expected[1] and zlib.crc32(target.read_bytes()) == expected[0]:
-        return
-    with write_and_rename(target) as temporary, gzip.open(archive) as source, temporary.open("wb") as unpacked:
-        shutil.copyfileobj(source, unpacked)
+_BEGINNINGS: dict[PartName, str] = {"train": "train", "test": "t10k"}
 
 
 def _spec(name: str, class_name: str) -> DatasetSpec:
@@ -43,25 +28,18 @@ def _spec(name: str, class_name: str) -> DatasetSpec:
         return in_project(config.root) / class_name / "raw"
 
     def prepare(config: DatasetConfig) -> None:
-        folder, resources = folder_of(config), dict(dataset().resources)
-        archives.fetch(config, folder, resources, dataset().mirrors)
-        with archives.locked(folder):
-            for archive in resources:
-                _unpack(folder / archive, folder / archive.removesuffix(".gz"))
+        archives.fetch(config, folder_of(config), dict(dataset().resources), dataset().mirrors)
 
     def read(config: DatasetConfig, part: PartName, machine: Machine) -> Part:
-        images = folder_of(config) / _IMAGES[part]
-        if images.stat().st_size <= _HEADER_BYTES:
-            raise UserError(f"dataset={config.name}: the {part} part has no images: {images}; allowed: at least one")
-        try:
-            with machine.computing():
-                whole = dataset()(str(in_project(config.root)), train=part == "train", download=False)
-        except (AssertionError, RuntimeError, ValueError, LookupError, OSError) as error:
-            raise UserError(
-                f"dataset={config.name}: an unpacked file in {folder_of(config)} is damaged ({type(error).__name__}: "
-                f"{error}): remove the folder and run the command again"
-            ) from error
-        return Part(whole.data.unsqueeze(1), whole.targets.long())
+        start = folder_of(config) / _BEGINNINGS[part]
+        with machine.computing():
+            images, labels = (
+                gzip.decompress(Path(f"{start}-{kind}-ubyte.gz").read_bytes())
+                for kind in ("images-idx3", "labels-idx1")
+            )
+        # Behind a header: a magic number, the count and, of images, height and width, 4 bytes each.
+        pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28)
+        return Part(torch.tensor(pixels), torch.tensor(np.frombuffer(labels, np.uint8, offset=8), dtype=torch.int64))
 
     return DatasetSpec(
         name=name,

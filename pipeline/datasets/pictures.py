@@ -63,19 +63,29 @@ def read_image(path: Path, reading: Reading) -> Image.Image:
     """
     try:
         with _open(path) as image:
-            _check_size(image, reading.max_megapixels)
+            megapixels = image.width * image.height / 1e6
+            if megapixels > reading.max_megapixels:
+                raise ValueError(
+                    f"its {image.width:,} × {image.height:,} pixels are {megapixels:,.1f} megapixels; allowed: "
+                    f"dataset.max_image_megapixels={reading.max_megapixels:g}"
+                )
             method = _load(image)
             picture = with_channels(_to_8_bits(image, reading.white_level), reading.channels)
             return picture.transpose(method) if method is not None else picture
     except MemoryError as error:
         raise UserError(f"{path}: there is no memory left to decode it") from error
-    except OSError as error:
-        if error.errno in _OF_THE_MACHINE:
-            raise UserError(f"{path}: cannot be opened at the moment: {error.strerror}") from error
-        raise Unreadable(f"{path}: cannot be read as an image: {_reason(path, error)}") from error
-    # Pillow's readers raise almost anything on damaged bytes: ValueError, SyntaxError, struct.error, …
+    # Pillow's readers raise almost anything on damaged bytes: OSError, ValueError, SyntaxError, struct.error, …
     except Exception as error:
-        raise Unreadable(f"{path}: cannot be read as an image: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        if isinstance(error, UnidentifiedImageError):
+            reason = (
+                "it is in no format that Pillow knows, such as PNG or JPEG" if path.stat().st_size else "it is empty"
+            )
+        elif isinstance(error, OSError):
+            if error.errno in _OF_THE_MACHINE:
+                raise UserError(f"{path}: cannot be opened at the moment: {error.strerror}") from error
+            reason = error.strerror or reason
+        raise Unreadable(f"{path}: cannot be read as an image: {reason}") from error
 
 
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -104,23 +114,6 @@ def _open(path: Path) -> Image.Image:
             raise
         # Under another name it is a segment like any other, and passed.
         return Image.open(io.BytesIO(path.read_bytes().replace(_EXIF, b"Gone\0\0", 1)))
-
-
-def _reason(path: Path, error: OSError) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return (
-            "it is empty" if path.stat().st_size == 0 else "it is in no format that Pillow knows, such as PNG or JPEG"
-        )
-    return error.strerror or " ".join(str(error).split())
-
-
-def _check_size(image: Image.Image, most: float) -> None:
-    megapixels = image.width * image.height / 1e6
-    if megapixels > most:
-        raise ValueError(
-            f"its {image.width:,} × {image.height:,} pixels are {megapixels:,.1f} megapixels; allowed: "
-            f"dataset.max_image_megapixels={most:g}"
-        )
 
 
 def _load(image: Image.Image) -> Image.Transpose | None:

@@ -10,7 +10,6 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -81,38 +80,20 @@ class Preprocessing:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls._checked(content)
+            # Earlier files have it: arrays were resized in float then, which differs by one of 255 levels at most.
+            content.pop("rounds", None)
+            made = cls(**content | {name: tuple(content[name]) for name in ("mean", "std", "class_names")})
+            if made.layout != _LAYOUT or not len(made.mean) == len(made.std) == made.channels:
+                raise ValueError(
+                    f"layout={made.layout}, channels={made.channels}, mean={list(made.mean)}, std={list(made.std)}"
+                )
+            return made
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-        except (ValueError, TypeError) as error:
+        except KeyError as error:
+            raise UserError(f"{path}: is no preprocessing of this pipeline: it lacks {error}") from error
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: is no preprocessing of this pipeline: {error}") from error
-
-    @classmethod
-    def _checked(cls, content: Any) -> Preprocessing:
-        if not isinstance(content, dict):
-            raise TypeError("it is no object")
-        lists = {name: tuple(content[name]) for name in ("mean", "std", "class_names") if name in content}
-        lacking = [spec.name for spec in dataclasses.fields(cls) if spec.default is dataclasses.MISSING]
-        lacking = [name for name in lacking if name not in content]
-        if lacking:
-            raise ValueError(f"it lacks {', '.join(lacking)}")
-        # Earlier files have it: arrays were resized in float then, which differs by one of 255 levels at most.
-        content = {name: value for name, value in content.items() if name != "rounds"}
-        made = cls(**{**content, **lists})
-        if not (isinstance(made.image_size, int) and made.image_size > 0):
-            raise ValueError(f"image_size={made.image_size}")
-        if made.channels not in (1, 3) or not len(made.mean) == len(made.std) == made.channels:
-            raise ValueError(f"channels={made.channels}, mean={list(made.mean)}, std={list(made.std)}")
-        if not all(isinstance(number, int | float) for number in (*made.mean, *made.std)) or 0 in made.std:
-            raise ValueError(f"mean={list(made.mean)}, std={list(made.std)}")
-        limits = (made.max_image_megapixels, 1 if made.white_level is None else made.white_level)
-        if not all(isinstance(number, int | float) and number > 0 for number in limits):
-            raise ValueError(f"max_image_megapixels={made.max_image_megapixels}, white_level={made.white_level}")
-        if not all(isinstance(name, str) for name in made.class_names):
-            raise ValueError(f"class_names={list(made.class_names)}")
-        if made.layout != _LAYOUT:
-            raise ValueError(f"layout={made.layout}, where {_LAYOUT} is known")
-        return made
 
 
 def from_array(pixels: np.ndarray, channels: int) -> Image.Image:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.datasets.unmade import Unmade
 from pipeline.host.machine import UNSHARED, Machine
 from pipeline.settings.config import DatasetConfig
 
@@ -29,26 +30,6 @@ class DatasetInfo:
         return len(self.class_names)
 
 
-class Pixels(Protocol):
-    """Images that are not in memory but can be had, batch by batch: uint8 (N, C, H, W) in the end."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, C, H, W)."""
-
-    def __getitem__(self, indices: np.ndarray) -> Pixels:
-        """Those at `indices` (M), in that order, still not in memory."""
-
-    def batches(
-        self, chosen: Sequence[Tensor], device: torch.device, machine: Machine
-    ) -> Generator[Tensor, None, None]:
-        """For each of `chosen`, int64 indices (B), its images: uint8 (B, C, H, W) on `device`.
-
-        Raises:
-            UserError: for an image that cannot be read, or has changed since the run began.
-        """
-
-
 @dataclass(frozen=True)
 class Part:
     """Images and their labels, int64 (N).
@@ -59,7 +40,7 @@ class Part:
     for that, while nobody measures.
     """
 
-    pixels: Tensor | Pixels
+    pixels: Tensor | Unmade
     labels: Tensor
     machine: Machine = UNSHARED
 
@@ -72,8 +53,7 @@ class Part:
     def batches(self, chosen: Sequence[Tensor], device: torch.device) -> Generator[Tensor, None, None]:
         """For each of `chosen`, int64 indices (B) on the CPU, its images: uint8 (B, C, H, W) on `device`.
 
-        Close the iterator (`contextlib.closing`) where it may be left before its end: processes may work for it.
-        Do not ask for the next batch within `machine.computing`: these processes wait for it.
+        Close the iterator (`contextlib.closing`) where it may be left before its end: threads may work for it.
 
         Raises:
             UserError: for an image that cannot be read, or has changed since the run began.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.datasets.spec import Part
+from pipeline.datasets.spec import PartName
 from pipeline.host.errors import UserError
 from pipeline.settings.config import DatasetConfig
 
@@ -35,6 +35,17 @@ def chosen_to_test(count: int, config: DatasetConfig) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(count)[:most])
 
 
+def held_out_to_test(labels: np.ndarray, config: DatasetConfig, part: PartName) -> np.ndarray:
+    """The positions of `part` among `labels` (N) of a data set that brings no test part, the same for every seed.
+
+    Raises:
+        UserError: when there are too few.
+    """
+    key = f"dataset.test_fraction={config.test_fraction}"
+    training, test = split_indices(labels, round(len(labels) * config.test_fraction), seed=0, key=key)
+    return training if part == "train" else test
+
+
 def split_indices(labels: np.ndarray, second: int, seed: int, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Split off `second` positions of `labels` (N); both sides keep the classes' shares, and are sorted.
 
@@ -53,24 +64,13 @@ def split_indices(labels: np.ndarray, second: int, seed: int, key: str) -> tuple
     except ValueError as error:
         raise UserError(f"{key}: too few of {len(labels)} images for a stratified split: {error}") from error
     for code in np.unique(codes[able]):
-        _share(code, codes, chosen, held_out)
-        _share(code, codes, held_out, chosen)
+        for rich, poor in ((chosen, held_out), (held_out, chosen)):
+            if code not in codes[poor]:
+                # It changes one of its largest class for the first of this one that the other side has.
+                given = np.flatnonzero(codes[rich] == code)[0]
+                taken = np.flatnonzero(codes[poor] == np.bincount(codes[poor]).argmax())[0]
+                rich[given], poor[taken] = poor[taken], rich[given]
     return np.sort(np.concatenate([chosen, np.flatnonzero(counts[codes] == 1)])), np.sort(held_out)
-
-
-def _share(code: int, codes: np.ndarray, rich: np.ndarray, poor: np.ndarray) -> None:
-    """Where `poor` has none of a class, let it change one of its largest class for the first that `rich` has."""
-    if (codes[poor] == code).any():
-        return
-    given = np.flatnonzero(codes[rich] == code)[0]
-    taken = np.flatnonzero(codes[poor] == np.bincount(codes[poor]).argmax())[0]
-    rich[given], poor[taken] = poor[taken], rich[given]
-
-
-def split_stratified(part: Part, second: int, seed: int, key: str) -> tuple[Part, Part]:
-    """Split off `second` images, as `split_indices` does."""
-    chosen, held_out = split_indices(part.labels.numpy(), second, seed, key)
-    return part.select(chosen), part.select(held_out)
 
 
 def take_indices(labels: np.ndarray, count: int, seed: int, key: str) -> np.ndarray:

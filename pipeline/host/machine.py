@@ -28,23 +28,17 @@ def _lock_in(folder: Path) -> ReadWriteLock:
 
 @dataclass(frozen=True)
 class Machine:
-    """The lock of this machine, a file in `folder`; without a folder (one process alone) nothing waits.
-
-    It can be sent to another process, which then takes it by itself.
-    """
+    """The lock of this machine, a file in `folder`; without a folder (one process alone) nothing waits."""
 
     folder: Path | None = None
 
-    def computing(self, patience_s: float = -1) -> AbstractContextManager[None]:
+    def computing(self) -> AbstractContextManager[None]:
         """Compute beside others, for the time of a slice.
 
         Nobody may wait within it for another process that asks for it too: that one would wait for a measurement,
         and the measurement for this one.
-
-        Raises:
-            TimeoutError: when a measurement has not ended after `patience_s` seconds (-1: waits as long as it takes).
         """
-        return nullcontext() if self.folder is None else _lock_in(self.folder).read_lock(patience_s)
+        return nullcontext() if self.folder is None else _lock_in(self.folder).read_lock()
 
     def measuring(self) -> AbstractContextManager[None]:
         """Have the machine to oneself. Not to be asked for within `computing`, nor that within this."""

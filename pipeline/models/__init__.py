@@ -7,8 +7,8 @@ file and one YAML in conf/model: the registry finds both by themselves.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import nn
 
@@ -18,11 +18,9 @@ from pipeline.host.declared import modules_of
 from pipeline.host.errors import UserError, suggestion
 from pipeline.settings.config import ModelConfig
 
-
-class Builder(Protocol):
-    """Makes a network for images (N, in_channels, H, W) that returns logits (N, num_classes)."""
-
-    def __call__(self, *, in_channels: int, num_classes: int, stem: str | None) -> nn.Module: ...
+# Called with in_channels, num_classes and stem: makes a network for images (N, in_channels, H, W) that returns logits
+# (N, num_classes).
+Builder = Callable[..., nn.Module]
 
 
 @dataclass(frozen=True)

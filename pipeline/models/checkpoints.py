@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,43 +21,17 @@ from pipeline.host.files import load_tensors
 _WRAPPERS = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _AVERAGE = re.compile(r"(?<![a-z])(?:ema|swa|averaged?)(?![a-z])", re.IGNORECASE)
 _DEEPEST = 6
+_WHOLE = "its tensors"
 _PLAIN = "allowed: a file with one mapping of tensors by their names, as torch.save writes a state_dict"
 
 
-@dataclass(frozen=True)
-class Found:
-    """Tensors by their names, from a place in a file.
-
-    Attributes:
-        tensors: under this place and behind this prefix.
-        where: the keys that lead to the mapping.
-        prefix: what stood before each name.
-        wrappers: what was taken out of names before that.
-        beside: what stands in the mapping without the prefix.
-    """
+class Found(NamedTuple):
+    """Tensors by their names without prefix; in words, where in the file; and the names there without that prefix."""
 
     tensors: Mapping[str, Tensor]
-    where: tuple[str, ...]
-    prefix: str
-    wrappers: tuple[str, ...]
-    beside: tuple[str, ...]
-
-    def __str__(self) -> str:
-        place = " in ".join(f"'{key}'" for key in reversed(self.where)) or "its tensors"
-        stripped = ", ".join(f"'{part}'" for part in (*self.wrappers, self.prefix) if part)
-        return f"{place}, stripped of {stripped}" if stripped else place
-
-    @property
-    def is_plain(self) -> bool:
-        return not (self.where or self.wrappers or self.prefix)
-
-    @property
-    def is_average(self) -> bool:
-        return any(_AVERAGE.search(text) for text in (*self.where, self.prefix))
-
-    def strays(self, names: set[str], optional: set[str]) -> list[str]:
-        """The names that it has too many or too few, in the order of the alphabet."""
-        return sorted((self.tensors.keys() ^ names) - optional)
+    place: str
+    is_average: bool
+    beside: list[str]
 
 
 def find(path: Path, network: str, names: set[str], optional: set[str]) -> tuple[Mapping[str, Tensor], str]:
@@ -73,37 +46,35 @@ def find(path: Path, network: str, names: set[str], optional: set[str]) -> tuple
     Raises:
         UserError: when the file cannot be read, when nothing in it fits, or more than one thing does.
     """
-    content = _read(path)
-    found = list(_candidates(content, names, (), set()))
+
+    def strays(one: Found) -> list[str]:
+        return sorted((one.tensors.keys() ^ names) - optional)
+
+    found = list(_candidates(_read(path), names))
     if not found:
         raise UserError(f"model.weights={path}: not a state_dict; {_PLAIN}")
-    fitting = [one for one in found if not one.strays(names, optional)]
+    fitting = [one for one in found if not strays(one)]
     if not fitting:
-        nearest = min(found, key=lambda one: len(one.strays(names, optional)))
-        strays = nearest.strays(names, optional)
-        what = [f"'{name}' ({'strange' if name in nearest.tensors else 'missing'})" for name in strays[:3]]
-        place = f"; looked at {nearest}" if not nearest.is_plain else ""
+        nearest = min(found, key=lambda one: len(strays(one)))
+        strange = strays(nearest)
+        what = [f"'{name}' ({'strange' if name in nearest.tensors else 'missing'})" for name in strange[:3]]
+        place = "" if nearest.place == _WHOLE else f"; looked at {nearest.place}"
         raise UserError(
-            f"model.weights={path}: not a state_dict of {network}: {len(strays)} keys differ, the first are "
+            f"model.weights={path}: not a state_dict of {network}: {len(strange)} keys differ, the first are "
             f"{', '.join(what)}{place}"
         )
-    plain = [one for one in fitting if not one.is_average] or fitting
-    chosen = plain[0]
-    others = [one for one in plain[1:] if not _equal(one.tensors, chosen.tensors)]
-    if others:
+    chosen, *others = [one for one in fitting if not one.is_average] or fitting
+    differing = [one.place for one in others if not _equal(one.tensors, chosen.tensors)]
+    if differing:
         raise UserError(
             f"model.weights={path}: more than one state_dict of {network} is in it: "
-            f"{'; '.join(map(str, (chosen, *others)))}; {_PLAIN}"
+            f"{'; '.join([chosen.place, *differing])}; {_PLAIN}"
         )
-    return chosen.tensors, _told(chosen, [one for one in fitting if one.is_average and one is not chosen])
-
-
-def _told(chosen: Found, averages: list[Found]) -> str:
-    told = [f"takes {chosen}"] if not chosen.is_plain else []
-    told += [f"not the average beside it: {one}" for one in averages]
+    told = [] if chosen.place == _WHOLE else [f"takes {chosen.place}"]
+    told += [f"not the average beside it: {one.place}" for one in fitting if one.is_average and one is not chosen]
     if chosen.beside:
         told.append(f"passes over {len(chosen.beside)} others, the first '{chosen.beside[0]}'")
-    return "; ".join(told)
+    return chosen.tensors, "; ".join(told)
 
 
 def _read(path: Path) -> Any:
@@ -124,23 +95,26 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _candidates(content: Any, names: set[str], where: tuple[str, ...], seen: set[int]) -> Iterator[Found]:
+def _candidates(content: Any, names: set[str], where: tuple[str, ...] = ()) -> Iterator[Found]:
     """Every mapping of tensors at or below `content`, behind every prefix that stands before one of `names`."""
-    if not isinstance(content, Mapping) or len(where) > _DEEPEST or id(content) in seen:
+    if not isinstance(content, Mapping) or len(where) > _DEEPEST:
         return
-    seen.add(id(content))  # a forged file may hold itself
     named = {name: value for name, value in content.items() if isinstance(name, str)}
-    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    if tensors:
-        bare = {_WRAPPERS.sub("", name): value for name, value in tensors.items()}
-        wrappers = tuple(sorted({part for name in tensors for part in _WRAPPERS.findall(name)}))
-        starts = [name[: at.end()] for name in bare for at in re.finditer(r"\.", name) if name[at.end() :] in names]
-        for prefix in dict.fromkeys(["", *starts]):
-            inside = {name.removeprefix(prefix): value for name, value in bare.items() if name.startswith(prefix)}
-            beside = tuple(name for name in bare if not name.startswith(prefix))
-            yield Found(inside, where, prefix, wrappers, beside)
+    wrapped = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    bare = {_WRAPPERS.sub("", name): value for name, value in wrapped.items()}
+    wrappers = sorted({part for name in wrapped for part in _WRAPPERS.findall(name)})
+    starts = [name[: at.end()] for name in bare for at in re.finditer(r"\.", name) if name[at.end() :] in names]
+    for prefix in dict.fromkeys(["", *starts]) if bare else ():
+        place = " in ".join(f"'{key}'" for key in reversed(where)) or _WHOLE
+        stripped = ", ".join(f"'{part}'" for part in (*wrappers, prefix) if part)
+        yield Found(
+            {name.removeprefix(prefix): value for name, value in bare.items() if name.startswith(prefix)},
+            f"{place}, stripped of {stripped}" if stripped else place,
+            any(_AVERAGE.search(text) for text in (*where, prefix)),
+            [name for name in bare if not name.startswith(prefix)],
+        )
     for name, value in named.items():
-        yield from _candidates(value, names, (*where, name), seen)
+        yield from _candidates(value, names, (*where, name))
 
 
 def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -57,8 +57,11 @@ def load_into(model: nn.Module, config: ModelConfig) -> Loaded:
         loaded, told = _download(spec, config.weights), ""
     fresh, converted = [], set()
     for name, parameter in wanted.items():
-        value = _number(config.weights, name, loaded.get(name, parameter), parameter.dtype)
-        converted |= {str(loaded[name].dtype).removeprefix("torch.")} if value is not loaded.get(name, value) else set()
+        if name not in loaded:
+            continue
+        value = _number(config.weights, name, loaded[name], parameter.dtype)
+        if value.dtype != loaded[name].dtype:
+            converted.add(str(loaded[name].dtype).removeprefix("torch."))
         if value.ndim == 4 and parameter.ndim == 4 and value.shape[1] == 3 and parameter.shape[1] == 1:
             value = value.sum(dim=1, keepdim=True)
         if value.shape == parameter.shape:
@@ -71,7 +74,8 @@ def load_into(model: nn.Module, config: ModelConfig) -> Loaded:
                 f"{spec.name} needs {tuple(parameter.shape)}"
             )
     model.load_state_dict(wanted)
-    told = "; ".join(filter(None, [told, f"{', '.join(sorted(converted))} becomes float32" if converted else ""]))
+    if converted:
+        told = "; ".join(filter(None, [told, f"{', '.join(sorted(converted))} becomes float32"]))
     return Loaded(fresh, told)
 
 
@@ -112,19 +116,15 @@ def _path(weights: str) -> Path | None:
 
 def _torchvision_weight(spec: ModelSpec, name: str) -> str:
     """The full name, such as `ResNet18_Weights.IMAGENET1K_V1`, of a weight given with or without its enum."""
+    import torchvision.models
+
     if spec.torchvision_weights is None:
         raise UserError(f"model.weights={name}: no such file, and {spec.name} has no torchvision weights")
-    members = _members(spec.torchvision_weights)
+    members = list(getattr(torchvision.models, spec.torchvision_weights).__members__)
     member = name.removeprefix(f"{spec.torchvision_weights}.")
     if member not in members:
         raise UserError(f"model.weights={name}: no such file or torchvision weight; {suggestion(member, members)}")
     return f"{spec.torchvision_weights}.{member}"
-
-
-def _members(enum_name: str) -> list[str]:
-    import torchvision.models
-
-    return list(getattr(torchvision.models, enum_name).__members__)
 
 
 def _download(spec: ModelSpec, name: str) -> Mapping[str, Tensor]:

@@ -101,6 +101,8 @@ def check_parts(config: Config) -> Plan:
     find_flow(config.backend).check(config, catalogue.info(config.dataset))
     if config.train.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("train.precision=bf16: this GPU does not have it; allowed: auto, fp32")
+    if config.qat.compile:
+        raise UserError("qat.compile=true: fake-quantize is not compiled, which did not pay; allowed: false")
     if config.model.weights is not None:
         weights.load_into(models.build(config.model, catalogue.info(config.dataset)), config.model)
     _forced(config)

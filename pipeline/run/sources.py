@@ -28,7 +28,7 @@ _COMPUTE_NOTHING = frozenset(
         *("pipeline", "pipeline.host", "pipeline.stages", "pipeline.stages.contract", "pipeline.training.context"),
         *(f"pipeline.host.{name}" for name in ("declared", "environment", "errors", "faults", "files", "interruption")),
         *(f"pipeline.host.{name}" for name in ("machine", "redaction", "remembered", "terminal", "torchrun")),
-        *(f"pipeline.datasets.{name}" for name in ("archives", "contents", "folder_findings", "looking")),
+        *(f"pipeline.datasets.{name}" for name in ("archives", "folder_findings")),
         *("filelock", "mlflow", "tabulate", "tqdm"),
     }
 )

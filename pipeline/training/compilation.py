@@ -11,7 +11,6 @@ from pipeline.host import terminal
 class CompiledForward:
     """Calls `model` compiled. Its modules, parameters and `state_dict` stay the model's own.
 
-    What changes how the model computes, frozen BatchNorm for one, is guarded: the next call compiles anew.
     The whole forward is one graph or none, so that a failure leaves no statistic moved halfway.
     """
 
@@ -23,15 +22,13 @@ class CompiledForward:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, C, S, S)."""
-        from torch._dynamo import config as dynamo  # slow to import, and needed by who compiles alone
-        from torch._dynamo.exc import TorchDynamoException
+        from torch._dynamo.exc import TorchDynamoException  # slow to import, and needed by who compiles alone
         from torch._functorch import config as functorch
 
         if self._works:
             try:
-                # Eager-mode quantization observes in hooks that dynamo would not look into. The backward is
-                # compiled with the forward, where a failure can still be answered.
-                with dynamo.patch(dont_skip_tracing=True), functorch.patch(force_non_lazy_backward_lowering=True):
+                # The backward is compiled with the forward, where a failure can still be answered.
+                with functorch.patch(force_non_lazy_backward_lowering=True):
                     return self._compiled(images)
             except TorchDynamoException as error:
                 reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

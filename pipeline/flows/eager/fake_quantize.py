@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch.ao.nn.intrinsic.qat as nniqat
 import torch.ao.quantization as ao
@@ -21,30 +21,22 @@ def count_fake_quantize(model: nn.Module) -> int:
 @contextmanager
 def observers_off(model: nn.Module) -> Iterator[None]:
     """Keep the ranges as they are within the block: evaluation mode alone does not stop the observers."""
-    before = [module.observer_enabled.clone() for module in _fake_quantizes(model)]
-    model.apply(ao.disable_observer)
-    bare = _bare_observers(model)
-    for observer in bare:  # it has no switch
+    inside = {id(module.activation_post_process) for module in _fake_quantizes(model)}
+    # Those outside of fake-quantize modules, of a model prepared for calibration, have no switch.
+    bare = [module for module in model.modules() if isinstance(module, ObserverBase) and id(module) not in inside]
+    for observer in bare:
         observer.forward = _unobserved  # type: ignore[method-assign]
     try:
-        yield
+        with _off(model, "observer_enabled"):
+            yield
     finally:
         for observer in bare:
             del observer.forward
-        for module, enabled in zip(_fake_quantizes(model), before, strict=True):
-            module.observer_enabled.copy_(enabled)
 
 
-@contextmanager
-def fake_quantize_off(model: nn.Module) -> Iterator[None]:
+def fake_quantize_off(model: nn.Module) -> AbstractContextManager[None]:
     """Compute in float within the block, the observers as they are: what calibration must see."""
-    before = [module.fake_quant_enabled.clone() for module in _fake_quantizes(model)]
-    model.apply(ao.disable_fake_quant)
-    try:
-        yield
-    finally:
-        for module, enabled in zip(_fake_quantizes(model), before, strict=True):
-            module.fake_quant_enabled.copy_(enabled)
+    return _off(model, "fake_quant_enabled")
 
 
 def switch(layer: nn.Module, weight: bool, activation: bool) -> None:
@@ -74,10 +66,17 @@ def _unobserved(x: Tensor) -> Tensor:
     return x
 
 
-def _bare_observers(model: nn.Module) -> list[ObserverBase]:
-    """The observers outside fake-quantize modules: of a model prepared for calibration."""
-    inside = {id(fake_quantize.activation_post_process) for fake_quantize in _fake_quantizes(model)}
-    return [module for module in model.modules() if isinstance(module, ObserverBase) and id(module) not in inside]
+@contextmanager
+def _off(model: nn.Module, switch: str) -> Iterator[None]:
+    switches = [getattr(module, switch) for module in _fake_quantizes(model)]
+    before = [each.clone() for each in switches]
+    for each in switches:
+        each.zero_()
+    try:
+        yield
+    finally:
+        for each, value in zip(switches, before, strict=True):
+            each.copy_(value)
 
 
 def _fake_quantizes(model: nn.Module) -> list[FakeQuantizeBase]:

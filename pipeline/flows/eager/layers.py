@@ -1,10 +1,11 @@
-"""The quantizable layers of a model by name, and layers that stay float among quantized ones."""
+"""Fusing layers, the quantizable ones by name, and layers that stay float among quantized ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch.ao.nn.intrinsic as nni
+import torch.ao.quantization as ao
 from torch import Tensor, nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -13,6 +14,16 @@ from pipeline.host.errors import UserError, nearest
 
 # Their classes for QAT derive from these.
 _LAYERS = (nn.Conv2d, nn.Linear, nni.ConvReLU2d, nni.ConvBn2d, nni.ConvBnReLU2d, nni.LinearReLU)
+
+
+def fuse_modules(module: nn.Module, groups: Sequence[Sequence[str]], is_qat: bool) -> None:
+    """Fuse each group of `module`'s children (Conv+BN, Conv+BN+ReLU, …) in place.
+
+    With `is_qat` (the module in training mode) the BatchNorm is kept, trainable, beside its
+    convolution; without (evaluation mode) it is folded into the weights for good.
+    """
+    in_mode = ao.fuse_modules_qat if is_qat else ao.fuse_modules
+    in_mode(module, [list(group) for group in groups], inplace=True)
 
 
 class FloatLayer(nn.Module):
@@ -42,17 +53,15 @@ class FloatLayer(nn.Module):
             self.layer = nni.ConvReLU2d(folded, *relu) if relu else folded
 
 
-def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
+def quantizable_layers(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
     """The layers of a fused or prepared model that hold weights and become quantized, by name, in their order."""
-    return dict(_walk(model, ""))
-
-
-def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
+    found: dict[str, nn.Module] = {}
+    for name, child in model.named_children():
         if isinstance(child, _LAYERS):
-            yield f"{prefix}{name}", child
+            found[prefix + name] = child
         elif not isinstance(child, FloatLayer):
-            yield from _walk(child, f"{prefix}{name}.")
+            found |= quantizable_layers(child, f"{prefix}{name}.")
+    return found
 
 
 def keep_float(fused: nn.Module, names: Sequence[str]) -> None:

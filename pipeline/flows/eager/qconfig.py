@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.ao.quantization as ao
-from torch import nn
 from torch.ao.quantization import FakeQuantize, FakeQuantizeBase, QConfig, fake_quantize, observer
 
 from pipeline.settings.config import BackendConfig
@@ -68,12 +67,12 @@ def simulated_ptq_qconfig(backend: BackendConfig, activation_observer: str | Non
 
 def resolved_qconfig(backend: BackendConfig) -> dict[str, str]:
     """What the QAT qconfig means in numbers: dtype, range, granularity and observer of activations and weights."""
-    return _resolved(qat_qconfig(backend))
+    return _in_words(qat_qconfig(backend))
 
 
 def resolved_ptq_qconfig(backend: BackendConfig, activation_observer: str | None = None) -> dict[str, str]:
     """What the post-training qconfig means in numbers, as `resolved_qconfig`."""
-    return _resolved(ptq_qconfig(backend, activation_observer))
+    return _in_words(ptq_qconfig(backend, activation_observer))
 
 
 def saturation_warning(backend: BackendConfig, capabilities: Mapping[str, Any] | None = None) -> str | None:
@@ -118,13 +117,11 @@ def _activation_arguments(backend: BackendConfig, default: QConfig) -> dict[str,
     return arguments
 
 
-def _resolved(qconfig: QConfig) -> dict[str, str]:
-    # instantiating resolves the partial's defaults
-    return {role: _describe(getattr(qconfig, role)()) for role in ("activation", "weight")}
-
-
-def _describe(module: nn.Module) -> str:
-    observed: Any = module.activation_post_process if isinstance(module, FakeQuantizeBase) else module
-    dtype = str(observed.dtype).removeprefix("torch.")
-    scheme = str(observed.qscheme).removeprefix("torch.")
-    return f"{dtype} [{module.quant_min}, {module.quant_max}] {scheme} {type(observed).__name__}"
+def _in_words(qconfig: QConfig) -> dict[str, str]:
+    words = {}
+    for role in ("activation", "weight"):
+        module = getattr(qconfig, role)()  # made, because that resolves the partial's defaults
+        observed: Any = module.activation_post_process if isinstance(module, FakeQuantizeBase) else module
+        dtype, scheme = (str(part).removeprefix("torch.") for part in (observed.dtype, observed.qscheme))
+        words[role] = f"{dtype} [{module.quant_min}, {module.quant_max}] {scheme} {type(observed).__name__}"
+    return words

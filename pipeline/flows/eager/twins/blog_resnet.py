@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import DeQuantStub, QuantStub
 
-from pipeline.flows.eager.fusing import fuse_modules
+from pipeline.flows.eager.layers import fuse_modules
 from pipeline.models.blog_resnet import BlogBlock, BlogResNet18
 
 

@@ -9,34 +9,40 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets.contents import hash_files
-from pipeline.datasets.decoding import UNKNOWN, ImageFile
-from pipeline.datasets.folder_names import (
-    SUFFIXES,
-    comparable,
-    folders_in,
-    has_images,
-    images_below,
-    images_in,
-    like_part,
-)
+from pipeline.datasets.decoding import ImageFile, in_threads
 from pipeline.datasets.spec import PartName
-from pipeline.datasets.splitting import split_indices
-from pipeline.host.errors import UserError
+from pipeline.datasets.splitting import held_out_to_test
+from pipeline.host import terminal
+from pipeline.host.errors import UserError, nearest
 from pipeline.host.files import in_project
-from pipeline.host.remembered import state_of
+from pipeline.host.machine import UNSHARED
+from pipeline.host.remembered import memory_at, state_of
 from pipeline.settings.config import DatasetConfig
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+# What macOS, Windows and file servers leave beside pictures; names that begin with a dot are hidden anyway.
+_OF_SYSTEMS = (
+    *("__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
+    *("@eadir", "#recycle", "lost+found"),
+)
+# What others call a part; those before others are nearer.
+_WORDS = {
+    "train": ("train", "trn"),
+    "test": ("test", "tst", "val", "eval", "holdout", "dev"),
+}
 _LAYOUT = "train/<class>/* and test/<class>/*, or <class>/* alone"
-# What conf/dataset/image_folder.yaml says: there is no folder to assume.
-_NO_ROOT = ""
+# From so many files on reading them takes a while, even of small ones.
+_MANY = 5_000
+UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +59,53 @@ class Listing:
         return Listing(self.files[indices], self.labels[indices])
 
 
+# --- names
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file or folder is neither hidden nor another system's."""
+    return not name.startswith(".") and name.casefold() not in _OF_SYSTEMS
+
+
+def suffix_of(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of that name is read."""
+    return is_ours(name) and suffix_of(name) in SUFFIXES
+
+
+def folders_in(folder: Path) -> tuple[str, ...]:
+    """The folders in a folder, sorted; a million files beside them are not asked one by one."""
+    with os.scandir(folder) as entries:
+        return tuple(sorted(entry.name for entry in entries if is_ours(entry.name) and entry.is_dir()))
+
+
+def images_in(folder: Path) -> Iterator[str]:
+    """The names of the images in a folder itself, in no order."""
+    with os.scandir(folder) as entries:
+        yield from (entry.name for entry in entries if is_image(entry.name) and not entry.is_dir())
+
+
+def images_below(folder: Path) -> Iterator[str]:
+    """The paths of the images in a folder and in those below it, in a fixed order."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(filter(is_ours, folders))
+        yield from (f"{place}{os.sep}{name}" for name in sorted(filter(is_image, files)))
+
+
+def _comparable(name: str) -> str:
+    """A name in the one Unicode form in which names are compared: macOS writes others than Linux and Windows."""
+    return unicodedata.normalize("NFC", name)
+
+
+# --- parts and classes
+
+
 def is_split(config: DatasetConfig) -> bool:
     """Whether the folder brings its own train and test parts."""
-    if config.root == _NO_ROOT:
+    if not config.root:  # as conf/dataset/image_folder.yaml says: there is no folder to assume
         raise UserError(f"dataset.root must be set: allowed: a folder with {_LAYOUT}")
     root = in_project(config.root)
     return (root / "train").is_dir() and (root / "test").is_dir()
@@ -81,7 +131,7 @@ def class_names(config: DatasetConfig) -> tuple[str, ...]:
             raise UserError(
                 f"dataset.root={folder}: the class folder {name!a}: allowed: names in UTF-8, without control characters"
             )
-        twin = forms.setdefault(comparable(name), name)
+        twin = forms.setdefault(_comparable(name), name)
         if twin != name:
             raise UserError(
                 f"dataset.root={folder}: the class folders {twin!a} and {name!a} have one name in two Unicode forms; "
@@ -94,16 +144,17 @@ def class_names(config: DatasetConfig) -> tuple[str, ...]:
 
 def _refuse_parts(root: Path, names: tuple[str, ...]) -> None:
     """Refuse folders that hold folders of images and are no classes: parts by other names, or one of the two alone."""
-    parts = [name for name in names if not has_images(root / name) and folders_in(root / name)]
-    inner = next((name for name in parts if {"train", "test"} <= {*folders_in(root / name)}), None)
-    if inner is not None:
-        raise UserError(
-            f"dataset.root={root}: train/ and test/ are in {inner}/; did you mean dataset.root={root / inner}?"
-        )
+    inner = {name: folders_in(root / name) for name in names if next(images_in(root / name), None) is None}
+    parts = [name for name, folders in inner.items() if folders]
+    for name in parts:
+        if {"train", "test"} <= {*inner[name]}:
+            raise UserError(
+                f"dataset.root={root}: train/ and test/ are in {name}/; did you mean dataset.root={root / name}?"
+            )
     lacking = [part for part in ("train", "test") if part not in parts]
     if len(lacking) == 2 and len(parts) < max(2, len(names)):
         return
-    kin = {part: like_part(part, [name for name in parts if name not in ("train", "test")]) for part in lacking}
+    kin = {part: _like_part(part, [name for name in parts if name not in ("train", "test")]) for part in lacking}
     renamed = " and ".join(f"{name}/ to {part}/" for part, name in kin.items() if name)
     if len(lacking) == 2:
         found = f"train/ and test/ are not there, {', '.join(f'{name}/' for name in parts)} are"
@@ -114,24 +165,31 @@ def _refuse_parts(root: Path, names: tuple[str, ...]) -> None:
     raise UserError(f"dataset.root={root}: {found}{hint}; allowed: {_LAYOUT}")
 
 
+def _like_part(part: str, names: list[str]) -> str | None:
+    """Of the names of folders the one that is likely to be meant as `part`, train or test; None where none is."""
+    for word in _WORDS[part]:
+        for name in names:
+            if any(found.startswith(word) for found in re.findall("[a-z]+", name.casefold())):
+                return name
+    return nearest(part, names)
+
+
+# --- files
+
+
 def files_of(config: DatasetConfig, part: PartName) -> Listing:
-    """Every image file of a part; of a folder that is split, of both parts together.
+    """Every image file of a part; of a folder that is not split, of both parts together.
 
     Raises:
         UserError: when there are none, a class has none, or a class is in the test part alone.
     """
-    listed: PartName = part if is_split(config) else "train"
-    return _list(_folder(config, part), listed, class_names(config), config.unreadable == "skip")
+    return _list(_folder(config, part), part if is_split(config) else "train", class_names(config))
 
 
 def read_of(config: DatasetConfig, part: PartName) -> Listing:
     """The image files that `part` is of: as the folder has it, or held out of a folder that is not split."""
     listing = files_of(config, part)
-    if is_split(config):
-        return listing
-    key = f"dataset.test_fraction={config.test_fraction}"
-    training, test = split_indices(listing.labels, round(len(listing) * config.test_fraction), seed=0, key=key)
-    return listing.select(training if part == "train" else test)
+    return listing if is_split(config) else listing.select(held_out_to_test(listing.labels, config, part))
 
 
 def fingerprint(config: DatasetConfig, part: PartName, seen: Path) -> str:
@@ -148,12 +206,6 @@ def hashes_of(config: DatasetConfig, part: PartName, seen: Path) -> dict[str, st
     return _hashes(files_of(config, part), str(_folder(config, part)), seen)
 
 
-@functools.cache
-def _hashes(listing: Listing, folder: str, seen: Path) -> dict[str, str]:
-    paths = [file.path for file in listing.files]
-    return dict(zip(paths, hash_files(list(listing.files), folder, seen), strict=True))
-
-
 def look_again() -> None:
     """Forget what was seen, for another run."""
     _list.cache_clear()
@@ -166,16 +218,16 @@ def _folder(config: DatasetConfig, part: PartName) -> Path:
 
 
 @functools.cache
-def _list(folder: Path, part: PartName, names: tuple[str, ...], skip: bool) -> Listing:
+def _list(folder: Path, part: PartName, names: tuple[str, ...]) -> Listing:
     folders = defaultdict(list)  # of a name, of which there may be several Unicode forms
     for name in folders_in(folder):
-        folders[comparable(name)].append(name)
-    _refuse_strays(folder, part, folders.keys() - {*map(comparable, names)}, names)
+        folders[_comparable(name)].append(name)
+    _refuse_strays(folder, part, folders.keys() - {*map(_comparable, names)}, names)
     found = [
         (f"{folder}{os.sep}{name}{os.sep}{image}", label)
         for label, wanted in enumerate(names)
-        for name in folders[comparable(wanted)]
-        for image in images_in(folder / name)
+        for name in folders[_comparable(wanted)]
+        for image in sorted(images_in(folder / name))
     ]
     labels = np.array([label for _, label in found], dtype=np.int64)
     if not found:
@@ -186,8 +238,7 @@ def _list(folder: Path, part: PartName, names: tuple[str, ...], skip: bool) -> L
         deeper = next(images_below(folder / name), None)
         where = f", the first below it is {os.path.relpath(deeper, folder)}" if deeper else ""
         raise UserError(f"dataset.root={folder}: class '{name}' has no images{where}; allowed: some in each class")
-    files = (_ask(path, skip) for path, _ in found)
-    return Listing(np.fromiter(files, dtype=object, count=len(found)), labels)
+    return Listing(np.fromiter((_ask(path) for path, _ in found), dtype=object, count=len(found)), labels)
 
 
 def _refuse_strays(folder: Path, part: PartName, strays: set[str], names: tuple[str, ...]) -> None:
@@ -202,11 +253,35 @@ def _refuse_strays(folder: Path, part: PartName, strays: set[str], names: tuple[
     )
 
 
-def _ask(path: str, skip: bool) -> ImageFile:
+def _ask(path: str) -> ImageFile:
     try:
         status = os.stat(path)
-    except OSError as error:
-        if skip:  # a link that leads nowhere, for example: decoding will say so
-            return ImageFile(path, UNKNOWN, UNKNOWN, None)
-        raise UserError(f"dataset.root: {path} cannot be read: {error.strerror}") from error
+    except OSError:  # a link that leads nowhere, for example: decoding will say so
+        return ImageFile(path, None, None, None)
     return ImageFile(path, status.st_size, status.st_mtime_ns, state_of(status))
+
+
+@functools.cache
+def _hashes(listing: Listing, folder: str, seen: Path) -> dict[str, str]:
+    """Each file is read once, and again when the file system says that it has changed."""
+    memory = memory_at(seen / f"{hashlib.sha256(folder.encode(errors='surrogateescape')).hexdigest()[:16]}.json")
+    hashes = {file.path: memory.recall(file.path, file.state) for file in listing.files}
+    new = [file for file in listing.files if hashes[file.path] is None]
+    if len(new) >= _MANY:
+        terminal.say(f"dataset.root: the content of {len(new):,} new or changed files is read once")
+    try:
+        for file, digest in zip(new, in_threads(_hash_one, new, None, UNSHARED, "read"), strict=True):
+            hashes[file.path] = digest
+            if digest != UNREADABLE:  # which may be for the moment, or for this user
+                memory.note(file.path, file.state, digest)
+    finally:  # interrupted in a store that is there, it goes on from here
+        memory.save()
+    return hashes
+
+
+def _hash_one(file: ImageFile) -> str:
+    try:
+        with open(file.path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
+    except OSError:  # decoding says so, or leaves it out
+        return UNREADABLE
