@@ -22,8 +22,10 @@ from pipeline.host.files import PROJECT_ROOT, sha256
 from pipeline.run.request import Request
 from pipeline.sweeps.jobs import sweep_session
 from pipeline.sweeps.states import RUNNING, JobRecord, Sweep, sweep_id
+from pipeline.tracking.views import View
 from tests.conftest import SMALL
 from tests.test_tracking import client, runs
+from tests.test_views import unpacked
 
 TWO_JOBS = [*SMALL, "qat.schedule=constant", "qat.epochs=1,2"]
 # What `make test-kills` asks for.
@@ -255,8 +257,9 @@ def test_link_at_the_end_of_a_sweep_opens_a_view_of_its_jobs(
         (parent,) = parents(outputs)
     assert f"/#/experiments/{parent.info.experiment_id}/runs?" in capsys.readouterr().out.splitlines()[-1]
     tags = client(outputs).get_experiment(parent.info.experiment_id).tags
-    shown = json.loads(tags[f"mlflow.sharedViewState.{sweep.id}"])
-    assert shown["name"] == sweep.name
+    view = View(sweep.id, tags[f"mlflow.sharedViewState.{sweep.id}"])
+    assert json.loads(view.value)["name"] == sweep.name
+    shown = unpacked(view)
     assert parent.info.run_id in shown["searchFilter"]
     assert shown["compareRunCharts"][-1]["selectedParams"] == ["backend.name", "qat.epochs"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from filelock import FileLock, Timeout
 
@@ -25,22 +25,6 @@ _INTERRUPTED_PATIENCE_S = 10.0
 _BUSY = 10
 
 
-class Channel(Protocol):
-    """Takes what a run has to say, in order.
-
-    Attributes:
-        run_id: of the run, in its store.
-    """
-
-    run_id: str
-
-    def put(self, said: Thing) -> None:
-        """A thing to say."""
-
-    def close(self, status: str, patience_s: float) -> None:
-        """The run's end; waits `patience_s` for a server that is away, longer for one that is only slow."""
-
-
 class Direct:
     """Says everything at once, to a store that is a file of this machine.
 
@@ -56,11 +40,13 @@ class Direct:
         self.run_id = run_id
 
     def put(self, said: Thing) -> None:
+        """A thing to say; they are said in order."""
         told = waiting(self._client.tracking_uri, self._patience_s, lambda: deliver(self._client, self.run_id, [said]))
         if told:
             terminal.say(told)
 
     def close(self, status: str, patience_s: float) -> None:
+        """The run's end."""
         self.put(thing("status", status=status))
         if self._alive is not None:
             Path(self._alive.lock_file).unlink(missing_ok=True)
@@ -95,6 +81,11 @@ class Posted:
         self._thread.start()
 
     def put(self, said: Thing) -> None:
+        """A thing to say; they are said in order.
+
+        Raises:
+            UserError: when it cannot be kept: the disk is full.
+        """
         self._outbox.append(said)
         self._wake.set()
 
@@ -140,6 +131,7 @@ class Posted:
         return True
 
     def close(self, status: str, patience_s: float) -> None:
+        """The run's end; waits `patience_s` for a server that is away, longer for one that is only slow."""
         self.put(thing("status", status=status))
         longest_s = _BUSY * patience_s
         if status == "KILLED":
@@ -174,6 +166,9 @@ class Posted:
             if left <= 0 or not self._thread.is_alive():
                 return
             terminal.say(f"  {self._outbox.count_left()} things to send, waits up to {left:.0f} s for the server")
+
+
+Channel: TypeAlias = Direct | Posted
 
 
 def channel_to(uri: str, outputs: Path, run_id: str, name: str, patience_s: float) -> Channel:

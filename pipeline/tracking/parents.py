@@ -104,16 +104,10 @@ def mark_killed(
     is_dead: Callable[[str | None], bool],
     patience_s: float = 0,
 ) -> int:
-    """Mark the children that say RUNNING as KILLED; says and gives how many.
+    """Mark the children that say RUNNING, and whose job `is_dead`, as KILLED; says and gives how many.
 
-    One that has said more than the server knows, because it was away, has that sent first.
-
-    Args:
-        config: which store.
-        outputs: the folder of the default store.
-        parent_run_id: of the sweep's run.
-        is_dead: whether no process runs the job of this name; only whoever holds its lock can be sure.
-        patience_s: how long to wait for a server that is away.
+    One that has said more than the server knows, because it was away, has that sent first. Waits `patience_s` for a
+    server that is away.
 
     Raises:
         UserError: when the store cannot be asked.
