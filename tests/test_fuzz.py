@@ -312,8 +312,13 @@ def check(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
     assert line.isprintable(), repr(end)
     assert len(line) <= LONGEST_LINE, f"{len(line)} characters: {end}"
     assert "Traceback" not in line
-    # Hydra's and the sweep's record of what was asked for may stay.
-    recorded = {".hydra", "multirun.yaml", *(["sweep.json"] if any("hydra" in text for text in arguments) else [])}
+    # Hydra's and the sweep's record of what was asked for may stay, and what is known of files.
+    recorded = {
+        ".hydra",
+        ".seen",
+        "multirun.yaml",
+        *(["sweep.json"] if any("hydra" in text for text in arguments) else []),
+    }
     left = [path for path in folder.rglob("*") if path.is_file() and not recorded.intersection(path.parts)]
     assert left == [], left
     return "refused"

@@ -45,7 +45,7 @@ def one_line(error: Exception) -> str:
     while cause is not None:
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
             section = str(cause.full_key).removesuffix(str(cause.key))
-            if names := [f"{section}{key!s}" for key in cause.parent_node if key != "hydra"]:
+            if names := [f"{section}{key!s}" for key in cause.parent_node if key not in ("hydra", "_target_")]:
                 return f"{cause.full_key}: no such setting; {suggestion(str(cause.full_key), names)}"
         elif isinstance(cause, OmegaConfBaseException) and cause.full_key:
             words = allowed_words(str(cause.full_key))

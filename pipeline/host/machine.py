@@ -12,6 +12,7 @@ to the next: put a batch together, save a checkpoint, report to the tracking sto
 from __future__ import annotations
 
 import functools
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from filelock import ReadWriteLock
 
 
 @functools.lru_cache
-def _lock_in(folder: Path) -> ReadWriteLock:
+def _lock_in(folder: Path, process: int) -> ReadWriteLock:
+    """A lock is of the process that made it: one that was forked has another."""
     folder.mkdir(parents=True, exist_ok=True)
     return ReadWriteLock(str(folder / f"machine-{gethostname()}.db"))
 
@@ -38,11 +40,11 @@ class Machine:
         Nobody may wait within it for another process that asks for it too: that one would wait for a measurement,
         and the measurement for this one.
         """
-        return nullcontext() if self.folder is None else _lock_in(self.folder).read_lock()
+        return nullcontext() if self.folder is None else _lock_in(self.folder, os.getpid()).read_lock()
 
     def measuring(self) -> AbstractContextManager[None]:
         """Have the machine to oneself. Not to be asked for within `computing`, nor that within this."""
-        return nullcontext() if self.folder is None else _lock_in(self.folder).write_lock()
+        return nullcontext() if self.folder is None else _lock_in(self.folder, os.getpid()).write_lock()
 
 
 UNSHARED = Machine()

@@ -58,6 +58,9 @@ def check_settings(section: Any, prefix: str = "") -> None:
         choices, bounds = spec.metadata.get("choices", ()), spec.metadata.get("bounds", {})
         if choices and value is not None and value not in choices:
             raise UserError(f"{prefix}{key}={value}: {suggestion(str(value), choices)}")
+        if isinstance(value, list) and not all(isinstance(one, str | int | float) for one in value):
+            given = str(value).replace("'", "")  # OmegaConf lets a list in a list pass
+            raise UserError(f"{prefix}{key}={given}: allowed: a list of single values")
         if value == [] and bounds:
             raise UserError(f"{prefix}{key}=[]: allowed: one value or more, each {_range_text(bounds)}")
         for one in value if isinstance(value, list) else [value]:
