@@ -35,12 +35,12 @@ def results_table(metrics: Mapping[str, float], style: str) -> str:
         cells = ["–" if value is None else f"{value:.2f}" for value in (*accuracies, *measured)]
         rows.append([form.label, *cells[:2], f"[{low:.2f}, {high:.2f}]", *cells[2:]])
     # The drop is fp32 minus int8, the change int8 minus fp32; 0.0 - … makes no -0.00.
-    change, low, high = (
+    change, least, most = (
         f"{0.0 - metrics[f'accuracy_drop_{what}']:+.2f}" for what in ("pct", "ci_high_pct", "ci_low_pct")
     )
     faster = _times(metrics["speedup"], "faster", "slower")
     smaller = _times(metrics["compression"], "smaller", "larger")
-    rows.append(["change", "", change, f"[{low}, {high}]", faster, "", "", smaller])
+    rows.append(["change", "", change, f"[{least}, {most}]", faster, "", "", smaller])
     return _table(["", "val %", "test %", "95 % interval", *_MEASURED], rows, style)
 
 
