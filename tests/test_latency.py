@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipeline.settings.shipping import BenchmarkConfig
 
 from pipeline.host import environment
 from pipeline.host.pinning import pinned
 from pipeline.measure.latency import median_interval, ratio_interval, take_turns, take_turns_afresh
+from pipeline.settings.config import BenchmarkConfig
 
 
 class Clock:

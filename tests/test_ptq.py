@@ -12,8 +12,8 @@ import torch
 from pipeline.datasets import catalogue
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
-from pipeline.flows import forms
-from pipeline.flows.eager import Form, twins
+from pipeline.flows import Form, forms
+from pipeline.flows.eager import twins
 from pipeline.run.request import Request
 from pipeline.run.runner import artifacts_of, run
 from pipeline.settings.config import Config

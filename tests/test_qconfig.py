@@ -13,9 +13,9 @@ from torch.ao.quantization import DeQuantStub, QuantStub
 from pipeline.commands.composition import CONFIG_FOLDER, compose_request
 from pipeline.datasets import catalogue
 from pipeline.datasets.spec import DatasetInfo
+from pipeline.flows import Form, forms
 from pipeline.flows import eager as quantization
-from pipeline.flows import forms
-from pipeline.flows.eager import Form, twins
+from pipeline.flows.eager import twins
 from pipeline.flows.eager.layers import fuse_modules
 from pipeline.host.errors import UserError
 from pipeline.run.request import Request

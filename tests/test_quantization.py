@@ -11,9 +11,9 @@ from torch import nn
 from pipeline import models
 from pipeline.commands.composition import CONFIG_FOLDER, compose_request
 from pipeline.datasets.spec import DatasetInfo
+from pipeline.flows import Form, forms
 from pipeline.flows import eager as quantization
-from pipeline.flows import forms
-from pipeline.flows.eager import Form, flow, twins
+from pipeline.flows.eager import flow, twins
 from pipeline.settings.config import Config
 from pipeline.stages.qat import freeze_on_schedule
 

@@ -15,8 +15,8 @@ from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue
 from pipeline.datasets.spec import Part
 from pipeline.datasets.unmade import Unmade
-from pipeline.flows import forms
-from pipeline.flows.eager import Form, flow, silence_known_warnings
+from pipeline.flows import Form, forms
+from pipeline.flows.eager import flow, silence_known_warnings
 from pipeline.run.plan import visible_config
 from pipeline.settings.config import Config
 from pipeline.training.context import MODEL_FILE, Context

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pipeline.host import terminal
 from pipeline.measure.measurement import threads
-from pipeline.settings.shipping import BenchmarkConfig
+from pipeline.settings.config import BenchmarkConfig
 
 Call = Callable[[], object]
 Loader = Callable[[], Call]

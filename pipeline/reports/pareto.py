@@ -31,7 +31,14 @@ def front_table(front: Sequence[FrontTrial], objectives: Sequence[str]) -> str:
     frame = _frame(front, objectives)
     shown = frame.drop(columns="command").astype({"trial": str})
     shown[list(objectives)] = shown[list(objectives)].map("{:.4g}".format)
-    table = tabulate(shown, headers="keys", tablefmt="simple", disable_numparse=True, stralign="right", showindex=False)
+    table = tabulate(
+        shown.to_dict("list"),
+        headers="keys",
+        tablefmt="simple",
+        disable_numparse=True,
+        stralign="right",
+        showindex=False,
+    )
     lines = "\n".join(f"  {number}:  {command}" for number, command in zip(frame.trial, frame.command, strict=True))
     return f"{table}\n\nto run one again:\n{lines}"
 
