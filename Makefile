@@ -70,9 +70,10 @@ fuzz: $(STAMP) ## 2,000 random command lines (SEED=7: others): each a run that c
 test-slurm: $(STAMP) ## Run sweeps on a real Slurm that is started for it: as root, with slurm-wlm and munge
 	OMP_NUM_THREADS=1 PIPELINE_TEST_SLURM=1 $(BIN)/python -m pytest tests/test_slurm.py
 
-lint: $(STAMP) ## Check style and names
+lint: $(STAMP) ## Check style, names, and that each room imports from those below it alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 
 format: $(STAMP) ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .

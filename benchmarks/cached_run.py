@@ -23,7 +23,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from pipeline import stages
-from pipeline.files import PROJECT_ROOT
+from pipeline.host.files import PROJECT_ROOT
 
 _IMAGES, _CLASSES, _PIXELS = 50_000, 10, 16
 _REPEATS = 7
@@ -81,8 +81,8 @@ def _seconds_of_code(folder: Path) -> float:
     roots = [[stage.run.__module__, "pipeline.models.resnet"] for stage in stages.registry().values()]
     memory = folder / "outputs" / "artifacts" / ".seen" / "sources.json"
     program = (
-        "import time; from pathlib import Path; from pipeline.sources import code_of; started = time.perf_counter(); "
-        f"[code_of(root, Path({str(memory)!r})) for root in {roots!r}]; print(time.perf_counter() - started)"
+        "import time; from pathlib import Path; from pipeline.run.sources import code_of; begun = time.perf_counter(); "
+        f"[code_of(root, Path({str(memory)!r})) for root in {roots!r}]; print(time.perf_counter() - begun)"
     )
     found = [
         float(subprocess.run([sys.executable, "-c", program], cwd=PROJECT_ROOT, check=True, capture_output=True).stdout)

@@ -28,11 +28,16 @@ from scipy.stats import bootstrap
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from pipeline import datasets, models, quantization, terminal, torchrun, training
-from pipeline.composition import compose_request
-from pipeline.files import PROJECT_ROOT
-from pipeline.stage import Context
-from pipeline.world import join
+from pipeline import models
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
+from pipeline.flows import eager as quantization
+from pipeline.flows.eager import flow, twins
+from pipeline.host import terminal, torchrun
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.host.world import join
+from pipeline.training import loop as training
+from pipeline.training.context import Context
 
 _CPU = torch.device("cpu")
 _STEPS = 50
@@ -82,8 +87,8 @@ def _worker(stage: str, dtype: str, activation: str, result: str, folder: str, *
     config = compose_request([*overrides, "device=cpu"]).config
     quantization.silence_known_warnings()
     terminal.mute()
-    info = datasets.info(config.dataset)
-    parts = datasets.load_training(config.dataset)
+    info = catalogue.info(config.dataset)
+    parts = catalogue.load_training(config.dataset)
     settings = config.train if stage == "train" else config.qat
     batch = settings.batch_size
     training_part = dataclasses.replace(parts[0])
@@ -94,7 +99,7 @@ def _worker(stage: str, dtype: str, activation: str, result: str, folder: str, *
         if activation == "softplus":
             _smooth(model)
     else:
-        twin = models.build_twin(config.model, info)
+        twin = twins.build(config.model, info)
         model = quantization.prepare(quantization.fuse(twin, config.fuse.mode), config.backend)
     settings = dataclasses.replace(settings, epochs=max(epochs, settings.epochs))
     if dtype == "float64":
@@ -111,7 +116,7 @@ def _worker(stage: str, dtype: str, activation: str, result: str, folder: str, *
         return loss
 
     with join(_CPU) as world:
-        context = Context(Path(folder), _CPU, info, lambda: parts, lambda: parts[1], world=world)
+        context = Context(Path(folder), _CPU, info, lambda: parts, lambda: parts[1], flow, world=world)
         with contextlib.suppress(_Enough):
             training.fit(model, settings, config.dataset, config.seed, context, stage, loss_of=loss_of)
         mean = [float(world.mean(loss)) for loss in losses]

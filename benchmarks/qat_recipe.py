@@ -16,12 +16,12 @@ from itertools import groupby
 
 from tabulate import tabulate
 
-from pipeline.command_line import Parser, run_command
-from pipeline.config import TrackingConfig
-from pipeline.errors import UserError
-from pipeline.files import in_project
-from pipeline.statistics import holm
-from pipeline.tracked_run import TrackedRun
+from pipeline.commands.command_line import Parser, run_command
+from pipeline.host.errors import UserError
+from pipeline.host.files import in_project
+from pipeline.measure.statistics import holm
+from pipeline.reports.tracked_run import TrackedRun
+from pipeline.settings.config import TrackingConfig
 from pipeline.tracking.reading import read_runs
 
 _FORMS = ("fp32", "fp32_finetuned", "ptq_int8", "int8")

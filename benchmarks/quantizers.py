@@ -24,18 +24,21 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from pipeline import calibration, datasets, environment, latency, parity
-from pipeline.composition import compose_request
-from pipeline.config import Config
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
-from pipeline.errors import UserError
-from pipeline.files import in_project
-from pipeline.machine import UNSHARED
-from pipeline.request import Request
-from pipeline.runner import artifacts_of, run
-from pipeline.runtimes import Predictor, registry
-from pipeline.statistics import accuracy_interval
+from pipeline.host import environment
+from pipeline.host.errors import UserError
+from pipeline.host.files import in_project
+from pipeline.host.machine import UNSHARED
+from pipeline.measure import latency
+from pipeline.measure.statistics import accuracy_interval
+from pipeline.run.request import Request
+from pipeline.run.runner import artifacts_of, run
+from pipeline.runtimes import Predictor, parity, registry
+from pipeline.settings.config import Config
+from pipeline.training import calibration
 
 _CPU = torch.device("cpu")
 _STAGES = "stages=[train,fuse,qat,convert,evaluate,export]"
@@ -78,7 +81,7 @@ def compare(request: Request) -> str:
     config = request.config
     (export,) = (name for name in artifacts_of(config) if name.startswith("export-"))
     exports = in_project(config.outputs) / "artifacts" / export
-    test, tables = datasets.load_test(config.dataset), []
+    test, tables = catalogue.load_test(config.dataset), []
     with tempfile.TemporaryDirectory() as made:
         theirs = dict(_quantize(exports / "fp32" / "onnxruntime" / "model.onnx", config, Path(made)))
         candidates = [
@@ -100,7 +103,7 @@ def compare(request: Request) -> str:
 
 def _quantize(float_file: Path, config: Config, made: Path) -> Iterator[tuple[str, tuple[str, Path]]]:
     """Quantizers' names with the runtime and the folder of what they make."""
-    training, _ = datasets.load_training(config.dataset)
+    training, _ = catalogue.load_training(config.dataset)
     part = calibration.choose(training, config.ptq.calibration_samples, config.seed)
     for name, settings in _onnxruntime_settings().items():
         folder = made / f"ort{len(list(made.iterdir()))}"

@@ -26,11 +26,14 @@ from scipy.stats import bootstrap
 from tabulate import tabulate
 from torch import Tensor
 
-from pipeline import datasets, environment, models, optimization
-from pipeline.composition import compose_request
-from pipeline.config import Config
+from pipeline import models
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
 from pipeline.datasets.loader import training_batches
 from pipeline.datasets.spec import Part
+from pipeline.host import environment
+from pipeline.settings.config import Config
+from pipeline.training import optimization
 
 _CLASSES = ("cat", "dog")
 
@@ -95,7 +98,7 @@ def _parts(config: Config) -> dict[str, Part]:
     """The training part, by the way it is loaded."""
     loaded = {}
     for loading in ("memory", "stream"):
-        loaded[loading], _ = datasets.load_training(dataclasses.replace(config.dataset, loading=loading))
+        loaded[loading], _ = catalogue.load_training(dataclasses.replace(config.dataset, loading=loading))
     return loaded
 
 
@@ -129,7 +132,7 @@ def _take(images: Tensor, labels: Tensor) -> None:
 
 def _trainer(config: Config) -> Callable[[Tensor, Tensor], None]:
     device = environment.resolve_device(config.device)
-    model = models.build(config.model, datasets.info(config.dataset)).to(device).train()
+    model = models.build(config.model, catalogue.info(config.dataset)).to(device).train()
     optimizer = optimization.make_optimizer(model, config.train)
 
     def step(images: Tensor, labels: Tensor) -> None:

@@ -28,14 +28,20 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline import datasets, environment, models, optimization, quantization, training
-from pipeline.compilation import CompiledForward
-from pipeline.composition import compose_request
-from pipeline.config import Config, OptimizationConfig
+from pipeline import models
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
 from pipeline.datasets.arrays import Arrays
 from pipeline.datasets.spec import Part
-from pipeline.files import in_project
-from pipeline.stage import Context
+from pipeline.flows import eager as quantization
+from pipeline.flows.eager import flow, twins
+from pipeline.host import environment
+from pipeline.host.files import in_project
+from pipeline.settings.config import Config, OptimizationConfig
+from pipeline.training import loop as training
+from pipeline.training import optimization
+from pipeline.training.compilation import CompiledForward
+from pipeline.training.context import Context
 
 _CPU = torch.device("cpu")
 # The network that stands for each image size: the default one, and the post's own, which needs large images.
@@ -108,7 +114,7 @@ def _step_table(rounds: int, batch_size: int, compiled: bool) -> str:
     config = _config(32, 200)
     images = torch.randn(batch_size, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(batch_size) % 10
-    info = datasets.info(config.dataset)
+    info = catalogue.info(config.dataset)
     kinds = [(kind, compile_it) for compile_it in ([False, True] if compiled else [False]) for kind in ("float", "QAT")]
     steps: dict[str, Callable[[], float]] = {}
     torch.compiler.reset()
@@ -116,7 +122,7 @@ def _step_table(rounds: int, batch_size: int, compiled: bool) -> str:
         torch.manual_seed(0)
         model = models.build(config.model, info).train()
         if kind == "QAT":
-            fused = quantization.rebuild("fused", models.build_twin(config.model, info))
+            fused = quantization.rebuild("fused", twins.build(config.model, info))
             model = quantization.prepare(fused, config.backend)
             quantization.size_ranges(model)
         name = f"{kind}, compiled" if compile_it else f"{kind}, eager"
@@ -172,8 +178,8 @@ def _loop_table(rounds: int, image_size: int, batch_size: int, steps: int) -> st
     needed = (steps + 2) * batch_size
     config = _config(image_size, max(200, int(needed / 0.9) + 10))
     config.train.batch_size = batch_size
-    info = datasets.info(config.dataset)
-    training_part, validation = datasets.load_training(config.dataset)
+    info = catalogue.info(config.dataset)
+    training_part, validation = catalogue.load_training(config.dataset)
     training_part = training_part.select(np.arange(needed))
     torch.manual_seed(0)
     plain = models.build(config.model, info)
@@ -201,9 +207,10 @@ def _fit(model: nn.Module, config: Config, part: Part, validation: Part, note: C
         context = Context(
             folder=Path(folder),
             device=_CPU,
-            info=datasets.info(config.dataset),
+            info=catalogue.info(config.dataset),
             load_training=lambda: (part, validation.select(np.arange(10))),
             load_test=lambda: part,
+            flow=flow,
         )
         training.fit(model, config.train, config.dataset, 0, context, "train", lambda model, done: note())
 

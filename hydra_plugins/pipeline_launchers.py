@@ -1,6 +1,6 @@
 """The launchers where Hydra looks for them, as pipeline_search.py has the sweeper."""
 
-from pipeline.launching import LocalSubmission, SlurmSubmission
+from pipeline.sweeps.launching import LocalSubmission, SlurmSubmission
 
 
 class SlurmLauncher(SlurmSubmission):

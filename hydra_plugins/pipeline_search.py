@@ -3,7 +3,7 @@
 No __init__.py here: the namespace is shared with installed plugins.
 """
 
-from pipeline.search import Search
+from pipeline.sweeps.search import Search
 
 
 class OptunaSweeper(Search):

@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.command_line import Parser, run_command
-from pipeline.errors import UserError, suggestion
-from pipeline.files import in_project
+from pipeline.commands.command_line import Parser, run_command
+from pipeline.host.errors import UserError, suggestion
+from pipeline.host.files import in_project
 
 _EPILOG = """examples:
   python -m pipeline.artifacts                       # every result: size, age, who stands on it
@@ -45,8 +45,8 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.action not in ("list", "prune"):
         raise UserError(f"{arguments.action}: {suggestion(arguments.action, ['list', 'prune'])}")
     # Slow to import, and not needed for --help.
-    from pipeline.artifact_store import Store
-    from pipeline.inventory import remove, table, take_stock, total
+    from pipeline.run.artifact_store import Store
+    from pipeline.run.inventory import remove, table, take_stock, total
 
     outputs = in_project(arguments.outputs)
     store = Store(outputs / "artifacts")
@@ -75,9 +75,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _users(outputs: Path, uri: str | None) -> tuple[dict[str, list[str]], str]:
     """Who stands on which artifact, and where that is known from."""
-    from pipeline.artifact_store import tracked_in
-    from pipeline.config import TrackingConfig
-    from pipeline.sweep import untracked_users
+    from pipeline.run.artifact_store import tracked_in
+    from pipeline.settings.config import TrackingConfig
+    from pipeline.sweeps.states import untracked_users
     from pipeline.tracking.reading import users_of_artifacts
     from pipeline.tracking.store import store_uri
 

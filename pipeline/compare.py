@@ -6,9 +6,9 @@ import argparse
 import math
 from pathlib import Path
 
-from pipeline.command_line import Parser, run_command
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT, in_project, make_writable_folder
+from pipeline.commands.command_line import Parser, run_command
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT, in_project, make_writable_folder
 
 _EPILOG = """examples:
   python -m pipeline.compare                                          # all runs of the newest experiment
@@ -48,10 +48,10 @@ def _run(arguments: argparse.Namespace) -> None:
     if not (math.isfinite(drop) and drop >= 0):
         raise UserError(f"--max-drop-pct {drop:g}: allowed: at least 0")
     # Slow to import, and not needed for --help.
-    from pipeline.comparison import write_comparison
-    from pipeline.comparison.table import compare
-    from pipeline.comparison.text import text_table
-    from pipeline.config import TrackingConfig
+    from pipeline.reports.comparison import write_comparison
+    from pipeline.reports.comparison.table import compare
+    from pipeline.reports.comparison.text import text_table
+    from pipeline.settings.config import TrackingConfig
     from pipeline.tracking.reading import read_runs
     from pipeline.tracking.store import tell_unused_store
 

@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.command_line import Parser, run_command, tell_error
-from pipeline.errors import UserError, presentable
-from pipeline.files import in_project
+from pipeline.commands.command_line import Parser, run_command, tell_error
+from pipeline.host.errors import UserError, presentable
+from pipeline.host.files import in_project
 
 _OUTPUTS = "outputs"
 _EPILOG = """examples:

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import exported
-from pipeline.command_line import Parser, run_command, tell_error
-from pipeline.errors import UserError
+from pipeline.commands.command_line import Parser, run_command, tell_error
+from pipeline.host.errors import UserError
+from pipeline.host.files import in_project
+from pipeline.runtimes import exported
 
+_REGISTERED = "models:/"
 _EPILOG = """examples:
   python -m pipeline.predict seven.png                                     # by the model that was exported last
   python -m pipeline.predict --model models:/digits@champion *.png         # by a registered one
@@ -52,8 +54,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--top {arguments.top}: allowed: at least 1")
     # torch, where it is imported, tells of each start that its quantized tensors are deprecated.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    folder = exported.locate(arguments.model, arguments.outputs, arguments.tracking_uri)
-    model = exported.load(folder)
+    model = exported.load(_locate(arguments))
     # Of transparency in palettes, which is ignored, and of images that are large but not refused.
     warnings.filterwarnings("ignore", module="PIL")
     unreadable = 0
@@ -67,6 +68,17 @@ def _run(arguments: argparse.Namespace) -> None:
             print(_text(path, probabilities, model.preprocessing.class_names, arguments.top), flush=True)
     if unreadable:
         sys.exit(2)
+
+
+def _locate(arguments: argparse.Namespace) -> Path:
+    """The file or folder of the model: of a registered one, in the store."""
+    if not (arguments.model or "").startswith(_REGISTERED):
+        return exported.locate(arguments.model, arguments.outputs)
+    # Of mlflow it imports something only where the store is no SQLite file.
+    from pipeline.settings.config import TrackingConfig
+    from pipeline.tracking.registry import find_registered
+
+    return find_registered(arguments.model, TrackingConfig(uri=arguments.tracking_uri), in_project(arguments.outputs))
 
 
 def _text(path: Path, probabilities: np.ndarray, class_names: tuple[str, ...], top: int) -> str:

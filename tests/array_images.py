@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import datasets
+from pipeline.datasets import catalogue
 from pipeline.datasets.spec import DatasetSpec, Part
 
 # Of a made data set's images, so many are of the first class, and as many of the second.
@@ -27,4 +27,4 @@ def declare(monkeypatch: pytest.MonkeyPatch, pixels: np.ndarray) -> None:
         return Part(torch.from_numpy(pixels), torch.arange(2).repeat_interleave(EACH))
 
     made = DatasetSpec("made", lambda _: ("a", "b"), lambda _: None, read, lambda *_: "made", lambda _: "made here")
-    monkeypatch.setattr(datasets, "registry", lambda: {"made": made})
+    monkeypatch.setattr(catalogue, "registry", lambda: {"made": made})

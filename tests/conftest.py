@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.composition import compose_request
-from pipeline.files import PROJECT_ROOT
-from pipeline.request import Request
+from pipeline.commands.composition import compose_request
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.run.request import Request
 
 SMALL = [
     "dataset.max_train_samples=200",
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def known_warnings() -> None:
     """The program's own filter: any other warning still shows in pytest's summary."""
-    from pipeline.quantization import silence_known_warnings
+    from pipeline.flows.eager import silence_known_warnings
 
     silence_known_warnings()
 
@@ -60,7 +60,7 @@ def small_request(outputs: Path) -> Callable[..., Request]:
 @pytest.fixture(scope="session")
 def finished_outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The outputs of one finished small run, tracked in MLflow. Read it; do not write to it."""
-    from pipeline.runner import run
+    from pipeline.run.runner import run
 
     outputs = tmp_path_factory.mktemp("finished") / "outputs"
     run(compose_request([*SMALL, f"outputs={outputs}"]))

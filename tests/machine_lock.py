@@ -11,12 +11,12 @@ from pathlib import Path
 
 from filelock import ReadWriteLock, Timeout
 
-from pipeline.files import PROJECT_ROOT
+from pipeline.host.files import PROJECT_ROOT
 
 _MEASURE = """
 import sys
 from pathlib import Path
-from pipeline.machine import Machine
+from pipeline.host.machine import Machine
 
 with Machine(Path(sys.argv[1])).measuring():
     print("measuring", flush=True)

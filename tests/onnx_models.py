@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.preprocessing import Preprocessing
+from pipeline.datasets.preprocessing import Preprocessing
 
 
 def write_brightness_model(folder: Path, size: int = 8, channels: int = 1) -> Path:

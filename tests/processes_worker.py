@@ -13,11 +13,16 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from pipeline import datasets, models, quantization, terminal, torchrun, training
-from pipeline.composition import compose_request
-from pipeline.config import Config
-from pipeline.stage import Context
-from pipeline.world import World, join
+from pipeline import models
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
+from pipeline.flows import eager as quantization
+from pipeline.flows.eager import flow, twins
+from pipeline.host import terminal, torchrun
+from pipeline.host.world import World, join
+from pipeline.settings.config import Config
+from pipeline.training import loop as training
+from pipeline.training.context import Context
 
 
 def main(result: Path) -> None:
@@ -34,8 +39,8 @@ def main(result: Path) -> None:
 
 
 def _train(stage: str, config: Config, world: World) -> dict[str, Any]:
-    device, info = torch.device("cpu"), datasets.info(config.dataset)
-    parts = datasets.load_training(config.dataset)
+    device, info = torch.device("cpu"), catalogue.info(config.dataset)
+    parts = catalogue.load_training(config.dataset)
     torch.manual_seed(config.seed)
     if stage == "train":
         model = models.build(config.model, info)
@@ -43,7 +48,7 @@ def _train(stage: str, config: Config, world: World) -> dict[str, Any]:
         model.double().register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
         settings = dataclasses.replace(config.train, epochs=2, batch_size=20)
     else:
-        fused = quantization.fuse(models.build_twin(config.model, info), config.fuse.mode)
+        fused = quantization.fuse(twins.build(config.model, info), config.fuse.mode)
         model = quantization.prepare(fused, config.backend)
         settings = dataclasses.replace(config.qat, epochs=2, batch_size=20)
     losses: list[Tensor] = []
@@ -58,7 +63,7 @@ def _train(stage: str, config: Config, world: World) -> dict[str, Any]:
         return loss
 
     with tempfile.TemporaryDirectory() as folder:
-        context = Context(Path(folder), device, info, lambda: parts, lambda: parts[1], world=world)
+        context = Context(Path(folder), device, info, lambda: parts, lambda: parts[1], flow, world=world)
         training.fit(model, settings, config.dataset, config.seed, context, stage, loss_of=loss_of)
         files = len(list(Path(folder).iterdir()))
     state = torch.cat([value.double().flatten() for value in model.state_dict().values()])

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import datasets, models, quantization
-from pipeline.champion import Contender
-from pipeline.composition import compose_request
-from pipeline.config import TrackingConfig
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
+from pipeline.flows import eager as quantization
+from pipeline.flows.eager import twins
 from pipeline.runtimes import registry
-from pipeline.shipping import RegisterConfig
+from pipeline.settings.config import TrackingConfig
+from pipeline.settings.shipping import RegisterConfig
 from pipeline.tracking import RunRecord, open_run
+from pipeline.tracking.champion import Contender
 from pipeline.tracking.models import ModelRecord, log_model, register
 
 _SIZE = 32
@@ -43,13 +45,13 @@ def export_int8(runtime: str, folder: Path) -> Path:
     quantization.silence_known_warnings()
     config = compose_request([]).config
     torch.manual_seed(0)
-    twin = models.build_twin(config.model, datasets.info(config.dataset))
+    twin = twins.build(config.model, catalogue.info(config.dataset))
     prepared = quantization.prepare_ptq(twin, config.backend, "min_max")
     with torch.inference_mode():
         prepared(torch.randn(8, 1, _SIZE, _SIZE))
     int8 = quantization.convert(prepared, config.backend)
     registry()[runtime].export(int8, torch.zeros(1, 1, _SIZE, _SIZE), folder)
-    datasets.preprocessing(config.dataset).write(folder)
+    catalogue.preprocessing(config.dataset).write(folder)
     return folder / registry()[runtime].file
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipeline import artifacts, sources
-from pipeline.artifact_store import Store, note_tracking
-from pipeline.files import PROJECT_ROOT
-from pipeline.sweep import JobRecord, Sweep
+from pipeline import artifacts
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.run import sources
+from pipeline.run.artifact_store import Store, note_tracking
+from pipeline.sweeps.states import JobRecord, Sweep
 
 Command = Callable[..., str]
 
@@ -77,12 +78,12 @@ def test_list_tells_what_todays_code_would_make_again_when_a_file_or_a_library_i
     digest = sources.digest_of
     changed = "pipeline/stages/convert.py"
     monkeypatch.setattr(
-        "pipeline.inventory.digest_of", lambda file, memory: "0" if file == changed else digest(file, memory)
+        "pipeline.run.inventory.digest_of", lambda file, memory: "0" if file == changed else digest(file, memory)
     )
     text = command()
     used = {stage: " yes " in line_of(text, stage) for stage in ("train", "fuse", "qat", "convert", "evaluate")}
     assert used == {"train": True, "fuse": True, "qat": True, "convert": False, "evaluate": False}
-    monkeypatch.setattr("pipeline.inventory.version_of", lambda library: "9.9")
+    monkeypatch.setattr("pipeline.run.inventory.version_of", lambda library: "9.9")
     assert " yes " not in command()
 
 
@@ -105,7 +106,7 @@ def test_prune_takes_what_is_outdated_only_when_asked(
     command: Command, outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command("prune", "--yes")
-    monkeypatch.setattr("pipeline.inventory.version_of", lambda library: "9.9")
+    monkeypatch.setattr("pipeline.run.inventory.version_of", lambda library: "9.9")
     command("prune", "--yes")
     assert len(names(outputs)) == 5
     command("prune", "--yes", "--outdated")
@@ -126,7 +127,7 @@ def test_prune_keeps_everything_when_nobody_agrees(
 def run_under_way(outputs: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that holds the artifact that nothing else stands on."""
     program = (
-        "import sys, time; from pathlib import Path; from pipeline.artifact_store import Store, note_tracking\n"
+        "import sys, time; from pathlib import Path; from pipeline.run.artifact_store import Store, note_tracking\n"
         f"with Store(Path({str(outputs / 'artifacts')!r})).holds().held(['train-0000000000000000']):\n"
         "    print('holds', flush=True); time.sleep(600)"
     )

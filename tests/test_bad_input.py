@@ -17,10 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-import pipeline.torchvision_operators  # noqa: F401  (before torchvision)
-from pipeline import composition
-from pipeline.files import PROJECT_ROOT
-from pipeline.quantization import engines
+import pipeline.host.torchvision_operators  # noqa: F401  (before torchvision)
+from pipeline.commands import composition
+from pipeline.flows.eager import engines
+from pipeline.host.files import PROJECT_ROOT
 from tests.conftest import SMALL
 
 Refuse = Callable[..., str]

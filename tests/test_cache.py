@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import plan, sources, stages
-from pipeline.artifact_store import Store
-from pipeline.composition import compose_request
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT
-from pipeline.plan import make_plan
-from pipeline.runner import run
-from pipeline.sources import Code, code_of
-from pipeline.stage import PROGRESS_FILE, Metric
+from pipeline import stages
+from pipeline.commands.composition import compose_request
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.run import plan, sources
+from pipeline.run.artifact_store import Store
+from pipeline.run.plan import make_plan
+from pipeline.run.runner import run
+from pipeline.run.sources import Code, code_of
+from pipeline.training.context import PROGRESS_FILE, Metric
 from tests.conftest import SMALL
 
 # --- the syntax that counts, on a network of somebody's own
@@ -32,8 +33,8 @@ NETWORK = {
             return blocks.add(x)
         """,
     "blocks.py": """
-        from pipeline import terminal
-        from pipeline.errors import UserError
+        from pipeline.host import terminal
+        from pipeline.host.errors import UserError
         from .deep.arithmetic import plus
 
         def add(x):
@@ -165,14 +166,14 @@ def keys(project: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     [
         ("models/resnet.py", "def forward", "def  forward", None),
         ("stages/qat.py", '"""', '"""Otherwise: ', None),
-        ("terminal.py", "def say(", "def say_it(text): ...\n\n\ndef say(", None),
-        ("report.py", "def ", "def another(): ...\n\n\ndef ", None),
+        ("host/terminal.py", "def say(", "def say_it(text): ...\n\n\ndef say(", None),
+        ("reports/results.py", "def ", "def another(): ...\n\n\ndef ", None),
         ("tracking/pages.py", "def ", "def another(): ...\n\n\ndef ", None),
         ("models/mobilenet.py", "stride = 1", "stride = 3", None),
         ("datasets/mnist.py", "_HEADER_BYTES = 16", "_HEADER_BYTES = 17", None),
-        ("optimization.py", "def ", "def another(): ...\n\n\ndef ", "train"),
-        ("quantization/straight_through.py", "_BLOCK = 2**17", "_BLOCK = 2**16", "train"),
-        ("calibration.py", "def ", "def another(): ...\n\n\ndef ", "ptq"),
+        ("training/optimization.py", "def ", "def another(): ...\n\n\ndef ", "train"),
+        ("flows/eager/straight_through.py", "_BLOCK = 2**17", "_BLOCK = 2**16", "train"),
+        ("training/calibration.py", "def ", "def another(): ...\n\n\ndef ", "ptq"),
         ("stages/convert.py", "def run", "VERSION = 2\n\n\ndef run", "convert"),
     ],
 )

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from pipeline.champion import Contender, judge
+from pipeline.tracking.champion import Contender, judge
 
 PRESENT = Contender(
     accuracy_drop_pct=0.2,

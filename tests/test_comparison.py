@@ -17,14 +17,14 @@ import pandas as pd
 import pytest
 
 import pipeline.compare
-from pipeline.comparison import write_comparison
-from pipeline.comparison.points import epoch_lines
-from pipeline.comparison.table import compare, pareto_front
-from pipeline.comparison.text import text_table
-from pipeline.config import TrackingConfig
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT
-from pipeline.tracked_run import TrackedRun
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.reports.comparison import write_comparison
+from pipeline.reports.comparison.points import epoch_lines
+from pipeline.reports.comparison.table import compare, pareto_front
+from pipeline.reports.comparison.text import text_table
+from pipeline.reports.tracked_run import TrackedRun
+from pipeline.settings.config import TrackingConfig
 from pipeline.tracking.parents import Summary, close_parent
 from pipeline.tracking.reading import read_runs
 

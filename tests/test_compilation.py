@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import DeQuantStub, QuantStub
 
-from pipeline import quantization, training
-from pipeline.compilation import CompiledForward
-from pipeline.config import BackendConfig
-from pipeline.stage import PROGRESS_FILE
+from pipeline.flows import eager as quantization
+from pipeline.flows.eager.fusing import fuse_modules
+from pipeline.settings.config import BackendConfig
+from pipeline.training import loop as training
+from pipeline.training.compilation import CompiledForward
+from pipeline.training.context import PROGRESS_FILE
 from tests.test_training import DATA, Killed, context, equal, settings
 
 
@@ -35,7 +38,7 @@ class Small(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.quant, self.dequant = quantization.QuantStub(), quantization.DeQuantStub()
+        self.quant, self.dequant = QuantStub(), DeQuantStub()
         self.conv, self.bn, self.relu = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
         self.fc = nn.Linear(144, 4)
 
@@ -48,7 +51,7 @@ def network(quantized: bool) -> nn.Module:
     model = Small()
     if quantized:
         model.train()
-        quantization.fuse_modules(model, [["conv", "bn", "relu"]], is_qat=True)
+        fuse_modules(model, [["conv", "bn", "relu"]], is_qat=True)
         quantization.prepare(model, BackendConfig(name="fbgemm", qconfig="fbgemm", engine="fbgemm"))
         quantization.size_ranges(model)
     return model

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import forms, stages, training
-from pipeline.composition import compose_request
-from pipeline.errors import UserError
-from pipeline.plan import Step, make_plan
-from pipeline.quantization import silence_known_warnings
-from pipeline.stage import Context, Stage
-from pipeline.statistics import accuracy_interval, holm, mcnemar_p, paired_interval
+from pipeline import stages
+from pipeline.commands.composition import compose_request
+from pipeline.flows import forms
+from pipeline.flows.eager import silence_known_warnings
+from pipeline.host.errors import UserError
+from pipeline.measure.statistics import accuracy_interval, holm, mcnemar_p, paired_interval
+from pipeline.run.plan import Step, make_plan
+from pipeline.stages.contract import Stage
+from pipeline.training import loop as training
+from pipeline.training.context import Context
 from tests.conftest import SMALL
 from tests.test_stages import Bench
 

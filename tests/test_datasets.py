@@ -23,15 +23,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline import datasets, remembered
-from pipeline.composition import compose_request
-from pipeline.config import DatasetConfig
-from pipeline.datasets import contents
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue, contents
 from pipeline.datasets.arrays import prepared
 from pipeline.datasets.loader import count_batches, evaluation_batches, training_batches
-from pipeline.datasets.spec import Part
-from pipeline.errors import UserError
-from pipeline.request import Request
+from pipeline.datasets.spec import DatasetInfo, Part
+from pipeline.host import remembered
+from pipeline.host.errors import UserError
+from pipeline.run.request import Request
+from pipeline.settings.config import DatasetConfig
 from tests.array_images import all_pixels
 
 CPU = torch.device("cpu")
@@ -82,7 +82,7 @@ def class_counts(*parts: Part) -> Tensor:
 
 def test_digits_parts_are_disjoint_and_complete_when_split() -> None:
     config = whole_digits()
-    parts = [*datasets.load_training(config), datasets.load_test(config)]
+    parts = [*catalogue.load_training(config), catalogue.load_test(config)]
     assert sum(len(part) for part in parts) == DIGITS
     assert len(set.union(*(images(part) for part in parts))) == DIGITS
     assert [round(len(part) / DIGITS, 2) for part in parts] == [0.72, 0.08, 0.2]
@@ -90,8 +90,8 @@ def test_digits_parts_are_disjoint_and_complete_when_split() -> None:
 
 def test_digits_parts_keep_the_classes_shares_when_split() -> None:
     config = whole_digits()
-    training, validation = datasets.load_training(config)
-    test = datasets.load_test(config)
+    training, validation = catalogue.load_training(config)
+    test = catalogue.load_test(config)
     for part, of in ((test, (training, validation, test)), (validation, (training, validation))):
         expected = class_counts(*of) * len(part) / sum(len(one) for one in of)
         assert (class_counts(part) - expected).abs().max() <= 1
@@ -99,7 +99,7 @@ def test_digits_parts_keep_the_classes_shares_when_split() -> None:
 
 def test_digits_split_is_the_same_when_the_split_seed_is() -> None:
     config = whole_digits()
-    for one, other in zip(datasets.load_training(config), datasets.load_training(config), strict=True):
+    for one, other in zip(catalogue.load_training(config), catalogue.load_training(config), strict=True):
         assert same(one, other)
 
 
@@ -109,21 +109,21 @@ def test_digits_split_differs_but_not_the_test_part_when_the_split_seed_does(
     (first, second) = (
         small_request(f"dataset.split_seed={seed}", "dataset.max_train_samples=null").config for seed in (0, 1)
     )
-    _, validation = datasets.load_training(first.dataset)
-    other_training, other_validation = datasets.load_training(second.dataset)
+    _, validation = catalogue.load_training(first.dataset)
+    other_training, other_validation = catalogue.load_training(second.dataset)
     assert images(validation) != images(other_validation)
-    test = datasets.load_test(first.dataset)
-    assert same(test, datasets.load_test(second.dataset))
+    test = catalogue.load_test(first.dataset)
+    assert same(test, catalogue.load_test(second.dataset))
     assert not images(test) & (images(other_training) | images(other_validation))
 
 
 def test_samples_are_limited_when_maxima_are_set(small_request: Callable[..., Request]) -> None:
     config = small_request().config.dataset
-    training, validation = datasets.load_training(config)
-    test = datasets.load_test(config)
+    training, validation = catalogue.load_training(config)
+    test = catalogue.load_test(config)
     assert (len(training), len(validation), len(test)) == (180, 20, 60)
     assert class_counts(training, validation).min() >= 19
-    assert images(test) < images(datasets.load_test(whole_digits()))
+    assert images(test) < images(catalogue.load_test(whole_digits()))
     assert not images(test) & (images(training) | images(validation))
 
 
@@ -133,12 +133,12 @@ def test_training_samples_are_as_many_as_allowed_when_the_maximum_is_near_all_of
 ) -> None:
     # 1430 leaves out 8 images of 10 classes: what is left out need not hold every class.
     config = dataclasses.replace(whole_digits(), max_train_samples=maximum)
-    assert sum(len(part) for part in datasets.load_training(config)) == expected
+    assert sum(len(part) for part in catalogue.load_training(config)) == expected
 
 
 def test_test_samples_are_all_of_them_when_the_maximum_is_beyond() -> None:
     config = dataclasses.replace(whole_digits(), max_test_samples=5000)
-    assert same(datasets.load_test(config), datasets.load_test(whole_digits()))
+    assert same(catalogue.load_test(config), catalogue.load_test(whole_digits()))
 
 
 # --- mirrors
@@ -162,16 +162,16 @@ def serving(folder: Path, handler: type[SimpleHTTPRequestHandler] | None = None)
 
 
 def ready(config: DatasetConfig) -> DatasetConfig:
-    datasets.find(config).prepare(config)
+    catalogue.find(config).prepare(config)
     return config
 
 
 def assert_is_mnist(config: DatasetConfig) -> None:
     config = dataclasses.replace(config, image_size=28)  # as they are
-    test = datasets.load_test(config)
+    test = catalogue.load_test(config)
     assert test.pixels.shape == (10_000, 1, 28, 28)
     assert test.labels[:5].tolist() == [7, 2, 1, 0, 4]
-    training, validation = datasets.load_training(config)
+    training, validation = catalogue.load_training(config)
     assert (len(training), len(validation)) == (54_000, 6_000)
     mean = (training.pixels.double().sum() + validation.pixels.double().sum()) / (60_000 * 28 * 28 * 255)
     assert float(mean) == pytest.approx(0.1307, abs=5e-5)  # as conf/dataset/mnist.yaml says
@@ -186,7 +186,7 @@ def test_mnist_is_read_from_the_mirror_when_the_environment_names_it(
 ) -> None:
     monkeypatch.setenv("DATASET_MIRROR", str(mnist_mirror))
     config = ready(composed("dataset=mnist", f"dataset.root={tmp_path}"))
-    assert len(datasets.load_test(config)) == 10_000
+    assert len(catalogue.load_test(config)) == 10_000
 
 
 def test_mnist_falls_through_to_the_next_mirror_when_the_first_is_damaged(
@@ -202,7 +202,7 @@ def test_mnist_falls_through_to_the_next_mirror_when_the_first_is_damaged(
         archive.write_bytes(content)
     monkeypatch.setattr(MNIST, "mirrors", [mnist_mirror.resolve().as_uri()])
     config = ready(composed("dataset=mnist", f"dataset.root={tmp_path / 'data'}", f"dataset.mirror={damaged}"))
-    assert len(datasets.load_test(config)) == 10_000
+    assert len(catalogue.load_test(config)) == 10_000
     assert not list((tmp_path / "data").rglob("*.tmp"))
 
 
@@ -211,11 +211,11 @@ def test_mnist_is_unpacked_again_when_an_unpacked_file_is_damaged(
     damage: str, mnist_mirror: Path, tmp_path: Path
 ) -> None:
     config = ready(composed("dataset=mnist", f"dataset.root={tmp_path}", f"dataset.mirror={mnist_mirror}"))
-    whole = datasets.load_test(config)
+    whole = catalogue.load_test(config)
     labels = tmp_path / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
     content = labels.read_bytes()
     labels.write_bytes(content[:5000] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
-    assert torch.equal(datasets.load_test(config).labels, whole.labels)
+    assert torch.equal(catalogue.load_test(config).labels, whole.labels)
     assert labels.read_bytes() == content
 
 
@@ -268,13 +268,13 @@ def test_cifar10_images_are_those_of_the_archive_when_the_mirror_is_a_folder(
     cifar10: Cifar10, cifar10_config: Callable[..., DatasetConfig]
 ) -> None:
     config = ready(cifar10_config(mirror=str(cifar10.mirror)))
-    test = datasets.load_test(config)
+    test = catalogue.load_test(config)
     assert np.array_equal(test.pixels.numpy(), cifar10.test)
     assert test.labels.tolist() == [*range(10), *range(10)]
-    training, validation = datasets.load_training(config)
+    training, validation = catalogue.load_training(config)
     assert (len(training), len(validation)) == (90, 10)
     assert images(training) | images(validation) == {image.tobytes() for image in cifar10.train}
-    assert datasets.info(config).class_names[:2] == ("airplane", "automobile")
+    assert catalogue.info(config).class_names[:2] == ("airplane", "automobile")
 
 
 def test_archive_is_fetched_when_the_mirror_is_a_web_server(
@@ -282,7 +282,7 @@ def test_archive_is_fetched_when_the_mirror_is_a_web_server(
 ) -> None:
     with serving(cifar10.mirror) as url:
         config = ready(cifar10_config(mirror=f"{url}/"))
-    assert np.array_equal(datasets.load_test(config).pixels.numpy(), cifar10.test)
+    assert np.array_equal(catalogue.load_test(config).pixels.numpy(), cifar10.test)
 
 
 def test_archive_is_fetched_when_the_environment_names_the_mirror(
@@ -290,7 +290,7 @@ def test_archive_is_fetched_when_the_environment_names_the_mirror(
 ) -> None:
     monkeypatch.setenv("DATASET_MIRROR", str(cifar10.mirror))
     config = ready(cifar10_config())
-    assert np.array_equal(datasets.load_test(config).pixels.numpy(), cifar10.test)
+    assert np.array_equal(catalogue.load_test(config).pixels.numpy(), cifar10.test)
 
 
 class BreaksOff(SimpleHTTPRequestHandler):
@@ -352,7 +352,7 @@ def test_next_mirror_is_asked_when_the_first_is_broken(
     monkeypatch.setattr(CIFAR10, "url", cifar10.archive.as_uri())
     with broken_mirror(kind, cifar10.archive, tmp_path / "broken") as mirror:
         config = ready(cifar10_config(mirror=mirror))
-    assert np.array_equal(datasets.load_test(config).pixels.numpy(), cifar10.test)
+    assert np.array_equal(catalogue.load_test(config).pixels.numpy(), cifar10.test)
     assert not list((tmp_path / "data").glob("*.tmp"))
 
 
@@ -373,7 +373,7 @@ def test_archive_is_fetched_again_when_the_one_in_the_root_is_truncated(
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / cifar10.archive.name).write_bytes(cifar10.archive.read_bytes()[:500])
     config = ready(cifar10_config(mirror=str(cifar10.mirror)))
-    assert np.array_equal(datasets.load_test(config).pixels.numpy(), cifar10.test)
+    assert np.array_equal(catalogue.load_test(config).pixels.numpy(), cifar10.test)
 
 
 def test_nothing_is_fetched_when_the_data_are_unpacked(
@@ -383,7 +383,7 @@ def test_nothing_is_fetched_when_the_data_are_unpacked(
     (tmp_path / "data" / cifar10.archive.name).unlink()
     cifar10.archive.unlink()
     config = ready(cifar10_config())
-    assert np.array_equal(datasets.load_test(config).pixels.numpy(), cifar10.test)
+    assert np.array_equal(catalogue.load_test(config).pixels.numpy(), cifar10.test)
 
 
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
@@ -395,17 +395,17 @@ def test_cifar10_is_unpacked_again_when_a_file_is_missing_or_altered(
     for spoil in (unpacked.unlink, lambda: unpacked.write_bytes(b"altered")):
         spoil()
         ready(config)
-        assert np.array_equal(datasets.load_test(config).pixels.numpy(), cifar10.test)
+        assert np.array_equal(catalogue.load_test(config).pixels.numpy(), cifar10.test)
 
 
 # --- channels
 
 
 def test_grey_images_become_rgb_when_the_mean_has_three_values() -> None:
-    grey = datasets.load_test(whole_digits())
+    grey = catalogue.load_test(whole_digits())
     config = composed("dataset=digits", "dataset.mean=[0.5,0.5,0.5]", "dataset.std=[0.5,0.5,0.5]")
-    part = datasets.load_test(config)
-    assert datasets.info(config).channels == 3
+    part = catalogue.load_test(config)
+    assert catalogue.info(config).channels == 3
     assert part.pixels.shape == (len(grey), 3, 32, 32)
     assert torch.equal(all_pixels(part), all_pixels(grey).repeat(1, 3, 1, 1))
 
@@ -414,8 +414,8 @@ def test_rgb_images_become_grey_when_the_mean_has_one_value(
     cifar10: Cifar10, cifar10_config: Callable[..., DatasetConfig]
 ) -> None:
     config = ready(cifar10_config(mirror=str(cifar10.mirror), mean=[0.5], std=[0.5]))
-    part = datasets.load_test(config)
-    assert datasets.info(config).channels == 1
+    part = catalogue.load_test(config)
+    assert catalogue.info(config).channels == 1
     expected = np.stack([np.asarray(Image.fromarray(image.transpose(1, 2, 0)).convert("L")) for image in cifar10.test])
     assert np.array_equal(all_pixels(part)[:, 0].numpy(), expected)
 
@@ -454,14 +454,14 @@ def test_image_folder_reads_every_kind_of_image_when_train_and_test_are_given(tm
     (dog / "notes.txt").write_text("no image")
 
     config = image_folder(tmp_path)
-    test = datasets.load_test(config)
-    assert datasets.info(config) == datasets.spec.DatasetInfo(3, ("cat", "dog"))
+    test = catalogue.load_test(config)
+    assert catalogue.info(config) == DatasetInfo(3, ("cat", "dog"))
     assert test.pixels.shape == (6, 3, 16, 16)
     assert test.pixels.dtype == torch.uint8
     assert test.labels.tolist() == [0, 0, 0, 1, 1, 1]
     expected = [[10, 200, 30], [77] * 3, [250, 20, 130], [0, 128, 255], [40, 90, 220], [200] * 3]
     assert (torch.tensor(colours(test)) - torch.tensor(expected)).abs().max() <= 3
-    training, validation = datasets.load_training(config)
+    training, validation = catalogue.load_training(config)
     assert sorted(grey for grey, _, _ in colours(training) + colours(validation)) == [*range(20), *range(100, 120)]
     assert (training.pixels[training.labels == 1] >= 100).all()
 
@@ -472,7 +472,7 @@ def test_image_folder_reads_grey_when_the_mean_has_one_value(tmp_path: Path) -> 
             folder = tmp_path / name / f"class{index}"
             folder.mkdir(parents=True)
             Image.new("RGB", (20, 20), colour).save(folder / "flat.png")
-    test = datasets.load_test(image_folder(tmp_path, mean=[0.5], std=[0.5]))
+    test = catalogue.load_test(image_folder(tmp_path, mean=[0.5], std=[0.5]))
     assert test.pixels.shape == (2, 1, 16, 16)
     assert colours(test) == [[76], [29]]  # Rec. 601 luma
 
@@ -484,7 +484,7 @@ def test_image_folder_keeps_the_middle_when_an_image_is_not_square(tmp_path: Pat
     for name in ("train/a", "train/b", "test/a", "test/b"):
         (tmp_path / name).mkdir(parents=True)
         Image.fromarray(wide).save(tmp_path / name / "wide.png")
-    test = datasets.load_test(image_folder(tmp_path))
+    test = catalogue.load_test(image_folder(tmp_path))
     assert torch.equal(test.pixels[0], torch.tensor([0, 255, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16))
 
 
@@ -495,7 +495,7 @@ def test_image_folder_keeps_the_greys_apart_when_they_have_16_bits(tmp_path: Pat
             (tmp_path / name / kind).mkdir(parents=True)
             Image.fromarray(np.full((20, 20), grey, np.uint16)).save(tmp_path / name / kind / "flat.png")
     for mean in ([0.5], [0.5] * 3):
-        test = datasets.load_test(image_folder(tmp_path, mean=mean, std=mean))
+        test = catalogue.load_test(image_folder(tmp_path, mean=mean, std=mean))
         values = [colour[0] for colour in colours(test)]  # the classes in order: bright, dark
         assert values == [pytest.approx(0xE0, abs=1), pytest.approx(0x10, abs=1)]
 
@@ -505,13 +505,13 @@ def test_image_folder_is_split_when_it_is_one_folder(tmp_path: Path) -> None:
     write_greys(tmp_path / "dog", range(100, 120))
     (tmp_path / ".cache").mkdir()
     config = image_folder(tmp_path, test_fraction=0.25)
-    training, validation = datasets.load_training(config)
-    test = datasets.load_test(config)
-    assert datasets.info(config).class_names == ("cat", "dog")
+    training, validation = catalogue.load_training(config)
+    test = catalogue.load_test(config)
+    assert catalogue.info(config).class_names == ("cat", "dog")
     assert [torch.bincount(part.labels).tolist() for part in (test, validation)] == [[10, 5], [3, 1]]
     every = [grey for part in (training, validation, test) for grey, _, _ in colours(part)]
     assert sorted(every) == [*range(40), *range(100, 120)]
-    other_training, other_validation = datasets.load_training(dataclasses.replace(config, split_seed=1))
+    other_training, other_validation = catalogue.load_training(dataclasses.replace(config, split_seed=1))
     assert images(other_validation) != images(validation)
     assert images(other_training) | images(other_validation) == images(training) | images(validation)
 
@@ -525,10 +525,10 @@ def two_parts(tmp_path: Path) -> Path:
 
 
 def fingerprints(root: Path) -> tuple[str, str]:
-    datasets.look_again()  # as every run does
+    catalogue.look_again()  # as every run does
     config, seen = image_folder(root), root.parent / "seen"
     remembered.keep(seen)
-    return datasets.fingerprint(config, "train", seen), datasets.fingerprint(config, "test", seen)
+    return catalogue.fingerprint(config, "train", seen), catalogue.fingerprint(config, "test", seen)
 
 
 def rewrite(root: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import PROJECT_ROOT
+from pipeline.host.files import PROJECT_ROOT
 from tests.conftest import SMALL
 from tests.test_tracking import NINE, runs
 
@@ -56,7 +56,7 @@ def test_sweep_trains_the_float_model_once_and_logs_every_job(outputs: Path) -> 
 def test_help_shows_groups_and_examples_without_importing_torch() -> None:
     probe = (
         "import sys; sys.argv = ['pipeline', '--help']\n"
-        "from pipeline.composition import main\n"
+        "from pipeline.commands.composition import main\n"
         "try:\n    main()\nfinally:\n"
         "    assert not {'torch', 'torchvision', 'mlflow'} & set(sys.modules), 'a heavy import'\n"
     )

@@ -8,8 +8,8 @@ import torch.ao.nn.intrinsic.qat as nniqat
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantize, FusedMovingAvgObsFakeQuantize, QConfig, get_default_qat_qconfig
 
-from pipeline.quantization import straight_through
-from pipeline.quantization.vectorized import VectorizedFakeQuantize, vectorize
+from pipeline.flows.eager import straight_through
+from pipeline.flows.eager.vectorized import VectorizedFakeQuantize, vectorize
 
 
 def pair(backend: str, role: str) -> tuple[nn.Module, nn.Module]:

@@ -26,13 +26,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import composition, training
-from pipeline.composition import compose_request
-from pipeline.errors import UserError
-from pipeline.faults import fault
-from pipeline.files import PROJECT_ROOT, sha256
-from pipeline.interruption import interruption_as_one_line, stop_if_interrupted, termination_as_interrupt
-from pipeline.stage import PROGRESS_FILE
+from pipeline.commands import composition
+from pipeline.commands.composition import compose_request
+from pipeline.host.errors import UserError
+from pipeline.host.faults import fault
+from pipeline.host.files import PROJECT_ROOT, sha256
+from pipeline.host.interruption import interruption_as_one_line, stop_if_interrupted, termination_as_interrupt
+from pipeline.training import loop as training
+from pipeline.training.context import PROGRESS_FILE
 from tests.conftest import SMALL
 from tests.fault_table import note
 from tests.test_tracking import runs
@@ -226,7 +227,7 @@ def test_run_is_interrupted_soon_after_when_a_library_has_swallowed_the_signal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As the command does it: one block around all, within which signals come, and the run's within it."""
-    from pipeline import runner
+    from pipeline.run import runner
 
     owner, _, name = place.rpartition(".")
     where = getattr(runner, owner) if owner else runner
@@ -250,7 +251,7 @@ def test_run_is_interrupted_soon_after_when_a_library_has_swallowed_the_signal(
 
 IN_A_FINALIZER = """
 import os, signal, weakref
-from pipeline.interruption import interruption_as_one_line, stop_if_interrupted
+from pipeline.host.interruption import interruption_as_one_line, stop_if_interrupted
 
 class Thing: pass
 
@@ -270,7 +271,7 @@ def test_interruption_is_told_later_when_it_came_in_a_finalizer() -> None:
 
 AT_ONCE = """
 import signal
-from pipeline.interruption import interruption_as_one_line, stop_if_interrupted, termination_as_interrupt
+from pipeline.host.interruption import interruption_as_one_line, stop_if_interrupted, termination_as_interrupt
 
 both = [signal.SIGINT, signal.SIGTERM]
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -391,8 +392,8 @@ def test_run_goes_on_when_the_disk_was_full(
 def test_full_disk_is_told_from_a_network_that_cannot_be_exported(name: str, small_disk: Path) -> None:
     from pipeline import models as networks
     from pipeline import runtimes
-    from pipeline.datasets import info
-    from pipeline.files import check_space
+    from pipeline.datasets.catalogue import info
+    from pipeline.host.files import check_space
 
     pytest.importorskip("torch" if name == "torchscript" else name)
     config = compose_request([*SMALL, "model=mobilenet_v2"]).config
@@ -536,7 +537,7 @@ FLOAT = [*SMALL, "tracking=off", "stages=[train,fuse]"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from pipeline.runner import run
+    from pipeline.run.runner import run
 
     outputs = tmp_path_factory.mktemp("trained") / "outputs"
     run(compose_request([*FLOAT, f"outputs={outputs}"]))
@@ -579,7 +580,7 @@ def test_checkpoint_is_never_executed_when_its_manifest_was_made_to_fit_it(
 def test_training_starts_again_when_the_checkpoint_under_way_is_a_lie(
     lie: Callable[[Path, Path], None], copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.runner import run
+    from pipeline.run.runner import run
 
     (folder,) = (copied / "artifacts").glob("train-*")
     digest, marker = sha256(folder / "model.pt"), tmp_path / "code-ran"
@@ -732,7 +733,7 @@ def test_run_ends_in_one_line_when_its_learning_rate_makes_it_diverge(
 def test_durations_are_not_negative_and_the_run_finishes_when_the_clock_jumps_back(
     outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.runner import run
+    from pipeline.run.runner import run
 
     real, calls = time.time, [0]
 
@@ -752,7 +753,7 @@ def test_durations_are_not_negative_and_the_run_finishes_when_the_clock_jumps_ba
 def test_artifacts_are_found_when_their_files_are_from_the_future(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.runner import run
+    from pipeline.run.runner import run
 
     for path in copied.rglob("*"):
         os.utime(path, (2**32, 2**32))

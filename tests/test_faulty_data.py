@@ -20,14 +20,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import datasets
-from pipeline.composition import compose_request
-from pipeline.config import DatasetConfig
-from pipeline.datasets import archives
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import archives, catalogue
 from pipeline.datasets.spec import Part
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT
-from pipeline.machine import UNSHARED
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.host.machine import UNSHARED
+from pipeline.settings.config import DatasetConfig
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def settings(root: Path, **changes: object) -> DatasetConfig:
-    datasets.look_again()
+    catalogue.look_again()
     config = composed("dataset=image_folder", "dataset.root=anywhere", "dataset.image_size=16", "dataset.workers=2")
     return dataclasses.replace(config, root=str(root), **changes)
 
@@ -109,7 +108,7 @@ def test_unreadable_files_are_left_out_and_named_when_they_are_to_be_skipped(
 
 def parts(config: DatasetConfig) -> dict[str, Part]:
     """Both parts as they are read, in the order of the files."""
-    return {name: datasets.find(config).read(config, name, UNSHARED) for name in ("train", "test")}
+    return {name: catalogue.find(config).read(config, name, UNSHARED) for name in ("train", "test")}
 
 
 def test_first_unreadable_files_are_named_and_the_others_counted_when_there_are_many(
@@ -117,7 +116,7 @@ def test_first_unreadable_files_are_named_and_the_others_counted_when_there_are_
 ) -> None:
     for index in range(7):
         (folder / "train" / "dog" / f"{index}.png").write_bytes(b"GIF89a")
-    datasets.find(config := settings(folder, unreadable="skip")).read(config, "train", UNSHARED)
+    catalogue.find(config := settings(folder, unreadable="skip")).read(config, "train", UNSHARED)
     *named, count = capsys.readouterr().err.splitlines()
     assert len(named) == 5
     assert count == (
@@ -131,7 +130,7 @@ def test_skipping_is_refused_when_a_class_has_no_image_left(loading: str, folder
     for path in (folder / "train" / "dog").iterdir():
         path.write_bytes(b"")
     config = settings(folder, unreadable="skip", loading=loading)
-    assert refusal(lambda: datasets.load_training(config)) == (
+    assert refusal(lambda: catalogue.load_training(config)) == (
         "dataset.unreadable=skip: class 'dog' has no train image left that can be read; allowed: one in each class at "
         f"least; the first: dataset.root: {folder}/train/dog/0.png: cannot be read as an image: it is empty"
     )
@@ -139,7 +138,7 @@ def test_skipping_is_refused_when_a_class_has_no_image_left(loading: str, folder
 
 def test_streaming_ends_in_one_line_when_a_file_cannot_be_read(folder: Path) -> None:
     path = promise(folder / "test" / "dog" / "1.png", 14_000)
-    part = datasets.load_test(settings(folder, loading="stream"))
+    part = catalogue.load_test(settings(folder, loading="stream"))
     batches = part.batches(torch.arange(8).split(2), torch.device("cpu"))
     assert refusal(lambda: list(batches)) == (
         f"dataset.root: {path}: cannot be read as an image: its 14,000 × 14,000 pixels are 196.0 megapixels; "
@@ -153,7 +152,7 @@ def test_empty_file_is_refused_with_the_setting_that_leaves_it_out(loading: str,
     path.write_bytes(b"")
 
     def read() -> None:
-        part, _ = datasets.load_training(settings(folder, loading=loading))
+        part, _ = catalogue.load_training(settings(folder, loading=loading))
         list(part.batches(torch.arange(len(part)).split(2), torch.device("cpu")))
 
     assert refusal(read) == (
@@ -163,11 +162,11 @@ def test_empty_file_is_refused_with_the_setting_that_leaves_it_out(loading: str,
 
 LOAD = """
 import sys
-from pipeline import datasets
-from pipeline.command_line import run_command
-from pipeline.config import DatasetConfig
+from pipeline.datasets import catalogue
+from pipeline.commands.command_line import run_command
+from pipeline.settings.config import DatasetConfig
 
-run_command(lambda: datasets.load_training(DatasetConfig("image_folder", sys.argv[1])))
+run_command(lambda: catalogue.load_training(DatasetConfig("image_folder", sys.argv[1])))
 """
 
 
@@ -208,14 +207,14 @@ def test_file_is_refused_when_it_changed_after_the_fingerprint(
     change: Callable[[Path], str], loading: str, unreadable: str, folder: Path, tmp_path: Path
 ) -> None:
     config = settings(folder, loading=loading, unreadable=unreadable)
-    datasets.fingerprint(config, "test", tmp_path / "seen")
+    catalogue.fingerprint(config, "test", tmp_path / "seen")
     path = folder / "test" / "dog" / "2.png"
     what = change(path)
-    assert refusal(lambda: pixels(datasets.load_test(config))) == (
+    assert refusal(lambda: pixels(catalogue.load_test(config))) == (
         f"dataset.root: {path} {what}; started again, the command takes the files as they are then"
     )
-    datasets.look_again()
-    assert datasets.fingerprint(config, "test", tmp_path / "seen")
+    catalogue.look_again()
+    assert catalogue.fingerprint(config, "test", tmp_path / "seen")
 
 
 # --- labels
@@ -225,40 +224,40 @@ def test_classes_that_train_lacks_are_all_named_when_test_has_them(folder: Path)
     for name in ("cow", "pig"):
         (folder / "test" / name).mkdir()
         Image.new("L", (9, 9)).save(folder / "test" / name / "0.png")
-    assert refusal(lambda: datasets.load_test(settings(folder))) == (
+    assert refusal(lambda: catalogue.load_test(settings(folder))) == (
         f"dataset.root={folder}/test: classes 'cow', 'pig' in test/ but not in train/; allowed: cat, dog"
     )
 
 
 def test_part_that_is_missing_is_named_when_the_other_is_there(folder: Path) -> None:
     (folder / "test").rename(folder / "val")
-    assert refusal(lambda: datasets.load_test(settings(folder))) == (
+    assert refusal(lambda: catalogue.load_test(settings(folder))) == (
         f"dataset.root={folder}: train/ is there, test/ is not: rename val/ to test/, or link it; allowed: "
         "train/<class>/* and test/<class>/*, or <class>/* alone"
     )
     (folder / "train").rename(folder / "test")
     assert f"dataset.root={folder}: test/ is there, train/ is not" in refusal(
-        lambda: datasets.load_test(settings(folder))
+        lambda: catalogue.load_test(settings(folder))
     )
 
 
 def test_classes_may_have_the_names_of_parts_when_they_hold_images(folder: Path) -> None:
     (folder / "train" / "cat").rename(folder / "train" / "train")
-    assert datasets.info(settings(folder / "train")).class_names == ("dog", "train")
+    assert catalogue.info(settings(folder / "train")).class_names == ("dog", "train")
 
 
 def test_class_folder_is_refused_before_any_training_when_its_name_is_no_utf8(folder: Path) -> None:
     for part in ("train", "test"):
         os.rename(os.fsencode(folder / part / "cat"), os.fsencode(folder / part) + b"/caf\xe9")
     line = f"dataset.root={folder}/train: the class folder 'caf\\udce9': allowed: names in UTF-8, without control"
-    assert refusal(lambda: datasets.info(settings(folder))).startswith(line)
+    assert refusal(lambda: catalogue.info(settings(folder))).startswith(line)
 
 
 def test_classes_that_test_lacks_are_told(folder: Path, tmp_path: Path) -> None:
     shutil.rmtree(folder / "test" / "dog")
-    assert len(datasets.load_test(config := settings(folder)).labels) == 4
+    assert len(catalogue.load_test(config := settings(folder)).labels) == 4
     line = f"dataset.root={folder}: no test images of 'dog': the accuracy there says nothing of them"
-    assert datasets.inspect(config, tmp_path / "notes")["classes_lacking"] == line
+    assert catalogue.inspect(config, tmp_path / "notes")["classes_lacking"] == line
 
 
 def idx(content: np.ndarray) -> bytes:
@@ -316,7 +315,7 @@ def test_mnist_is_refused_when_its_training_labels_cannot_be(
 ) -> None:
     config = mnist(train, DIGITS)
     line = line.format(raw=f"{config.root}/MNIST/raw")
-    assert refusal(lambda: datasets.load_training(config)) == f"dataset=mnist: {line}"
+    assert refusal(lambda: catalogue.load_training(config)) == f"dataset=mnist: {line}"
 
 
 @pytest.mark.parametrize(
@@ -332,7 +331,7 @@ def test_mnist_is_refused_when_its_test_labels_cannot_be(
 ) -> None:
     config = mnist(DIGITS, test, images)
     line = line.format(raw=f"{config.root}/MNIST/raw")
-    assert refusal(lambda: datasets.load_test(config)) == f"dataset=mnist: the test part {line}"
+    assert refusal(lambda: catalogue.load_test(config)) == f"dataset=mnist: the test part {line}"
 
 
 def test_cifar10_is_refused_when_a_batch_has_a_label_beyond_its_classes(
@@ -355,6 +354,6 @@ def test_cifar10_is_refused_when_a_batch_has_a_label_beyond_its_classes(
     meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
     monkeypatch.setattr(CIFAR10, "meta", meta)
     config = dataclasses.replace(composed("dataset=cifar10"), root=str(tmp_path))
-    assert refusal(lambda: datasets.load_test(config)) == (
+    assert refusal(lambda: catalogue.load_test(config)) == (
         "dataset=cifar10: the test part has the label -1 at image 2 (of 3, from 0); allowed: 0 to 9, its 10 classes"
     )

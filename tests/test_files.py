@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import UserError
-from pipeline.files import save_tensors
+from pipeline.host.errors import UserError
+from pipeline.host.files import save_tensors
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full stands for a full disk; it is Linux's")

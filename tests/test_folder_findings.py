@@ -15,14 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import datasets
-from pipeline.composition import compose_request
-from pipeline.config import DatasetConfig
-from pipeline.datasets import looking
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue, looking
 from pipeline.datasets.splitting import split_indices, take_indices
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT
-from pipeline.runner import run
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.run.runner import run
+from pipeline.settings.config import DatasetConfig
 
 
 @functools.cache
@@ -32,7 +31,7 @@ def composed() -> DatasetConfig:
 
 
 def settings(root: Path, **changes: object) -> DatasetConfig:
-    datasets.look_again()
+    catalogue.look_again()
     return dataclasses.replace(composed(), root=str(root), **changes)
 
 
@@ -57,7 +56,7 @@ def found(tmp_path: Path) -> Callable[..., dict[str, str]]:
     """What is odd about a folder, without the part that every line begins with."""
 
     def inspect(root: Path, **changes: object) -> dict[str, str]:
-        lines = datasets.inspect(settings(root, **changes), tmp_path / "notes")
+        lines = catalogue.inspect(settings(root, **changes), tmp_path / "notes")
         assert all(line.startswith(f"dataset.root={root}: ") and "\n" not in line for line in lines.values())
         return {name: line.removeprefix(f"dataset.root={root}: ") for name, line in lines.items()}
 
@@ -101,7 +100,7 @@ def test_pictures_that_lie_deeper_or_beside_are_counted(folder: Path, found: Fou
 
 def test_class_without_pictures_is_refused_with_those_that_lie_deeper(folder: Path) -> None:
     shutil.copytree(folder / "train" / "dog", folder / "train" / "cow" / "2024")
-    assert refusal(lambda: datasets.load_training(settings(folder))) == (
+    assert refusal(lambda: catalogue.load_training(settings(folder))) == (
         f"dataset.root={folder}/train: class 'cow' has no images, the first below it is cow/2024/0.png; allowed: some "
         "in each class"
     )
@@ -119,7 +118,7 @@ def test_files_with_other_suffixes_are_counted_by_suffix(folder: Path, found: Fo
 @pytest.mark.parametrize("split", [True, False])
 def test_hidden_files_and_those_of_other_systems_are_no_pictures(split: bool, folder: Path, found: Found) -> None:
     root = folder if split else folder / "train"
-    whole = len(datasets.load_test(settings(root)))
+    whole = len(catalogue.load_test(settings(root)))
     places = [root, *(path for path in root.rglob("*") if path.is_dir())]
     for place in places:
         for name in ("._0.png", ".DS_Store", ".hidden.jpg", "Thumbs.db", "desktop.ini"):
@@ -128,8 +127,8 @@ def test_hidden_files_and_those_of_other_systems_are_no_pictures(split: bool, fo
             shutil.copytree(PROJECT_ROOT / "conf" / "qat", place / name / "cat", dirs_exist_ok=True)
             noise(5).save(place / name / "cat" / "0.png")
             noise(6).save(place / name / "0.png")
-    assert len(datasets.load_test(settings(root))) == whole
-    assert datasets.info(settings(root)).class_names == ("cat", "dog")
+    assert len(catalogue.load_test(settings(root))) == whole
+    assert catalogue.info(settings(root)).class_names == ("cat", "dog")
     assert found(root) == {}
 
 
@@ -141,14 +140,14 @@ def test_class_is_the_same_in_both_parts_when_its_name_has_another_unicode_form(
     (folder / "train" / "cat").rename(folder / "train" / "Zoë")
     (folder / "test" / "cat").rename(folder / "test" / "Zoë")
     config = settings(folder)
-    assert datasets.load_test(config).labels.tolist() == [0] * 5 + [1] * 5
-    assert datasets.preprocessing(config).class_names == (here, "Zoë")  # what predict prints
+    assert catalogue.load_test(config).labels.tolist() == [0] * 5 + [1] * 5
+    assert catalogue.preprocessing(config).class_names == (here, "Zoë")  # what predict prints
 
 
 def test_classes_are_refused_when_train_has_one_name_in_two_unicode_forms(folder: Path) -> None:
     for form in ("NFC", "NFD"):
         shutil.copytree(folder / "train" / "cat", folder / "train" / unicodedata.normalize(form, "Müll"))
-    assert refusal(lambda: datasets.info(settings(folder))) == (
+    assert refusal(lambda: catalogue.info(settings(folder))) == (
         f"dataset.root={folder}/train: the class folders 'Mu\\u0308ll' and 'M\\xfcll' have one name in two Unicode "
         "forms; allowed: one of them"
     )
@@ -156,7 +155,7 @@ def test_classes_are_refused_when_train_has_one_name_in_two_unicode_forms(folder
 
 def test_classes_that_differ_by_case_alone_are_named(folder: Path, found: Found) -> None:
     (folder / "test" / "cat").rename(folder / "test" / "Cat")
-    assert refusal(lambda: datasets.load_test(settings(folder))) == (
+    assert refusal(lambda: catalogue.load_test(settings(folder))) == (
         f"dataset.root={folder}/test: class 'Cat' in test/ but not in train/; allowed: cat, dog; 'Cat' and 'cat' "
         "differ by case alone"
     )
@@ -174,7 +173,7 @@ def test_parts_by_other_names_are_named_with_what_to_rename(train: str, test: st
     (folder / "train").rename(folder / train)
     (folder / "test").rename(folder / test)
     shown = ", ".join(f"{name}/" for name in sorted((train, test)))
-    assert refusal(lambda: datasets.info(settings(folder))) == (
+    assert refusal(lambda: catalogue.info(settings(folder))) == (
         f"dataset.root={folder}: train/ and test/ are not there, {shown} are: rename {train}/ to train/ and {test}/ to "
         "test/, or link them; allowed: train/<class>/* and test/<class>/*, or <class>/* alone"
     )
@@ -183,12 +182,12 @@ def test_parts_by_other_names_are_named_with_what_to_rename(train: str, test: st
 def test_part_by_another_name_is_named_when_the_other_part_is_there(folder: Path) -> None:
     (folder / "test").rename(folder / "Test")
     assert f"dataset.root={folder}: train/ is there, test/ is not: rename Test/ to test/, or link it; " in refusal(
-        lambda: datasets.info(settings(folder))
+        lambda: catalogue.info(settings(folder))
     )
 
 
 def test_folder_that_holds_the_parts_is_named_when_the_root_is_above_it(folder: Path) -> None:
-    assert refusal(lambda: datasets.info(settings(folder.parent))) == (
+    assert refusal(lambda: catalogue.info(settings(folder.parent))) == (
         f"dataset.root={folder.parent}: train/ and test/ are in pictures/; did you mean dataset.root={folder}?"
     )
 
@@ -262,8 +261,8 @@ def test_each_part_has_one_of_a_rare_class_or_lacks_it_by_name(
 ) -> None:
     root = rare(tmp_path / "rare", count)
     config = settings(root)
-    training, validation = datasets.load_training(config)
-    test = datasets.load_test(config)
+    training, validation = catalogue.load_training(config)
+    test = catalogue.load_test(config)
     has = [2 in part.labels for part in (training, test, validation)]
     assert has == [True, count > 1, count > 2]
     assert len(training) + len(validation) + len(test) == 80 + count
@@ -328,7 +327,7 @@ def test_pictures_of_12_bits_in_16_are_told_with_the_range_and_the_setting(
         "dataset.white_level=4095 reads 12 bits"
     }
     assert found(folder, white_level=4095) == {}
-    (bright,) = (part.pixels for part in [datasets.load_test(settings(folder, white_level=4095))])
+    (bright,) = (part.pixels for part in [catalogue.load_test(settings(folder, white_level=4095))])
     assert 100 < float(bright.float().mean()) < 155
 
 
@@ -369,10 +368,10 @@ def test_order_of_classes_is_told_when_names_are_numbers_and_weights_come_from_o
     for label in range(12):
         (tmp_path / "pictures" / str(label)).mkdir(parents=True)
     config = settings(tmp_path / "pictures")
-    assert datasets.class_order(config) == "0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert catalogue.class_order(config) == "0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9"
     for label in range(10, 12):
         (tmp_path / "pictures" / str(label)).rmdir()
-    assert datasets.class_order(config) is None
+    assert catalogue.class_order(config) is None
 
 
 def test_run_says_each_line_once_and_has_it_as_a_tag_when_made_and_when_cached(
@@ -393,7 +392,7 @@ def test_run_says_each_line_once_and_has_it_as_a_tag_when_made_and_when_cached(
         "dataset.validation_fraction=0.3",
     ]
     config = compose_request(overrides).config
-    torch.save(models.build(config.model, datasets.info(config.dataset)).state_dict(), outputs.parent / "weights.pt")
+    torch.save(models.build(config.model, catalogue.info(config.dataset)).state_dict(), outputs.parent / "weights.pt")
     root = f"dataset.root={folder}: "
     expected = {
         "folders_not_read": f"{root}not read: val/ (10 images); the validation part is split off train/ "

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
-from pipeline.config import TrackingConfig
+from pipeline.settings.config import TrackingConfig
 from pipeline.tracking.registry import find_registered
 from tests.shipped_models import ship
 

@@ -21,8 +21,11 @@ from hydra_plugins.hydra_joblib_launcher import joblib_launcher as hydra_joblib_
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from pipeline import composition, files, jobs, runner, search, typed
-from pipeline.config import Config
+from pipeline.commands import composition, typed
+from pipeline.host import files
+from pipeline.run import runner
+from pipeline.settings.config import Config
+from pipeline.sweeps import jobs, search
 
 EXAMPLES = int(os.environ.get("PIPELINE_FUZZ", "60"))
 # Which command lines: without a number, always the same.

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import environment
-from pipeline.composition import compose_request
-from pipeline.latency import Method, median_interval, ratio_interval, take_turns, take_turns_afresh
-from pipeline.pinning import pinned
+from pipeline.commands.composition import compose_request
+from pipeline.host import environment
+from pipeline.host.pinning import pinned
+from pipeline.measure.latency import Method, median_interval, ratio_interval, take_turns, take_turns_afresh
 
 
 class Clock:

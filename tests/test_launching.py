@@ -19,16 +19,16 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.composition import check_command_line, compose_request
-from pipeline.errors import SubmissionError
-from pipeline.files import PROJECT_ROOT, save_tensors
-from pipeline.interruption import termination_as_interrupt
-from pipeline.jobs import run_job, sweep_session
-from pipeline.machine import Machine
-from pipeline.request import Request
-from pipeline.runner import run
-from pipeline.submitted import Queue
-from pipeline.sweep import RUNNING, JobRecord, Sweep, sweep_id
+from pipeline.commands.composition import check_command_line, compose_request
+from pipeline.host.errors import SubmissionError
+from pipeline.host.files import PROJECT_ROOT, save_tensors
+from pipeline.host.interruption import termination_as_interrupt
+from pipeline.host.machine import Machine
+from pipeline.run.request import Request
+from pipeline.run.runner import run
+from pipeline.sweeps.jobs import run_job, sweep_session
+from pipeline.sweeps.states import RUNNING, JobRecord, Sweep, sweep_id
+from pipeline.sweeps.submitted import Queue
 from pipeline.tracking.parents import JOB_TAG
 from tests.conftest import SMALL
 from tests.test_sweeps import children, command
@@ -209,7 +209,7 @@ def test_predecessors_run_is_killed_when_a_job_is_run_again(outputs: Path) -> No
 
 def test_hosts_do_not_wait_for_each_others_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = Machine(tmp_path)
-    monkeypatch.setattr("pipeline.machine.gethostname", lambda: "elsewhere")
+    monkeypatch.setattr("pipeline.host.machine.gethostname", lambda: "elsewhere")
     with here.measuring(), Machine(tmp_path).measuring():
         pass
     assert len(list(tmp_path.glob("machine-*.db"))) == 2

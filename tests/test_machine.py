@@ -16,16 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import datasets, forms, parity, quantization
-from pipeline.composition import compose_request
-from pipeline.config import DatasetConfig
-from pipeline.datasets import decoding
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue, decoding
 from pipeline.datasets.loader import evaluation_batches
+from pipeline.datasets.pictures import Reading
 from pipeline.datasets.spec import Part
-from pipeline.machine import UNSHARED, Machine
-from pipeline.pictures import Reading
-from pipeline.request import Request
-from pipeline.runner import run
+from pipeline.flows.eager import flow
+from pipeline.host.machine import UNSHARED, Machine
+from pipeline.run.request import Request
+from pipeline.run.runner import run
+from pipeline.runtimes import parity
+from pipeline.settings.config import DatasetConfig
 from tests.machine_lock import could_measure, measuring_elsewhere
 
 CPU = torch.device("cpu")
@@ -102,7 +103,7 @@ def test_decoding_into_memory_waits_when_another_process_measures(
     pictures: DatasetConfig, machine: Machine, folder: Path
 ) -> None:
     with measuring_elsewhere(folder):
-        loading = Work(lambda: datasets.load_test(pictures, machine))
+        loading = Work(lambda: catalogue.load_test(pictures, machine))
         assert not loading.ends_within(1)
     assert loading.ends_within(60)
     assert isinstance(loading.result, Part)
@@ -129,7 +130,7 @@ def test_every_file_is_decoded_while_nobody_can_measure_and_between_the_slices_o
     monkeypatch.setattr(decoding, "_CHUNK", 5)
     monkeypatch.setattr(machine, "computing", counted)
     config = dataclasses.replace(pictures, **changes)
-    part = datasets.load_test(config, machine)
+    part = catalogue.load_test(config, machine)
     assert free == [False] * COUNT
     assert between[:3] == [True] * 3
     list(evaluation_batches(part.select(np.arange(3)), config, 3, CPU))  # a single batch is decoded in this process
@@ -141,14 +142,14 @@ def test_workers_decode_no_further_while_another_process_measures(
     pictures: DatasetConfig, machine: Machine, folder: Path
 ) -> None:
     config = dataclasses.replace(pictures, loading="stream")
-    batches = evaluation_batches(datasets.load_test(config, machine), config, 1, CPU)
+    batches = evaluation_batches(catalogue.load_test(config, machine), config, 1, CPU)
     first = next(batches)  # the workers have started; of 12 batches 5 are under way
     with measuring_elsewhere(folder):
         rest = Work(lambda: list(batches))
         assert not rest.ends_within(2)
     assert rest.ends_within(60)
     assert isinstance(rest.result, list)
-    in_memory = evaluation_batches(datasets.load_test(pictures), pictures, 1, CPU)
+    in_memory = evaluation_batches(catalogue.load_test(pictures), pictures, 1, CPU)
     for (images, labels), (same, alike) in zip([first, *rest.result], in_memory, strict=True):
         assert torch.equal(images, same)
         assert torch.equal(labels, alike)
@@ -158,7 +159,7 @@ def test_workers_end_by_themselves_when_the_epoch_is_left_while_another_process_
     pictures: DatasetConfig, machine: Machine, folder: Path
 ) -> None:
     config = dataclasses.replace(pictures, loading="stream")
-    batches = evaluation_batches(datasets.load_test(config, machine), config, 1, CPU)
+    batches = evaluation_batches(catalogue.load_test(config, machine), config, 1, CPU)
     next(batches)
     with measuring_elsewhere(folder):
         next(batches)  # those under way are there, and the workers wait for the lock
@@ -175,7 +176,7 @@ def test_logits_are_computed_while_nobody_can_measure(pictures: DatasetConfig, m
         free.append(could_measure(folder))
         return images.mean((2, 3))
 
-    part = datasets.load_test(pictures, machine)
+    part = catalogue.load_test(pictures, machine)
     assert parity.outputs(predict, part, pictures, 5, "", machine).shape == (COUNT, 3)
     assert free == [False] * 3
     assert could_measure(folder)
@@ -195,9 +196,8 @@ def test_stages_that_prepare_a_model_hold_the_lock(
 
         monkeypatch.setattr(module, name, call)
 
-    watch(forms, "load_float_into_twin")
     for name in ("fuse", "prepare_ptq", "prepare_simulation", "convert"):
-        watch(quantization, name)
+        watch(flow, name)
     few = ["sensitivity.samples=20", "ptq.calibration_samples=20"]
     run(small_request("tracking=off", "stages=[train,fuse,ptq,sensitivity]", *few))
-    assert free == [False] * 7
+    assert free == [False] * 4

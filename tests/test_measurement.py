@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.measurement import Latency, measure_latency, size_mb
+from pipeline.measure.measurement import Latency, measure_latency, size_mb
 
 
 class Takes(nn.Module):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline import models, quantization
-from pipeline.composition import CONFIG_FOLDER, compose_request
-from pipeline.config import Config
+from pipeline import models
+from pipeline.commands.composition import CONFIG_FOLDER, compose_request
 from pipeline.datasets.spec import DatasetInfo
-from pipeline.errors import UserError
+from pipeline.flows import eager as quantization
+from pipeline.flows.eager import twins
+from pipeline.host.errors import UserError
 from pipeline.models import weights
+from pipeline.settings.config import Config
 
 NAMES = sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml"))
 STEMS = [(name, stem) for name in NAMES for stem in (models.registry()[name].stems or (None,))]
@@ -34,7 +36,7 @@ def test_twin_has_equal_keys_and_bit_equal_outputs(name: str, stem: str | None, 
     config = config_of(name, stem)
     torch.manual_seed(0)
     network = models.build(config.model, info)
-    twin = models.build_twin(config.model, info)
+    twin = twins.build(config.model, info)
     assert list(network.state_dict()) == list(twin.state_dict())
     # Two steps in training mode first: BatchNorm statistics away from their initial 0 and 1.
     with torch.no_grad():
@@ -51,7 +53,7 @@ def test_twin_has_equal_keys_and_bit_equal_outputs(name: str, stem: str | None, 
 @pytest.mark.parametrize("name", NAMES)
 def test_twin_fuses_every_batch_norm_and_gets_fake_quantize_modules_when_prepared(name: str) -> None:
     config = config_of(name, None if name == "blog_resnet18" else "imagenet")
-    fused = quantization.rebuild("fused", models.build_twin(config.model, GREY))
+    fused = quantization.rebuild("fused", twins.build(config.model, GREY))
     # A BatchNorm outside a fused module would be left behind in float.
     fused_kinds = tuple(module for module in fused.modules() if type(module).__module__.startswith("torch.ao.nn"))
     taken_in = {id(child) for module in fused_kinds for child in module.modules()}
@@ -74,12 +76,12 @@ def test_model_accepts_its_smallest_image_and_fails_one_pixel_below(name: str) -
 
 
 def test_blog_resnet18_has_the_posts_size() -> None:
-    from pipeline.measurement import size_mb
+    from pipeline.measure.measurement import size_mb
 
     config = config_of("blog_resnet18", None)
     network = models.build(config.model, GREY)
     assert size_mb(network) == pytest.approx(46.2, abs=0.3)
-    int8 = quantization.rebuild("int8", models.build_twin(config.model, GREY), config.backend)
+    int8 = quantization.rebuild("int8", twins.build(config.model, GREY), config.backend)
     assert size_mb(int8) == pytest.approx(11.7, abs=0.1)
     assert all(module.bias is not None for module in network.modules() if isinstance(module, torch.nn.Conv2d))
 

@@ -12,13 +12,13 @@ import mlflow
 import pandas as pd
 import pytest
 
-from pipeline.comparison import write_comparison
-from pipeline.comparison.seeds import OverSeeds, over_seeds
-from pipeline.comparison.table import compare
-from pipeline.comparison.text import text_table
-from pipeline.jobs import sweep_session
-from pipeline.request import Request
-from pipeline.tracked_run import TrackedRun
+from pipeline.reports.comparison import write_comparison
+from pipeline.reports.comparison.seeds import OverSeeds, over_seeds
+from pipeline.reports.comparison.table import compare
+from pipeline.reports.comparison.text import text_table
+from pipeline.reports.tracked_run import TrackedRun
+from pipeline.run.request import Request
+from pipeline.sweeps.jobs import sweep_session
 from tests.test_comparison import metrics, tracked
 
 

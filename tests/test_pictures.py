@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin, TiffTags
 
-from pipeline.pictures import Reading, Unreadable, read_image
-from pipeline.preprocessing import Preprocessing
+from pipeline.datasets.pictures import Reading, Unreadable, read_image
+from pipeline.datasets.preprocessing import Preprocessing
 
 RAMP = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))
 GREY = Reading(1)

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from pipeline import predict
-from pipeline.files import PROJECT_ROOT
-from pipeline.preprocessing import PREPROCESSING_FILE, Preprocessing
+from pipeline.datasets.preprocessing import PREPROCESSING_FILE, Preprocessing
+from pipeline.host.files import PROJECT_ROOT
 from tests.onnx_models import write_brightness_model
 
 pytest.importorskip("onnxruntime")

@@ -10,14 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import datasets
-from pipeline.composition import compose_request
-from pipeline.config import DatasetConfig
-from pipeline.datasets import arrays
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import arrays, catalogue
 from pipeline.datasets.loader import evaluation_batches, training_batches
+from pipeline.datasets.preprocessing import PREPROCESSING_FILE, Preprocessing
 from pipeline.datasets.spec import Part
-from pipeline.errors import UserError
-from pipeline.preprocessing import PREPROCESSING_FILE, Preprocessing
+from pipeline.host.errors import UserError
+from pipeline.settings.config import DatasetConfig
 from tests.array_images import EACH, declare
 
 CPU = torch.device("cpu")
@@ -51,15 +50,15 @@ def trained_on(part: Part, settings: DatasetConfig) -> set[bytes]:
 
 def assert_agree(settings: DatasetConfig, train: list[Path], test: list[Path]) -> None:
     """What is trained on, validated and evaluated is what is shipped makes of the same images as files."""
-    preprocessing = datasets.preprocessing(settings)
+    preprocessing = catalogue.preprocessing(settings)
     shipped = {path: preprocessing.apply(path)[0] for path in {*train, *test}}
     assert {(image.dtype, image.shape) for image in shipped.values()} == {
         (np.dtype(np.float32), (len(settings.mean), settings.image_size, settings.image_size))
     }
-    training, validation = datasets.load_training(settings)
+    training, validation = catalogue.load_training(settings)
     seen = trained_on(training, settings) | set(evaluated(validation, settings))
     assert seen == {shipped[path].tobytes() for path in train}
-    assert evaluated(datasets.load_test(settings), settings) == [shipped[path].tobytes() for path in test]
+    assert evaluated(catalogue.load_test(settings), settings) == [shipped[path].tobytes() for path in test]
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "in turn"])
@@ -124,7 +123,7 @@ def test_middle_is_what_is_left_of_an_array_when_it_is_not_square(wide: bool, mo
     pixels = np.stack([thirds if wide else thirds.transpose(0, 2, 1)] * 2 * EACH)
     declare(monkeypatch, pixels)
     settings = DatasetConfig("made", image_size=16, mean=[0.0] * 3, std=[1.0] * 3)
-    ((images, _),) = evaluation_batches(datasets.load_test(settings), settings, 2 * EACH, CPU)
+    ((images, _),) = evaluation_batches(catalogue.load_test(settings), settings, 2 * EACH, CPU)
     assert torch.equal(images, torch.tensor([0.0, 1, 0]).view(3, 1, 1).expand(2 * EACH, 3, 16, 16))
 
 
@@ -186,7 +185,7 @@ def test_preprocessing_reads_the_one_bit_image_as_black_and_white(tmp_path: Path
 
 
 def test_preprocessing_is_the_same_when_written_and_read(tmp_path: Path) -> None:
-    made = datasets.preprocessing(config("digits", 3, image_size=64))
+    made = catalogue.preprocessing(config("digits", 3, image_size=64))
     path = made.write(tmp_path)
     assert path.name == PREPROCESSING_FILE
     assert Preprocessing.read(path) == made
@@ -195,7 +194,7 @@ def test_preprocessing_is_the_same_when_written_and_read(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("rounds", [True, False])
 def test_preprocessing_is_read_when_an_earlier_version_wrote_it(rounds: bool, tmp_path: Path) -> None:
-    made = datasets.preprocessing(config("digits", 3, image_size=64))
+    made = catalogue.preprocessing(config("digits", 3, image_size=64))
     path = made.write(tmp_path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rounds": rounds}))
     assert Preprocessing.read(path) == made

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.composition import compose_request
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT
-from pipeline.request import Request
-from pipeline.runner import check_parts, run
+from pipeline.commands.composition import compose_request
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.run.request import Request
+from pipeline.run.runner import check_parts, run
 from tests.conftest import SMALL
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import calibration, datasets, forms
-from pipeline.config import Config
+from pipeline.datasets import catalogue
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
-from pipeline.machine import Machine
-from pipeline.quantization import Form
-from pipeline.request import Request
-from pipeline.runner import artifacts_of, run
-from pipeline.stage import MODEL_FILE
+from pipeline.flows import forms
+from pipeline.flows.eager import Form, twins
+from pipeline.run.request import Request
+from pipeline.run.runner import artifacts_of, run
+from pipeline.settings.config import Config
+from pipeline.training import calibration
+from pipeline.training.context import MODEL_FILE
 from tests.array_images import all_pixels
 
 Compose = Callable[..., Request]
@@ -28,8 +29,8 @@ def logits(form: Form, stage: str, config: Config) -> torch.Tensor:
     """What a form answers to 100 training images, loaded from its artifact."""
     name = next(name for name in artifacts_of(config) if name.startswith(f"{stage}-"))
     path = Path(config.outputs) / "artifacts" / name / MODEL_FILE
-    model = forms.load(form, path, config, datasets.info(config.dataset)).eval()
-    training, _ = datasets.load_training(config.dataset)
+    model = forms.load(form, path, config, catalogue.info(config.dataset)).eval()
+    training, _ = catalogue.load_training(config.dataset)
     images, _ = next(evaluation_batches(training, config.dataset, 100, torch.device("cpu")))
     with torch.no_grad():
         return model(images)
@@ -49,7 +50,7 @@ def test_ptq_never_reads_the_test_part(small_request: Compose, monkeypatch: pyte
     def refuse(*_: object) -> Part:
         raise AssertionError("the test part was read")
 
-    monkeypatch.setattr(datasets, "load_test", refuse)
+    monkeypatch.setattr(catalogue, "load_test", refuse)
     run(small_request(*PTQ))
 
 
@@ -70,7 +71,7 @@ def test_calibration_shows_training_images_alone_without_augmentation(
     run(request)
     (pixels,) = shown
     assert len(pixels) == 50
-    training, validation = datasets.load_training(request.config.dataset)
+    training, validation = catalogue.load_training(request.config.dataset)
 
     def rows(images: torch.Tensor) -> set[bytes]:
         return {image.numpy().tobytes() for image in images}
@@ -88,18 +89,21 @@ def test_calibration_images_are_another_choice_when_the_seed_is_another() -> Non
     assert not np.array_equal(first, np.sort(first))
 
 
-def test_calibration_observes_float_activations_when_the_model_is_prepared_for_qat() -> None:
-    from pipeline import models, quantization
-    from pipeline.composition import compose_request
+def test_calibration_observes_float_activations_when_the_model_is_prepared_for_qat(tmp_path: Path) -> None:
+    from pipeline.commands.composition import compose_request
+    from pipeline.flows import eager as quantization
+    from pipeline.flows.eager import flow
+    from pipeline.training.context import Context
 
     config = compose_request([]).config
-    info = datasets.info(config.dataset)
+    info = catalogue.info(config.dataset)
     torch.manual_seed(0)
-    fused = quantization.rebuild("fused", models.build_twin(config.model, info))
+    fused = quantization.rebuild("fused", twins.build(config.model, info))
     model = quantization.prepare(fused, config.backend)
     part = Part(torch.randint(0, 255, (32, 1, 32, 32), dtype=torch.uint8), torch.zeros(32, dtype=torch.long))
     before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
-    calibration.calibrate(model, part, config.dataset, 32, 0, 32, torch.device("cpu"), Machine())
+    context = Context(tmp_path, torch.device("cpu"), info, lambda: (part, part), lambda: part, flow)
+    calibration.calibrate(model, config, context)
     state = model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in before.items())
     assert all(value == 1 for name, value in state.items() if name.endswith("fake_quant_enabled"))

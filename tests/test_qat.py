@@ -11,18 +11,21 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from pipeline import forms, quantization, training
-from pipeline.composition import compose_request
-from pipeline.datasets import load_training
+from pipeline.commands.composition import compose_request
+from pipeline.datasets.catalogue import load_training
 from pipeline.datasets.loader import evaluation_batches
-from pipeline.distillation import distillation_loss
-from pipeline.machine import Machine
-from pipeline.plan import Step, make_plan
-from pipeline.report import in_words
-from pipeline.request import Request
-from pipeline.runner import run
-from pipeline.stage import PROGRESS_FILE, Context
+from pipeline.flows import eager as quantization
+from pipeline.flows import forms
+from pipeline.flows.eager import flow
+from pipeline.host.machine import Machine
+from pipeline.reports.results import in_words
+from pipeline.run.plan import Step, make_plan
+from pipeline.run.request import Request
+from pipeline.run.runner import run
 from pipeline.stages import qat
+from pipeline.training import loop as training
+from pipeline.training.context import PROGRESS_FILE, Context
+from pipeline.training.distillation import distillation_loss
 from tests.conftest import SMALL
 from tests.test_stages import Bench
 
@@ -52,6 +55,7 @@ def run_qat(fused: Bench, folder: Path, **changes: object) -> tuple[dict[str, Te
         info=fused.info,
         load_training=lambda: load_training(config.dataset),
         load_test=lambda: pytest.fail("qat reads the test part"),
+        flow=flow,
     )
     folder.mkdir(exist_ok=True)
     qat.run(config, fused.models, context)
@@ -65,10 +69,10 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def kill_at(moment: float) -> Callable[..., None]:
     freeze = qat.freeze_on_schedule
 
-    def freeze_or_die(model: nn.Module, epochs_done: float, settings: object) -> None:
+    def freeze_or_die(model: nn.Module, epochs_done: float, settings: object, flow: object) -> None:
         if epochs_done > moment:
             raise Killed
-        freeze(model, epochs_done, settings)  # type: ignore[arg-type]
+        freeze(model, epochs_done, settings, flow)  # type: ignore[arg-type]
 
     return freeze_or_die
 
@@ -128,7 +132,7 @@ def test_converted_accuracy_is_that_of_the_int8_model_and_both_are_in_the_epochs
     model = forms.load("qat", tmp_path / "qat.pt", fused.config, fused.info)
     int8 = quantization.convert(model, fused.config.backend)
     _, validation = load_training(fused.config.dataset)
-    predicted = training.predict(int8, validation, fused.config.dataset, 7, CPU, "test", Machine())
+    predicted = training.predict(int8, validation, fused.config.dataset, 7, CPU, "test", flow, Machine())
     expected = training.accuracy_pct(predicted, validation)
     assert curves["qat/val_int8_accuracy_pct"] == expected
     line = capsys.readouterr().err

@@ -8,16 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import DeQuantStub, QuantStub
 
-from pipeline import datasets, forms, models, quantization
-from pipeline.composition import CONFIG_FOLDER, compose_request
-from pipeline.config import BackendConfig, Config
+from pipeline.commands.composition import CONFIG_FOLDER, compose_request
+from pipeline.datasets import catalogue
 from pipeline.datasets.spec import DatasetInfo
-from pipeline.errors import UserError
-from pipeline.quantization import DeQuantStub, Form, QuantStub, fuse_modules
-from pipeline.request import Request
-from pipeline.runner import artifacts_of, check_parts, run
-from pipeline.stage import MODEL_FILE
+from pipeline.flows import eager as quantization
+from pipeline.flows import forms
+from pipeline.flows.eager import Form, twins
+from pipeline.flows.eager.fusing import fuse_modules
+from pipeline.host.errors import UserError
+from pipeline.run.request import Request
+from pipeline.run.runner import artifacts_of, check_parts, run
+from pipeline.settings.config import BackendConfig, Config
+from pipeline.training.context import MODEL_FILE
 
 BACKENDS = sorted(path.stem for path in (CONFIG_FOLDER / "backend").glob("*.yaml"))
 GREY = DatasetInfo(1, tuple("0123456789"))
@@ -138,8 +142,8 @@ def test_saturation_is_warned_of_when_the_processor_lacks_vnni(
 def test_qconfig_is_told_tagged_and_warned_of_when_a_run_starts(
     small_request: Callable[..., Request], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.plan import make_plan
-    from pipeline.request import describe
+    from pipeline.run.plan import make_plan
+    from pipeline.run.request import describe
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: NO_VNNI)
     request = small_request("tracking=off", "stages=[train,ptq]", "backend.activation_bits=8", "train.epochs=1")
@@ -166,7 +170,7 @@ def test_skipped_layers_stay_float_and_round_trip_when_named(name: str, tmp_path
     overrides = [f"model={name}", "dataset.image_size=80", f"backend.skip_layers=[{','.join(skipped)}]"]
     config = compose_request(overrides).config
     torch.manual_seed(0)
-    prepared = quantization.rebuild("qat", models.build_twin(config.model, GREY), config.backend)
+    prepared = quantization.rebuild("qat", twins.build(config.model, GREY), config.backend)
     images = torch.randn(4, 1, 80, 80)
     prepared(images)
     chain: list[tuple[Form, nn.Module]] = [("qat", prepared.eval())]
@@ -241,7 +245,7 @@ def test_defective_recipe_has_no_fake_quantize_modules_and_the_right_one_has(out
     for recipe in ("blog_defective", "blog_right"):
         request = compose_request([f"+experiment={recipe}", *small, "stages=[train,fuse,qat,convert]"])
         run(request)
-        info = datasets.info(request.config.dataset)
+        info = catalogue.info(request.config.dataset)
         trained = forms.load("qat", artifact(request.config, "qat"), request.config, info)
         counts[recipe] = quantization.count_fake_quantize(trained)
         assert any(isinstance(module, nn.BatchNorm2d) for module in trained.modules()) == (recipe == "blog_right")

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import forms, models, quantization
-from pipeline.composition import CONFIG_FOLDER, compose_request
-from pipeline.config import Config
+from pipeline import models
+from pipeline.commands.composition import CONFIG_FOLDER, compose_request
 from pipeline.datasets.spec import DatasetInfo
-from pipeline.quantization import Form
+from pipeline.flows import eager as quantization
+from pipeline.flows import forms
+from pipeline.flows.eager import Form, flow, twins
+from pipeline.settings.config import Config
 from pipeline.stages.qat import freeze_on_schedule
 
 BACKENDS = sorted(path.stem for path in (CONFIG_FOLDER / "backend").glob("*.yaml"))
@@ -32,7 +34,7 @@ def images(count: int = 8, seed: int = 0, size: int = 32) -> torch.Tensor:
 def trained_qat(config: Config) -> nn.Module:
     """A prepared model whose observers have seen two batches."""
     torch.manual_seed(0)
-    fused = quantization.rebuild("fused", models.build_twin(config.model, INFO))
+    fused = quantization.rebuild("fused", twins.build(config.model, INFO))
     prepared = quantization.prepare(fused, config.backend)
     return observed(prepared, config.dataset.image_size)
 
@@ -41,7 +43,7 @@ def calibrated_ptq(config: Config) -> nn.Module:
     """A model prepared for post-training quantization whose observers have seen two batches."""
     torch.manual_seed(0)
     return observed(
-        quantization.prepare_ptq(models.build_twin(config.model, INFO), config.backend), config.dataset.image_size
+        quantization.prepare_ptq(twins.build(config.model, INFO), config.backend), config.dataset.image_size
     )
 
 
@@ -59,7 +61,7 @@ def test_form_round_trips_bit_equal_when_loaded_from_its_state_dict(backend: str
     if form == "float":
         model = models.build(config.model, INFO)
     elif form == "fused":
-        model = quantization.rebuild("fused", models.build_twin(config.model, INFO))
+        model = quantization.rebuild("fused", twins.build(config.model, INFO))
     elif form == "ptq_int8":
         model = quantization.convert(calibrated_ptq(config), config.backend)
     else:
@@ -117,7 +119,7 @@ def test_freeze_schedule_stops_statistics_and_ranges_when_their_epochs_have_come
         """Whether a step moved BatchNorm statistics, and whether it moved ranges."""
         before = {name: value.clone() for name, value in model.state_dict().items()}
         model.train()
-        freeze_on_schedule(model, epochs_done, config.qat)
+        freeze_on_schedule(model, epochs_done, config.qat, flow)
         model(3 * images(seed=seed))
         moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
         return any("running_mean" in name for name in moved), any("min_val" in name for name in moved)
@@ -134,14 +136,14 @@ def _bytes(model: nn.Module) -> int:
 
 
 def test_validation_leaves_ranges_as_they_are_when_observers_still_learn() -> None:
-    from pipeline.config import DatasetConfig
     from pipeline.datasets.spec import Part
-    from pipeline.machine import Machine
-    from pipeline.training import predict
+    from pipeline.host.machine import Machine
+    from pipeline.settings.config import DatasetConfig
+    from pipeline.training.loop import predict
 
     model = trained_qat(config_of("fbgemm"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     bright = Part(torch.full((4, 1, 32, 32), 255, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
-    predict(model, bright, DatasetConfig(name="made", std=[0.01]), 2, torch.device("cpu"), "test", Machine())
+    predict(model, bright, DatasetConfig(name="made", std=[0.01]), 2, torch.device("cpu"), "test", flow, Machine())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(value == 1 for name, value in model.state_dict().items() if name.endswith("observer_enabled"))

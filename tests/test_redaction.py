@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.composition import compose_request
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT
-from pipeline.plan import make_plan
-from pipeline.redaction import mask_text, mask_value, mask_yaml, refuse_credentials
-from pipeline.request import describe
+from pipeline.commands.composition import compose_request
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.host.redaction import mask_text, mask_value, mask_yaml, refuse_credentials
+from pipeline.run.plan import make_plan
+from pipeline.run.request import describe
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import mlflow
 import pytest
 import torch
 
-from pipeline import measurement
-from pipeline.config import TrackingConfig
-from pipeline.errors import UserError
-from pipeline.preprocessing import PREPROCESSING_FILE
-from pipeline.registration import check_registration, keep_model
-from pipeline.request import Request
-from pipeline.runner import run
+from pipeline.datasets.preprocessing import PREPROCESSING_FILE
+from pipeline.host.errors import UserError
+from pipeline.measure import measurement
+from pipeline.run.registration import check_registration, keep_model
+from pipeline.run.request import Request
+from pipeline.run.runner import run
+from pipeline.settings.config import TrackingConfig
 from pipeline.tracking import RunRecord, Tracker, open_run
 from tests.onnx_models import write_brightness_model
 

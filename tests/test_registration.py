@@ -13,11 +13,11 @@ import mlflow
 import numpy as np
 import pytest
 
-from pipeline.config import TrackingConfig
-from pipeline.errors import UserError
-from pipeline.exported import load
+from pipeline.host.errors import UserError
 from pipeline.runtimes import registry
-from pipeline.shipping import RegisterConfig
+from pipeline.runtimes.exported import load
+from pipeline.settings.config import TrackingConfig
+from pipeline.settings.shipping import RegisterConfig
 from pipeline.tracking import RunRecord, open_run
 from pipeline.tracking.models import ModelRecord, Registration, log_model, register
 from pipeline.tracking.registry import find_registered

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config import EvaluateConfig
-from pipeline.report import conditions, in_words, pairs_table, results_table
+from pipeline.reports.results import conditions, in_words, pairs_table, results_table
+from pipeline.settings.config import EvaluateConfig
 
 BOTH = {
     **{f"{form}/{name}": 2.0 for form in ("fp32", "int8") for name in ("latency_ms", "latency_p90_ms")},

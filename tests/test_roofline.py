@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import models, roofline
-from pipeline.config import ModelConfig
+from pipeline import models
 from pipeline.datasets.spec import DatasetInfo
-from pipeline.roofline import Peak
-from pipeline.runtime_report import Measured
+from pipeline.measure import roofline
+from pipeline.measure.roofline import Peak
+from pipeline.reports.runtime_report import Measured
+from pipeline.settings.config import ModelConfig
 
 
 def test_macs_are_those_counted_by_hand() -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.composition import compose_request
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT, save_tensors, sha256
-from pipeline.plan import make_plan
-from pipeline.request import Request
-from pipeline.runner import run
+from pipeline.commands.composition import compose_request
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT, save_tensors, sha256
+from pipeline.run.plan import make_plan
+from pipeline.run.request import Request
+from pipeline.run.runner import run
 from tests.conftest import SMALL
 
 STAGES = ["train", "fuse", "qat", "convert", "evaluate"]

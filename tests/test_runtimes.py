@@ -20,12 +20,17 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import datasets, forms, memory, models, parity, quantization, runner, runtime_plots, runtimes
-from pipeline.composition import compose_request
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT
-from pipeline.quantization import qconfig
-from pipeline.runtimes import Runtime, eager, registry
+from pipeline import runtimes
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
+from pipeline.flows import eager as quantization
+from pipeline.flows import forms
+from pipeline.flows.eager import qconfig, twins
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.reports import runtime_plots
+from pipeline.run import runner
+from pipeline.runtimes import Runtime, eager, memory, parity, registry
 from tests.conftest import SMALL, TRAINED
 from tests.machine_lock import could_measure
 
@@ -41,7 +46,7 @@ def int8_model(name: str, backend: str, size: int) -> tuple[nn.Module, torch.Ten
     overrides = [f"model={name}", f"backend={backend}", "dataset=cifar10", f"dataset.image_size={size}"]
     config = compose_request(overrides).config
     torch.manual_seed(0)
-    twin = models.build_twin(config.model, datasets.info(config.dataset))
+    twin = twins.build(config.model, catalogue.info(config.dataset))
     images = torch.randn(12, 3, size, size)
     twin.train()
     with torch.no_grad():

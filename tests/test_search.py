@@ -20,12 +20,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from pipeline.artifact_store import Store
-from pipeline.composition import CONFIG_FOLDER, check_command_line
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT
-from pipeline.report import METRICS
-from pipeline.search import Search, read_search_space
+from pipeline.commands.composition import CONFIG_FOLDER, check_command_line
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.reports.results import METRICS
+from pipeline.run.artifact_store import Store
+from pipeline.sweeps.search import Search, read_search_space
 from tests.conftest import SMALL
 
 RATE = "qat.learning_rate=tag(log,interval(1e-5,1e-3))"

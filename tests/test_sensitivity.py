@@ -10,14 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import datasets, quantization, sensitivity
-from pipeline.composition import compose_request
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
 from pipeline.datasets.spec import Part
-from pipeline.machine import Machine
-from pipeline.request import Request
-from pipeline.runner import artifacts_of, check_parts, run
-from pipeline.sensitivity import LayerSensitivity, Sensitivity, analyse
-from pipeline.sensitivity_report import advice
+from pipeline.flows import eager as quantization
+from pipeline.flows.eager import flow
+from pipeline.host.machine import Machine
+from pipeline.measure import sensitivity
+from pipeline.measure.sensitivity import LayerSensitivity, Sensitivity, analyse
+from pipeline.reports.sensitivity_report import advice
+from pipeline.run.request import Request
+from pipeline.run.runner import artifacts_of, check_parts, run
 from tests.test_qconfig import Twin, backend_of, batch
 
 Compose = Callable[..., Request]
@@ -43,7 +46,7 @@ def analysed(spoil: str | None) -> tuple[Sensitivity, nn.Module, Tensor, Tensor]
     def batches() -> list[tuple[Tensor, Tensor]]:
         return [(batch(), labels)]
 
-    return analyse(model, batches, batches, Machine()), model, batch(), labels
+    return analyse(model, flow, batches, batches, Machine()), model, batch(), labels
 
 
 def test_spoilt_layer_is_ranked_worst_and_recovers_when_it_alone_stays_float() -> None:
@@ -114,7 +117,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[
         raise AssertionError("the test part was read")
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
-        patch.setattr(datasets, "load_test", refuse)
+        patch.setattr(catalogue, "load_test", refuse)
         metrics = run(request).metrics
     name = next(name for name in artifacts_of(request.config) if name.startswith("sensitivity-"))
     return outputs / "artifacts" / name, said.getvalue(), metrics

@@ -21,15 +21,15 @@ from typing import Any
 import mlflow
 import pytest
 
-from pipeline.champion import Contender
-from pipeline.composition import compose_request
-from pipeline.config import TrackingConfig
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT
-from pipeline.jobs import run_job, sweep_session
-from pipeline.shipping import RegisterConfig
-from pipeline.sweep import RUNNING, JobRecord
+from pipeline.commands.composition import compose_request
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.settings.config import TrackingConfig
+from pipeline.settings.shipping import RegisterConfig
+from pipeline.sweeps.jobs import run_job, sweep_session
+from pipeline.sweeps.states import RUNNING, JobRecord
 from pipeline.tracking import RunRecord, Tracker, find_earlier, open_run, parents
+from pipeline.tracking.champion import Contender
 from pipeline.tracking.leftovers import send_leftovers
 from pipeline.tracking.models import ModelRecord
 from pipeline.tracking.outbox import Address, Outbox, lock_of

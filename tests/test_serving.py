@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.files import PROJECT_ROOT
+from pipeline.host.files import PROJECT_ROOT
 from tests.shipped_models import Shipped, ship
 
 pytest.importorskip("onnxruntime")

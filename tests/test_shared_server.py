@@ -23,8 +23,8 @@ from typing import Any
 import mlflow
 import pytest
 
-from pipeline.config import TrackingConfig
-from pipeline.files import PROJECT_ROOT
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.settings.config import TrackingConfig
 from pipeline.tracking import RunRecord, open_run
 from tests.conftest import SMALL
 from tests.tracking_server import free_port

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import datasets, predict
-from pipeline.composition import compose_request
-from pipeline.config import Config
+from pipeline import predict
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
 from pipeline.datasets.arrays import Arrays
-from pipeline.errors import UserError
-from pipeline.request import Request
-from pipeline.runner import check_parts, run
+from pipeline.host.errors import UserError
+from pipeline.run.request import Request
+from pipeline.run.runner import check_parts, run
+from pipeline.settings.config import Config
 from tests.conftest import SMALL, TRAINED
 
 pytest.importorskip("onnxruntime")
@@ -44,7 +45,7 @@ def test_champion_predicts_the_classes_that_the_run_predicted_when_its_test_imag
     request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = request_.config
-    test = datasets.load_test(config.dataset)
+    test = catalogue.load_test(config.dataset)
     names = []
     assert isinstance(test.pixels, Arrays)
     for index, pixels in enumerate(test.pixels.images.numpy()):  # of 8 px, as they were read
@@ -79,7 +80,7 @@ def test_run_has_its_model_with_it(request_: Request) -> None:
 
 
 def test_champion_stays_when_a_later_run_fails(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import training
+    from pipeline.training import loop as training
 
     def burst(*arguments: object, **settings: object) -> None:
         raise RuntimeError("the disk is full")

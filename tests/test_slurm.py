@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import PROJECT_ROOT
+from pipeline.host.files import PROJECT_ROOT
 from tests.conftest import SMALL
 from tests.test_sweeps import children, command, finished, sweep, tensors
 

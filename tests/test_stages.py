@@ -10,14 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import datasets, forms, models, stages
-from pipeline.composition import compose_request
-from pipeline.config import Config
+from pipeline import models, stages
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
 from pipeline.datasets.arrays import Arrays
 from pipeline.datasets.spec import Part
-from pipeline.plan import visible_config
-from pipeline.quantization import Form, silence_known_warnings
-from pipeline.stage import MODEL_FILE, Context
+from pipeline.flows import forms
+from pipeline.flows.eager import Form, flow, silence_known_warnings
+from pipeline.run.plan import visible_config
+from pipeline.settings.config import Config
+from pipeline.training.context import MODEL_FILE, Context
 from tests.conftest import SMALL
 
 
@@ -30,7 +32,7 @@ class Bench:
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder, self.config = folder, config
-        self.info = datasets.info(config.dataset)
+        self.info = catalogue.info(config.dataset)
         self.models: dict[Form, Path] = {}
 
     def run(self, name: str) -> Context:
@@ -43,9 +45,10 @@ class Bench:
             device=torch.device("cpu"),
             info=self.info,
             load_training=lambda: (
-                datasets.load_training(self.config.dataset) if reads_training else (forbidden(), forbidden())
+                catalogue.load_training(self.config.dataset) if reads_training else (forbidden(), forbidden())
             ),
-            load_test=lambda: datasets.load_test(self.config.dataset) if reads_test else forbidden(),
+            load_test=lambda: catalogue.load_test(self.config.dataset) if reads_test else forbidden(),
+            flow=flow,
         )
         inputs = {form: self.models[form] for form in stage.inputs(self.config)}
         stage.run(visible_config(stage, self.config), inputs, context)
@@ -145,7 +148,7 @@ def test_evaluate_reports_the_nine_metrics_and_their_relations_when_run(walked: 
 def test_evaluate_accuracy_is_that_of_a_plain_loop_when_run(walked: Walked, metric: str, form: Form) -> None:
     bench, contexts = walked
     metrics = {name: value for name, value, _ in contexts["evaluate"].history}
-    test, settings = datasets.load_test(bench.config.dataset), bench.config.dataset
+    test, settings = catalogue.load_test(bench.config.dataset), bench.config.dataset
     network = forms.load(form, bench.models[form], bench.config, bench.info).eval()
     correct = 0
     assert isinstance(test.pixels, Arrays)

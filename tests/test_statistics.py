@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.statistics import accuracy_interval, holm, mcnemar_p, paired_interval
+from pipeline.measure.statistics import accuracy_interval, holm, mcnemar_p, paired_interval
 
 
 @pytest.mark.parametrize(

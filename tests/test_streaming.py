@@ -18,14 +18,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import datasets
-from pipeline.composition import compose_request
-from pipeline.config import DatasetConfig
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
 from pipeline.datasets.loader import evaluation_batches, training_batches
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT, sha256
-from pipeline.request import Request
-from pipeline.runner import run
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT, sha256
+from pipeline.run.request import Request
+from pipeline.run.runner import run
+from pipeline.settings.config import DatasetConfig
 
 CPU = torch.device("cpu")
 # A folder of so many images, of 16 px, in batches small enough that two workers have to take turns.
@@ -65,10 +65,10 @@ def no_worker_stays() -> Iterator[None]:
 
 def epoch(config: DatasetConfig, batch_size: int) -> list[torch.Tensor]:
     """Everything that comes of a folder with these settings: a training epoch, the validation and the test part."""
-    training, validation = datasets.load_training(config)
+    training, validation = catalogue.load_training(config)
     generator = torch.Generator().manual_seed(3)
     batches = list(training_batches(training, config, batch_size, CPU, generator))
-    for part in (validation, datasets.load_test(config), training.select(np.array([5, 0, 5]))):
+    for part in (validation, catalogue.load_test(config), training.select(np.array([5, 0, 5]))):
         batches += evaluation_batches(part, config, batch_size, CPU)
     return [tensor for batch in batches for tensor in batch]
 
@@ -120,10 +120,10 @@ def test_way_to_load_is_chosen_by_size_and_said(pictures: Path, capsys: pytest.C
         ({"loading": "stream", "workers": 1}, "dataset.loading=stream: decoded batch by batch, by 1 worker"),
     ):
         config = settings(pictures, **changes)
-        part = datasets.load_test(config)
+        part = catalogue.load_test(config)
         assert capsys.readouterr().out == f"{start}{line}\n"
         assert isinstance(part.pixels, torch.Tensor) == ("into memory" in line)
-        datasets.load_training(config)
+        catalogue.load_training(config)
         assert capsys.readouterr().out == ""  # once is enough
 
 
@@ -141,14 +141,14 @@ def test_streaming_is_refused_when_the_data_set_has_no_files(small_request: Call
 KILL = """
 import multiprocessing, os, signal, sys
 import torch
-from pipeline import datasets
-from pipeline.command_line import run_command
-from pipeline.config import DatasetConfig
+from pipeline.datasets import catalogue
+from pipeline.commands.command_line import run_command
+from pipeline.settings.config import DatasetConfig
 from pipeline.datasets.loader import evaluation_batches
 
 def stream():
     config = DatasetConfig("image_folder", sys.argv[1], mean=[0.5] * 3, std=[0.5] * 3, loading="stream", workers=2)
-    batches = evaluation_batches(datasets.load_test(config), config, 2, torch.device("cpu"))
+    batches = evaluation_batches(catalogue.load_test(config), config, 2, torch.device("cpu"))
     next(batches)
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
     list(batches)
@@ -171,7 +171,7 @@ def test_killed_worker_ends_in_one_line_that_names_the_setting(pictures: Path) -
 @pytest.mark.usefixtures("no_worker_stays")
 def test_workers_end_when_the_epoch_is_left_in_the_middle(pictures: Path) -> None:
     config = settings(pictures, loading="stream")
-    training, _ = datasets.load_training(config)
+    training, _ = catalogue.load_training(config)
     batches = training_batches(training, config, 2, CPU, torch.Generator())
     next(batches)
     assert len(multiprocessing.active_children()) == 2
@@ -180,18 +180,19 @@ def test_workers_end_when_the_epoch_is_left_in_the_middle(pictures: Path) -> Non
 
 STREAM = """
 import sys
-from pipeline import datasets, terminal
-from pipeline.config import DatasetConfig
-from pipeline.command_line import run_command
+from pipeline.datasets import catalogue
+from pipeline.host import terminal
+from pipeline.settings.config import DatasetConfig
+from pipeline.commands.command_line import run_command
 from pipeline.datasets.loader import evaluation_batches
-from pipeline.interruption import termination_as_interrupt
+from pipeline.host.interruption import termination_as_interrupt
 import torch
 
 def stream():
     config = DatasetConfig(
         "image_folder", sys.argv[1], image_size=1024, mean=[0.5] * 3, std=[0.5] * 3, loading="stream", workers=2
     )
-    test = datasets.load_test(config)
+    test = catalogue.load_test(config)
     with termination_as_interrupt():
         while True:
             for batch in evaluation_batches(test, config, 2, torch.device("cpu")):
@@ -253,7 +254,7 @@ def test_too_little_shared_memory_ends_in_one_line_that_names_the_setting(pictur
 
 def count_streamed(root: str) -> int:
     config = DatasetConfig("image_folder", root, mean=[0.5] * 3, std=[0.5] * 3, loading="stream", workers=2)
-    return sum(len(labels) for _, labels in evaluation_batches(datasets.load_test(config), config, 4, CPU))
+    return sum(len(labels) for _, labels in evaluation_batches(catalogue.load_test(config), config, 4, CPU))
 
 
 def test_workers_start_when_the_process_is_one_of_a_parallel_sweep(pictures: Path) -> None:

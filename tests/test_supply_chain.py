@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from pipeline.files import PROJECT_ROOT
+from pipeline.host.files import PROJECT_ROOT
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from typing import Any
 import mlflow
 import pytest
 
-from pipeline import terminal
-from pipeline.config import TrackingConfig
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT
+from pipeline.host import terminal
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.settings.config import TrackingConfig
 from pipeline.tracking import RunRecord, open_run
 from pipeline.tracking.parents import open_parent
 from pipeline.tracking.reading import read_runs
@@ -239,8 +239,8 @@ def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
 def test_plots_are_drawn_when_the_environment_names_a_backend_that_there_is_not(backend: str, tmp_path: Path) -> None:
     # A command as all begin, and nothing but a plot: a whole run takes too long for this alone.
     script = (
-        "from pathlib import Path; import sys, torch; from pipeline.command_line import run_command\n"
-        "from pipeline.plots import confusion_matrix\n"
+        "from pathlib import Path; import sys, torch; from pipeline.commands.command_line import run_command\n"
+        "from pipeline.reports.plots import confusion_matrix\n"
         "labels = torch.tensor([0, 1])\n"
         "run_command(lambda: confusion_matrix(labels, labels, ('a', 'b'), Path(sys.argv[1])))"
     )

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.composition import compose_request
-from pipeline.files import PROJECT_ROOT, sha256
-from pipeline.jobs import sweep_session
-from pipeline.request import Request
-from pipeline.sweep import RUNNING, JobRecord, Sweep, sweep_id
+from pipeline.commands.composition import compose_request
+from pipeline.host.files import PROJECT_ROOT, sha256
+from pipeline.run.request import Request
+from pipeline.sweeps.jobs import sweep_session
+from pipeline.sweeps.states import RUNNING, JobRecord, Sweep, sweep_id
 from tests.conftest import SMALL
 from tests.test_tracking import client, runs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import terminal
+from pipeline.host import terminal
 
 
 def test_text_cannot_steer_the_terminal_when_it_holds_control_characters(capsys: pytest.CaptureFixture[str]) -> None:

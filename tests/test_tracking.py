@@ -17,10 +17,10 @@ import mlflow
 import pytest
 import yaml
 
-from pipeline.config import TrackingConfig
-from pipeline.files import PROJECT_ROOT
-from pipeline.request import Request
-from pipeline.runner import Outcome, run
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.run.request import Request
+from pipeline.run.runner import Outcome, run
+from pipeline.settings.config import TrackingConfig
 from pipeline.tracking import RunRecord, open_run
 from pipeline.tracking.views import results
 from tests.conftest import SMALL
@@ -187,7 +187,7 @@ def test_cached_job_gets_a_child_of_its_own_sweep_once(
 def test_run_is_failed_with_the_error_as_tag_when_a_stage_raises(
     small_request: Callable[..., Request], outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import training
+    from pipeline.training import loop as training
 
     def burst(*args: object, **settings: object) -> None:
         raise RuntimeError("the disk is full")
@@ -259,7 +259,7 @@ def test_run_is_marked_killed_by_the_next_one_when_its_process_is_gone_and_only_
 ) -> None:
     dies = "with open_run(TrackingConfig(), Path(sys.argv[1]), record): os._exit(9)"
     program = (
-        "import os, sys\nfrom pathlib import Path\nfrom pipeline.config import TrackingConfig\n"
+        "import os, sys\nfrom pathlib import Path\nfrom pipeline.settings.config import TrackingConfig\n"
         f"from pipeline.tracking import RunRecord, open_run\nrecord = {RECORD!r}\n{dies}"
     )
     assert subprocess.run([sys.executable, "-c", program, outputs], cwd=PROJECT_ROOT).returncode == 9

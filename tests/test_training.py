@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import optimization, training
-from pipeline.config import DatasetConfig, TrainConfig
 from pipeline.datasets.spec import DatasetInfo, Part
-from pipeline.errors import UserError
-from pipeline.faults import told
-from pipeline.machine import Machine
-from pipeline.stage import PROGRESS_FILE, Context
-from pipeline.world import World
+from pipeline.flows.eager import flow
+from pipeline.host.errors import UserError
+from pipeline.host.faults import told
+from pipeline.host.machine import Machine
+from pipeline.host.world import World
+from pipeline.settings.config import DatasetConfig, TrainConfig
+from pipeline.training import loop as training
+from pipeline.training import optimization
+from pipeline.training.context import PROGRESS_FILE, Context
 
 DATA = DatasetConfig(name="made", image_size=8, crop_padding=1)
 
@@ -37,6 +39,7 @@ def context(folder: Path) -> Context:
         info=DatasetInfo(1, tuple("abcd")),
         load_training=lambda: (part(64, 0), part(32, 1)),
         load_test=lambda: part(0, 0),
+        flow=flow,
     )
 
 
@@ -100,6 +103,29 @@ def test_nothing_is_trained_again_when_killed_after_the_last_epoch(tmp_path: Pat
     again, history = fit(tmp_path / "run", settings(), before_step=lambda model, done: pytest.fail("trained again"))
     assert equal(again, trained)
     assert len([name for name, _, epoch in history.history if epoch is not None]) == 2 * settings().epochs
+
+
+def test_best_weights_are_written_once_and_found_again_when_later_epochs_are_worse(tmp_path: Path) -> None:
+    def ruin(model: nn.Module, epochs_done: float) -> None:
+        if epochs_done in (2, 3):  # as these epochs begin
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(-1)
+
+    def ruin_and_kill(model: nn.Module, epochs_done: float) -> None:
+        ruin(model, epochs_done)
+        if epochs_done > 3.3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(tmp_path / "run", settings(), before_step=ruin_and_kill)
+    left = torch.load(tmp_path / "run" / PROGRESS_FILE, weights_only=True)
+    assert left["best_epoch"] < left["epochs_done"] == 3
+    (apart,) = (tmp_path / "run").glob("progress-*")
+    assert apart.name == f"progress-best-{left['best_epoch']}.pt"
+    best = torch.load(apart, weights_only=True)
+    resumed, _ = fit(tmp_path / "run", settings(), before_step=ruin)
+    assert all(torch.equal(value, best[name]) for name, value in resumed.state_dict().items())
 
 
 def test_training_repeats_bit_for_bit_when_the_seed_is_the_same(tmp_path: Path) -> None:
@@ -177,7 +203,7 @@ def test_best_epoch_is_kept_when_a_later_one_is_worse(tmp_path: Path) -> None:
 
     def accuracy(model: nn.Module) -> float:
         return training.accuracy_pct(
-            training.predict(model, validation, DATA, 16, torch.device("cpu"), "test", Machine()), validation
+            training.predict(model, validation, DATA, 16, torch.device("cpu"), "test", flow, Machine()), validation
         )
 
     assert accuracy(best) == max(curve)
@@ -209,7 +235,7 @@ def test_predict_gives_every_image_its_class_in_order_when_the_last_batch_is_sho
             return -(level[:, None] - torch.arange(4)).abs()
 
     sample = part(30, 3)
-    predicted = training.predict(Brightness(), sample, DATA, 7, torch.device("cpu"), "test", Machine())
+    predicted = training.predict(Brightness(), sample, DATA, 7, torch.device("cpu"), "test", flow, Machine())
     assert torch.equal(predicted, sample.labels)
     assert training.accuracy_pct(predicted, sample) == 100
 
@@ -253,7 +279,7 @@ def test_epoch_is_kept_when_the_run_is_interrupted_as_it_is_told(
     def interrupted(text: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.terminal.epoch_line", interrupted)
+    monkeypatch.setattr("pipeline.host.terminal.epoch_line", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, settings())
     assert torch.load(tmp_path / PROGRESS_FILE, weights_only=True)["epochs_done"] == 1

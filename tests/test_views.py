@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import TrackingConfig
-from pipeline.files import PROJECT_ROOT
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.settings.config import TrackingConfig
 from pipeline.tracking.pages import run_page, way_to_view
 from pipeline.tracking.views import View, color, of_sweep, results
 

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline import models
-from pipeline.composition import compose_request
-from pipeline.config import ModelConfig
+from pipeline.commands.composition import compose_request
 from pipeline.datasets.spec import DatasetInfo
-from pipeline.errors import UserError
+from pipeline.host.errors import UserError
 from pipeline.models import weights
-from pipeline.request import Request
-from pipeline.runner import run
+from pipeline.run.request import Request
+from pipeline.run.runner import run
+from pipeline.settings.config import ModelConfig
 
 GREY = DatasetInfo(1, tuple("0123456789"))
 State = dict[str, torch.Tensor]

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pipeline import terminal
-from pipeline.config import DatasetConfig
-from pipeline.errors import UserError
-from pipeline.files import in_project, make_writable_folder, write_and_rename
-from pipeline.redaction import refuse_credentials
+from pipeline.host import terminal
+from pipeline.host.errors import UserError
+from pipeline.host.files import in_project, make_writable_folder, write_and_rename
+from pipeline.host.redaction import refuse_credentials
+from pipeline.settings.config import DatasetConfig
 
 MIRROR_VARIABLE = "DATASET_MIRROR"
 _TIMEOUT_S = 30

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import DatasetConfig
+from pipeline.datasets.preprocessing import fit, from_array
 from pipeline.datasets.spec import Part
-from pipeline.machine import Machine
-from pipeline.preprocessing import fit, from_array
+from pipeline.host.machine import Machine
+from pipeline.settings.config import DatasetConfig
 
 # Bytes of a part's prepared images that are kept. More come of large images: there a batch is prepared in far less
 # time than a network takes for it, and all of them would take gigabytes (docs/data.md).

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from pipeline.config import DatasetConfig
 from pipeline.datasets import archives
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
-from pipeline.files import in_project
-from pipeline.machine import Machine
+from pipeline.host.files import in_project
+from pipeline.host.machine import Machine
+from pipeline.settings.config import DatasetConfig
 
 _CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline import terminal
 from pipeline.datasets.decoding import ImageFile, worker_count
-from pipeline.remembered import memory_at
+from pipeline.host import terminal
+from pipeline.host.remembered import memory_at
 
 _AT_A_TIME = 64
 # From so many files on it takes a while, even of small ones.

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline import terminal, torchrun
-from pipeline.config import DatasetConfig
-from pipeline.errors import UserError
-from pipeline.machine import Machine
-from pipeline.pictures import Reading, Unreadable, read_image
-from pipeline.preprocessing import fit
+from pipeline.datasets.pictures import Reading, Unreadable, read_image
+from pipeline.datasets.preprocessing import fit
+from pipeline.host import terminal, torchrun
+from pipeline.host.errors import UserError
+from pipeline.host.machine import Machine
+from pipeline.settings.config import DatasetConfig
 
 _MOST_WORKERS = 32
 # Files given to the threads at a time: a million futures would take a gigabyte, and a measurement waits for them.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.config import DatasetConfig
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
 from pipeline.datasets.splitting import split_stratified
-from pipeline.machine import Machine
+from pipeline.host.machine import Machine
+from pipeline.settings.config import DatasetConfig
 
 
 def _read(config: DatasetConfig, part: PartName, machine: Machine) -> Part:

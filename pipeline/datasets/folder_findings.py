@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import DatasetConfig
 from pipeline.datasets import folder_listing
 from pipeline.datasets.folder_listing import Listing
 from pipeline.datasets.folder_names import SUFFIXES, folders_in, images_below, is_image, is_ours, suffix_of
 from pipeline.datasets.looking import find_copies, look_at
 from pipeline.datasets.spec import PartName
 from pipeline.datasets.splitting import chosen_to_test, training_and_validation
-from pipeline.errors import UserError
-from pipeline.files import in_project, write_and_rename
-from pipeline.machine import Machine
+from pipeline.host.errors import UserError
+from pipeline.host.files import in_project, write_and_rename
+from pipeline.host.machine import Machine
+from pipeline.settings.config import DatasetConfig
 
 # Raise it when what is looked for in the files changes.
 _VERSION = 1

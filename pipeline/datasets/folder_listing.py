@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import DatasetConfig
 from pipeline.datasets.contents import hash_files
 from pipeline.datasets.decoding import UNKNOWN, ImageFile
 from pipeline.datasets.folder_names import (
@@ -30,9 +29,10 @@ from pipeline.datasets.folder_names import (
 )
 from pipeline.datasets.spec import PartName
 from pipeline.datasets.splitting import split_indices
-from pipeline.errors import UserError
-from pipeline.files import in_project
-from pipeline.remembered import state_of
+from pipeline.host.errors import UserError
+from pipeline.host.files import in_project
+from pipeline.host.remembered import state_of
+from pipeline.settings.config import DatasetConfig
 
 _LAYOUT = "train/<class>/* and test/<class>/*, or <class>/* alone"
 # What conf/dataset/image_folder.yaml says: there is no folder to assume.

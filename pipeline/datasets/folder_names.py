@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipeline.errors import nearest
+from pipeline.host.errors import nearest
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 # What macOS, Windows and file servers leave beside pictures; names that begin with a dot are hidden anyway.

@@ -11,16 +11,16 @@ import time
 import numpy as np
 import torch
 
-from pipeline import terminal
-from pipeline.config import DatasetConfig
 from pipeline.datasets import folder_findings, folder_listing
 from pipeline.datasets.decoding import decode_each, reading, worker_count
 from pipeline.datasets.folder_listing import Listing
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
 from pipeline.datasets.streaming import Streamed
-from pipeline.errors import UserError
-from pipeline.files import amount, in_project
-from pipeline.machine import Machine
+from pipeline.host import terminal
+from pipeline.host.errors import UserError
+from pipeline.host.files import amount, in_project
+from pipeline.host.machine import Machine
+from pipeline.settings.config import DatasetConfig
 
 # Of the files that are left out, so many are named.
 _NAMED = 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipeline.datasets.spec import Part, PartName
-from pipeline.errors import UserError
+from pipeline.host.errors import UserError
 
 # Of the classes that are lacking, so many are named.
 _NAMED = 5

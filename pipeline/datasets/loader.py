@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from pipeline.config import DatasetConfig
 from pipeline.datasets.spec import Part
-from pipeline.world import SOLO, World
+from pipeline.host.world import SOLO, World
+from pipeline.settings.config import DatasetConfig
 
 
 def count_batches(part: Part, batch_size: int, training: bool) -> int:

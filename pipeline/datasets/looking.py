@@ -11,14 +11,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipeline.config import DatasetConfig
 from pipeline.datasets.contents import UNREADABLE
 from pipeline.datasets.decoding import ImageFile, quiet_pillow, reading, worker_count
 from pipeline.datasets.folder_listing import Listing
-from pipeline.errors import UserError
-from pipeline.machine import Machine
-from pipeline.pictures import Reading, is_deep, read_image, white_of
-from pipeline.preprocessing import fit
+from pipeline.datasets.pictures import Reading, is_deep, read_image, white_of
+from pipeline.datasets.preprocessing import fit
+from pipeline.host.errors import UserError
+from pipeline.host.machine import Machine
+from pipeline.settings.config import DatasetConfig
 
 # Files of each part that are decoded to look at them.
 _LOOKED_AT = 500

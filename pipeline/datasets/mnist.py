@@ -10,12 +10,12 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import DatasetConfig
 from pipeline.datasets import archives
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
-from pipeline.errors import UserError
-from pipeline.files import in_project, write_and_rename
-from pipeline.machine import Machine
+from pipeline.host.errors import UserError
+from pipeline.host.files import in_project, write_and_rename
+from pipeline.host.machine import Machine
+from pipeline.settings.config import DatasetConfig
 
 _IMAGES: dict[PartName, str] = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 # Of a file of images: a magic number, the count, height and width, 4 bytes each.

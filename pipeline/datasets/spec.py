@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import DatasetConfig
-from pipeline.machine import UNSHARED, Machine
+from pipeline.host.machine import UNSHARED, Machine
+from pipeline.settings.config import DatasetConfig
 
 PartName = Literal["train", "test"]
 

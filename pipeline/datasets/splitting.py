@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.config import DatasetConfig
 from pipeline.datasets.spec import Part
-from pipeline.errors import UserError
+from pipeline.host.errors import UserError
+from pipeline.settings.config import DatasetConfig
 
 
 def training_and_validation(labels: np.ndarray, config: DatasetConfig) -> tuple[np.ndarray, np.ndarray]:

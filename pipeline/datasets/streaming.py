@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.datasets.decoding import ImageFile, decode_each, decode_or_refuse, quiet_pillow, worker_count
-from pipeline.errors import UserError
-from pipeline.machine import Machine
-from pipeline.pictures import Reading
+from pipeline.datasets.pictures import Reading
+from pipeline.host.errors import UserError
+from pipeline.host.machine import Machine
 
 # Batches that each worker has ready or under way.
 _PREFETCH = 2

@@ -1,4 +1,4 @@
-"""The models: one file a family, each a float network and its quantizable twin.
+"""The models: one file a family, each a float network.
 
 A family file ends with one declaration, `MODELS`, a tuple of `ModelSpec`. Adding a model is one such
 file and one YAML in conf/model: the registry finds both by themselves.
@@ -12,11 +12,11 @@ from typing import Protocol
 
 from torch import nn
 
-import pipeline.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
-from pipeline.config import ModelConfig
+import pipeline.host.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
 from pipeline.datasets.spec import DatasetInfo
-from pipeline.declared import modules_of
-from pipeline.errors import UserError, suggestion
+from pipeline.host.declared import modules_of
+from pipeline.host.errors import UserError, suggestion
+from pipeline.settings.config import ModelConfig
 
 
 class Builder(Protocol):
@@ -27,13 +27,11 @@ class Builder(Protocol):
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model: how to build its float form and its quantizable twin, and what it can take.
+    """One model: how to build it, and what it can take.
 
     Attributes:
         name: what `model.name` says.
         float_model: builds the float network.
-        quantizable: builds the twin: equal `state_dict` keys, bit-equal float outputs, plus
-            `fuse_model(is_qat)`.
         stems: allowed values of `model.stem`; empty when the stem is fixed.
         min_image_size: smallest square image in pixels.
         classifier: prefix of the parameters that depend on the number of classes.
@@ -42,7 +40,6 @@ class ModelSpec:
 
     name: str
     float_model: Builder
-    quantizable: Builder
     stems: tuple[str, ...]
     min_image_size: int
     classifier: str
@@ -91,13 +88,9 @@ def find(config: ModelConfig) -> ModelSpec:
 
 def build(config: ModelConfig, info: DatasetInfo) -> nn.Module:
     """The float network, freshly initialized."""
-    return _call(find(config).float_model, config, info)
+    return call(find(config).float_model, config, info)
 
 
-def build_twin(config: ModelConfig, info: DatasetInfo) -> nn.Module:
-    """The quantizable twin, freshly initialized."""
-    return _call(find(config).quantizable, config, info)
-
-
-def _call(builder: Builder, config: ModelConfig, info: DatasetInfo) -> nn.Module:
+def call(builder: Builder, config: ModelConfig, info: DatasetInfo) -> nn.Module:
+    """What a builder makes for the images and classes of a data set."""
     return builder(in_channels=info.channels, num_classes=info.num_classes, stem=config.stem)

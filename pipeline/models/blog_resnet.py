@@ -1,4 +1,4 @@
-"""The residual network of the blog post that this project began with, and its quantizable twin.
+"""The residual network of the blog post that this project began with.
 
 It is not He et al.'s ResNet-18: convolutions have biases, a block ends in ReLU *before* its addition,
 each block has a plain 1×1 convolution as shortcut, and each stage shrinks by max pooling.
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models import ModelSpec
-from pipeline.quantization import DeQuantStub, FloatFunctional, QuantStub, fuse_modules
 
 
 class BlogBlock(nn.Module):
@@ -67,45 +66,10 @@ class BlogResNet18(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-class QuantizableBlogBlock(BlogBlock):
-    """The block with its addition as a module, so that the sum has a range of its own."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels)
-        self.add = FloatFunctional()
-
-    def merge(self, residual: Tensor, shortcut: Tensor) -> Tensor:
-        return self.add.add(residual, shortcut)
-
-    def fuse_model(self, is_qat: bool) -> None:
-        fuse_modules(self, [["conv1", "bn1", "relu1"], ["conv2", "bn2", "relu2"]], is_qat)
-
-
-class QuantizableBlogResNet18(BlogResNet18):
-    """The float network between a QuantStub and a DeQuantStub; parameters and outputs are the same."""
-
-    block = QuantizableBlogBlock
-
-    def __init__(self, *, in_channels: int, num_classes: int, stem: str | None) -> None:
-        super().__init__(in_channels=in_channels, num_classes=num_classes, stem=stem)
-        self.quant = QuantStub()
-        self.dequant = DeQuantStub()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dequant(super().forward(self.quant(x)))
-
-    def fuse_model(self, is_qat: bool) -> None:
-        fuse_modules(self, [["conv", "bn", "relu"]], is_qat)
-        for module in self.modules():
-            if isinstance(module, QuantizableBlogBlock):
-                module.fuse_model(is_qat)
-
-
 MODELS = (
     ModelSpec(
         name="blog_resnet18",
         float_model=BlogResNet18,
-        quantizable=QuantizableBlogResNet18,
         stems=(),
         min_image_size=65,
         classifier="fc.",

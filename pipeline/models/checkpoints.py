@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.files import load_tensors
+from pipeline.host.errors import UserError
+from pipeline.host.files import load_tensors
 
 # What torch.compile, FSDP and activation checkpointing put before the names of what they wrap, at any depth.
 _WRAPPERS = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")

@@ -1,4 +1,4 @@
-"""MobileNetV2 and MobileNetV3-Large through torchvision's own float and quantizable classes.
+"""MobileNetV2 and MobileNetV3-Large through torchvision's own classes.
 
 torchvision's quantizable builders replace ReLU6 by ReLU, because eager mode fuses Conv+BN with ReLU
 alone. The float network gets the same replacement here: float and quantizable then agree bit for
@@ -23,17 +23,11 @@ def _float(name: str, *, in_channels: int, num_classes: int, stem: str | None) -
         for child_name, child in parent.named_children():
             if type(child) in (nn.ReLU, nn.ReLU6):
                 setattr(parent, child_name, nn.ReLU())
-    return _adapt_first_convolution(network, in_channels, stem)
+    return adapt_first_convolution(network, in_channels, stem)
 
 
-def _quantizable(name: str, *, in_channels: int, num_classes: int, stem: str | None) -> nn.Module:
-    import torchvision.models.quantization
-
-    build = getattr(torchvision.models.quantization, name)
-    return _adapt_first_convolution(build(weights=None, quantize=False, num_classes=num_classes), in_channels, stem)
-
-
-def _adapt_first_convolution(network: nn.Module, in_channels: int, stem: str | None) -> nn.Module:
+def adapt_first_convolution(network: nn.Module, in_channels: int, stem: str | None) -> nn.Module:
+    """Give a network's first convolution so many input channels, and the stride of its stem, in place."""
     stem_layer = network.get_submodule("features.0")
     assert isinstance(stem_layer, nn.Sequential)
     first = stem_layer[0]
@@ -49,7 +43,6 @@ def _spec(name: str, torchvision_weights: str) -> ModelSpec:
     return ModelSpec(
         name=name,
         float_model=functools.partial(_float, name),
-        quantizable=functools.partial(_quantizable, name),
         stems=("imagenet", "small"),
         min_image_size=8,
         classifier="classifier.",

@@ -1,4 +1,4 @@
-"""ResNet-18 (He et al. 2015, "Deep Residual Learning for Image Recognition", table 1) and its twin.
+"""ResNet-18 (He et al. 2015, "Deep Residual Learning for Image Recognition", table 1).
 
 Shortcuts are option B (a 1×1 convolution where the shape changes). Names follow torchvision, so its
 ImageNet weights load. `stem="imagenet"` is the paper's 7×7 stride-2 convolution and max pooling;
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models import ModelSpec
-from pipeline.quantization import DeQuantStub, FloatFunctional, QuantStub, fuse_modules
 
 
 class BasicBlock(nn.Module):
@@ -76,47 +75,10 @@ class ResNet18(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-class QuantizableBasicBlock(BasicBlock):
-    """The block with its addition as a module, so that the sum has a range of its own."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__(in_channels, out_channels, stride)
-        self.add_relu = FloatFunctional()
-
-    def merge(self, residual: Tensor, shortcut: Tensor) -> Tensor:
-        return self.add_relu.add_relu(residual, shortcut)
-
-    def fuse_model(self, is_qat: bool) -> None:
-        fuse_modules(self, [["conv1", "bn1", "relu1"], ["conv2", "bn2"]], is_qat)
-        if self.downsample is not None:
-            fuse_modules(self.downsample, [["0", "1"]], is_qat)
-
-
-class QuantizableResNet18(ResNet18):
-    """The float network between a QuantStub and a DeQuantStub; parameters and outputs are the same."""
-
-    block = QuantizableBasicBlock
-
-    def __init__(self, *, in_channels: int, num_classes: int, stem: str | None) -> None:
-        super().__init__(in_channels=in_channels, num_classes=num_classes, stem=stem)
-        self.quant = QuantStub()
-        self.dequant = DeQuantStub()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dequant(super().forward(self.quant(x)))
-
-    def fuse_model(self, is_qat: bool) -> None:
-        fuse_modules(self, [["conv1", "bn1", "relu"]], is_qat)
-        for module in self.modules():
-            if isinstance(module, QuantizableBasicBlock):
-                module.fuse_model(is_qat)
-
-
 MODELS = (
     ModelSpec(
         name="resnet18",
         float_model=ResNet18,
-        quantizable=QuantizableResNet18,
         stems=("imagenet", "small"),
         min_image_size=8,
         classifier="fc.",

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ModelConfig
-from pipeline.errors import UserError, suggestion
-from pipeline.files import in_project, sha256
+from pipeline.host.errors import UserError, suggestion
+from pipeline.host.files import in_project, sha256
 from pipeline.models import ModelSpec, checkpoints, find
+from pipeline.settings.config import ModelConfig
 
 
 def fingerprint(config: ModelConfig) -> str | None:

@@ -16,7 +16,7 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 
-from pipeline.errors import UserError, suggestion
+from pipeline.host.errors import UserError, suggestion
 from pipeline.runtimes.contract import Predictor, Runtime
 from pipeline.runtimes.onnx import RUNTIME as ONNXRUNTIME
 from pipeline.runtimes.openvino import RUNTIME as OPENVINO

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.files import write_and_rename
+from pipeline.host.files import write_and_rename
 from pipeline.runtimes.contract import Predictor, Runtime
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import functools
 
-from pipeline.declared import modules_of
-from pipeline.stage import Stage
+from pipeline.host.declared import modules_of
+from pipeline.stages.contract import Stage
 
 
 @functools.cache
 def registry() -> dict[str, Stage]:
     """Every declared stage by its name."""
-    return {module.STAGE.name: module.STAGE for module in modules_of(__name__)}
+    return {module.STAGE.name: module.STAGE for module in modules_of(__name__) if hasattr(module, "STAGE")}

@@ -13,18 +13,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import environment, forms, latency, memory, parity, roofline, runtime_plots, terminal
-from pipeline.config import Config
 from pipeline.datasets.loader import evaluation_batches
-from pipeline.errors import UserError
-from pipeline.latency import Taken
-from pipeline.machine import Machine
-from pipeline.pinning import pinned
-from pipeline.quantization import Form
-from pipeline.roofline import Network, Peak
-from pipeline.runtime_report import Measured, runtimes_table
-from pipeline.runtimes import EAGER, Predictor, eager, exported_to
-from pipeline.stage import Context, Inputs, Stage
+from pipeline.flows import forms
+from pipeline.flows.contract import Form
+from pipeline.host import environment, terminal
+from pipeline.host.errors import UserError
+from pipeline.host.machine import Machine
+from pipeline.host.pinning import pinned
+from pipeline.measure import latency, roofline
+from pipeline.measure.latency import Taken
+from pipeline.measure.roofline import Network, Peak
+from pipeline.reports import runtime_plots
+from pipeline.reports.runtime_report import Measured, runtimes_table
+from pipeline.runtimes import EAGER, Predictor, eager, exported_to, memory, parity
+from pipeline.settings.config import Config
+from pipeline.stages.contract import Inputs, Stage
+from pipeline.training.context import Context
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pipeline import forms, quantization
-from pipeline.config import Config
-from pipeline.stage import Context, Inputs, Stage
+from pipeline.flows import forms
+from pipeline.settings.config import Config
+from pipeline.stages.contract import Inputs, Stage
+from pipeline.training.context import Context
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
     with context.machine.computing():
         prepared = forms.load("qat", inputs["qat"], config, context.info)
-        int8 = quantization.convert(prepared, config.backend)
+        int8 = context.flow.convert(prepared, config)
     context.save_model(int8)
 
 

@@ -13,16 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import forms, plots
-from pipeline.config import Config
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
-from pipeline.measurement import measure_latency, size_mb
-from pipeline.pairs import pair_metrics
-from pipeline.quantization import Form
-from pipeline.stage import Context, Inputs, Stage
-from pipeline.statistics import accuracy_interval
-from pipeline.training import accuracy_pct, predict
+from pipeline.flows import forms
+from pipeline.flows.contract import Form
+from pipeline.measure.measurement import measure_latency, size_mb
+from pipeline.measure.pairs import pair_metrics
+from pipeline.measure.statistics import accuracy_interval
+from pipeline.reports import plots
+from pipeline.settings.config import Config
+from pipeline.stages.contract import Inputs, Stage
+from pipeline.training.context import Context
+from pipeline.training.loop import accuracy_pct, predict
 
 _ON_CPU_ALONE = ("ptq_int8", "int8")
 # fp32_finetuned is the arithmetic of fp32, and qat_fake only simulates that of int8: nobody ships it for its speed.
@@ -59,7 +61,9 @@ def _predict(name: str, model: nn.Module, part: Part, config: Config, context: C
     """The predicted class of every image of `part`; the model is on the CPU afterwards."""
     device = torch.device("cpu") if name in _ON_CPU_ALONE else context.device
     size, description = config.evaluate.batch_size, f"evaluate {name}"
-    predicted = predict(model.to(device), part, config.dataset, size, device, description, context.machine)
+    predicted = predict(
+        model.to(device), part, config.dataset, size, device, description, context.flow, context.machine
+    )
     model.to("cpu")
     return predicted
 

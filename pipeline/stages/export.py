@@ -18,14 +18,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline import datasets, forms, parity, quantization, terminal
-from pipeline.config import Config
-from pipeline.errors import UserError
-from pipeline.faults import fault
-from pipeline.files import check_space
-from pipeline.measurement import MEGABYTE
-from pipeline.runtimes import Runtime, eager, exported_to
-from pipeline.stage import Context, Inputs, Product, Stage
+from pipeline.datasets import catalogue
+from pipeline.flows import eager as quantization
+from pipeline.flows import forms
+from pipeline.host import terminal
+from pipeline.host.errors import UserError
+from pipeline.host.faults import fault
+from pipeline.host.files import check_space
+from pipeline.measure.measurement import MEGABYTE
+from pipeline.runtimes import Runtime, eager, exported_to, parity
+from pipeline.settings.config import Config
+from pipeline.stages.contract import Inputs, Product, Stage
+from pipeline.training.context import Context
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def _export_and_compare(
     size = config.dataset.image_size
     with context.machine.computing():
         runtime.export(reference.model, torch.zeros(1, context.info.channels, size, size), folder)
-    datasets.preprocessing(config.dataset).write(folder)
+    catalogue.preprocessing(config.dataset).write(folder)
     with context.machine.computing():
         predictor = runtime.load(folder, torch.get_num_threads())
     description = f"{runtime.name} {reference.prefix}"

@@ -9,9 +9,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline import forms, optimization, training
-from pipeline.config import Config
-from pipeline.stage import Context, Inputs, Stage
+from pipeline.flows import forms
+from pipeline.settings.config import Config
+from pipeline.stages.contract import Inputs, Stage
+from pipeline.training import loop as training
+from pipeline.training import optimization
+from pipeline.training.context import Context
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:

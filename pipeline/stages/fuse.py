@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pipeline import forms, quantization
-from pipeline.config import Config
-from pipeline.stage import Context, Inputs, Stage
+from pipeline.flows import forms
+from pipeline.settings.config import Config
+from pipeline.stages.contract import Inputs, Stage
+from pipeline.training.context import Context
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
     with context.machine.computing():
-        twin = forms.load_float_into_twin(inputs["float"], config, context.info)
-        fused = quantization.fuse(twin, config.fuse.mode)
+        model = forms.load("float", inputs["float"], config, context.info)
+        fused = context.flow.fuse(model, config, context.info)
     context.save_model(fused)
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 
-from pipeline import quantization
-from pipeline.calibration import calibrated
-from pipeline.config import Config
-from pipeline.stage import Context, Inputs, Stage
+from pipeline.settings.config import Config
+from pipeline.stages.contract import Inputs, Stage
+from pipeline.training.calibration import calibrated
+from pipeline.training.context import Context
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
@@ -19,7 +19,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     started = time.perf_counter()
     prepared = calibrated(inputs["float"], config, context)
     with context.machine.computing():
-        int8 = quantization.convert(prepared, config.backend)
+        int8 = context.flow.convert(prepared, config)
     context.metric("ptq/seconds", time.perf_counter() - started)
     context.save_model(int8)
 

@@ -14,18 +14,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline import forms, optimization, quantization, training
-from pipeline.calibration import calibrate, calibrated
-from pipeline.config import Config, QatConfig
 from pipeline.datasets.spec import Part
-from pipeline.distillation import distillation_loss
-from pipeline.stage import Context, Inputs, Stage
-from pipeline.statistics import mcnemar_p
+from pipeline.flows import forms
+from pipeline.flows.contract import Flow
+from pipeline.measure.statistics import mcnemar_p
+from pipeline.settings.config import Config, QatConfig
+from pipeline.stages.contract import Inputs, Stage
+from pipeline.training import loop as training
+from pipeline.training import optimization
+from pipeline.training.calibration import calibrate, calibrated
+from pipeline.training.context import Context
+from pipeline.training.distillation import distillation_loss
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
     fused = forms.load("fused", inputs["fused"], config, context.info)
-    model = quantization.prepare(fused, config.backend)
+    model = context.flow.prepare(fused, config)
     _, validation = context.load_training()
     start, seconds = None, 0.0
     if config.qat.init == "ptq":
@@ -33,11 +37,9 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
         _begin_from_ptq(model, inputs["float"], config, context)
         seconds = time.perf_counter() - started
         start = _predict_converted(model, config, context)
-    if config.qat.compile:
-        quantization.size_ranges(model)
 
     def before_step(model: nn.Module, epochs_done: float) -> None:
-        freeze_on_schedule(model, epochs_done, config.qat)
+        freeze_on_schedule(model, epochs_done, config.qat, context.flow)
 
     def validate_converted(model: nn.Module, validation: Part) -> dict[str, float]:
         return {"val_int8_accuracy_pct": training.accuracy_pct(_predict_converted(model, config, context), validation)}
@@ -64,25 +66,21 @@ def _predict_converted(model: nn.Module, config: Config, context: Context) -> Te
     """The class of every validation image, int64 (N), if `model` were converted now; the model stays as it is."""
     _, validation = context.load_training()
     with context.machine.computing(), torch.random.fork_rng(devices=[]):  # building modules may draw random numbers
-        int8 = quantization.convert(copy.deepcopy(model), config.backend)
-    size, machine = config.qat.batch_size, context.machine
-    return training.predict(
-        int8, validation, config.dataset, size, torch.device("cpu"), "validate int8", machine, context.world
-    )
+        int8 = context.flow.convert(copy.deepcopy(model), config)
+    flow, machine, size, cpu = context.flow, context.machine, config.qat.batch_size, torch.device("cpu")
+    return training.predict(int8, validation, config.dataset, size, cpu, "validate int8", flow, machine, context.world)
 
 
 def _begin_from_ptq(model: nn.Module, checkpoint: Path, config: Config, context: Context) -> None:
     """Begin with the ranges of post-training quantization instead of those of the first batches.
 
-    Converted now, the model is that of the stage `ptq`. Where there is no fake-quantize, and of
-    histograms, which cannot be told a range, the model's own observers see the calibration images.
+    Converted now, the model is that of the stage `ptq`, up to rounding. Where ranges cannot be given, the model's own
+    observers see the calibration images.
     """
-    if config.backend.fake_quantize and config.backend.observer != "histogram":
-        quantization.take_ranges(model, calibrated(checkpoint, config, context))
-        return
-    images, _ = context.load_training()
-    samples, size = config.ptq.calibration_samples, config.ptq.batch_size
-    calibrate(model, images, config.dataset, samples, config.seed, size, context.device, context.machine)
+    if context.flow.takes_ranges(config):
+        context.flow.take_ranges(model, calibrated(checkpoint, config, context))
+    else:
+        calibrate(model, config, context)
 
 
 def _compare_with_start(start: Tensor, kept: Tensor, validation: Part, context: Context) -> None:
@@ -104,16 +102,17 @@ def _distillation(config: Config, inputs: Inputs, context: Context) -> training.
     return distillation_loss(teacher, settings.distill_weight, settings.distill_temperature, settings.label_smoothing)
 
 
-def freeze_on_schedule(model: nn.Module, epochs_done: float, settings: QatConfig) -> None:
+def freeze_on_schedule(model: nn.Module, epochs_done: float, settings: QatConfig, flow: Flow) -> None:
     """Freeze BatchNorm statistics and quantization ranges once their epochs have come.
 
     It is asked before every step and depends on `epochs_done` alone, because a resumed run must find
     its way too: frozen BatchNorm is no part of a `state_dict`.
     """
-    if settings.freeze_bn_epoch is not None and epochs_done >= settings.freeze_bn_epoch:
-        quantization.freeze_batch_norm(model)
-    if settings.freeze_observer_epoch is not None and epochs_done >= settings.freeze_observer_epoch:
-        quantization.freeze_observers(model)
+    come = [
+        epoch is not None and epochs_done >= epoch
+        for epoch in (settings.freeze_bn_epoch, settings.freeze_observer_epoch)
+    ]
+    flow.freeze(model, batch_norm=come[0], ranges=come[1])
 
 
 STAGE = Stage(

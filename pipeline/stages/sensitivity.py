@@ -5,35 +5,30 @@ Calibrated on training images as `ptq` is; accuracies are those of validation im
 
 from __future__ import annotations
 
-from pipeline import forms, plots, quantization, terminal
-from pipeline.calibration import calibrate, choose
-from pipeline.config import Config
 from pipeline.datasets.loader import evaluation_batches
-from pipeline.sensitivity import analyse
-from pipeline.sensitivity_report import advice, csv_table, markdown_table
-from pipeline.stage import Context, Inputs, Stage
+from pipeline.flows import forms
+from pipeline.host import terminal
+from pipeline.measure.sensitivity import analyse
+from pipeline.reports import plots
+from pipeline.reports.sensitivity_report import advice, csv_table, markdown_table
+from pipeline.settings.config import Config
+from pipeline.stages.contract import Inputs, Stage
+from pipeline.training.calibration import calibrate, choose
+from pipeline.training.context import Context
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
     training, validation = context.load_training()
     ptq, measured = config.ptq, config.sensitivity
     with context.machine.computing():
-        twin = forms.load_float_into_twin(inputs["float"], config, context.info)
-        model = quantization.prepare_simulation(twin, config.backend, ptq.observer)
-    calibrate(
-        model,
-        training,
-        config.dataset,
-        ptq.calibration_samples,
-        config.seed,
-        ptq.batch_size,
-        context.device,
-        context.machine,
-    )
+        float_model = forms.load("float", inputs["float"], config, context.info)
+        model = context.flow.prepare_simulation(float_model, config, context.info)
+    calibrate(model, config, context)
     seen = choose(training, ptq.calibration_samples, config.seed)
     held_out = choose(validation, measured.samples, config.seed)
     found = analyse(
         model,
+        context.flow,
         lambda: evaluation_batches(seen, config.dataset, ptq.batch_size, context.device),
         lambda: evaluation_batches(held_out, config.dataset, measured.batch_size, context.device),
         context.machine,

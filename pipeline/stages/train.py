@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from pipeline import models, optimization, terminal, training
-from pipeline.config import Config
+from pipeline import models
+from pipeline.host import terminal
 from pipeline.models import weights
-from pipeline.stage import Context, Inputs, Stage
+from pipeline.settings.config import Config
+from pipeline.stages.contract import Inputs, Stage
+from pipeline.training import loop as training
+from pipeline.training import optimization
+from pipeline.training.context import Context
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:

@@ -15,12 +15,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
-from pipeline import terminal
-from pipeline.champion import Contender
-from pipeline.config import TrackingConfig
-from pipeline.interruption import INTERRUPTIONS, undisturbed
-from pipeline.redaction import mask_text
-from pipeline.shipping import RegisterConfig
+from pipeline.host import terminal
+from pipeline.host.interruption import INTERRUPTIONS, undisturbed
+from pipeline.host.redaction import mask_text
+from pipeline.settings.config import TrackingConfig
+from pipeline.settings.shipping import RegisterConfig
+from pipeline.tracking.champion import Contender
 from pipeline.tracking.channels import Channel
 from pipeline.tracking.delivery import thing
 from pipeline.tracking.models import ModelRecord

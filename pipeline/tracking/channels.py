@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from filelock import FileLock
 
-from pipeline import terminal
-from pipeline.store_address import is_server
+from pipeline.host import terminal
+from pipeline.settings.store_address import is_server
 from pipeline.tracking.database import Answer, while_locked
 from pipeline.tracking.delivery import Thing, deliver, thing
 from pipeline.tracking.living import let_go

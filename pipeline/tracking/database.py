@@ -12,8 +12,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline import terminal
-from pipeline.errors import UserError
+from pipeline.host import terminal
+from pipeline.host.errors import UserError
 
 _TABLES = {"alembic_version", "experiments", "runs"}
 _TRY_S = 2.0

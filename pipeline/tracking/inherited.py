@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
-from pipeline import terminal
-from pipeline.store_address import is_server
+from pipeline.host import terminal
+from pipeline.settings.store_address import is_server
 
 _OWN_RUN = "every command makes a run of its own"
 _OWN_EXPERIMENT = "tracking.experiment=NAME names another"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from pipeline.errors import UserError
-from pipeline.redaction import refuse_credentials
-from pipeline.store_address import check_server
+from pipeline.host.errors import UserError
+from pipeline.host.redaction import refuse_credentials
+from pipeline.settings.store_address import check_server
 from pipeline.tracking.delivery import thing
 from pipeline.tracking.failures import http_status, reason
 from pipeline.tracking.outbox import Address, Outbox, kept, lock_of

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline import terminal
+from pipeline.host import terminal
 
 _DOOR = ".door"
 # What MLflow names its runs; a file system may leave names of its own.

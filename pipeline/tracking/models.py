@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from pipeline.champion import Contender, Verdict, judge
-from pipeline.files import sha256
-from pipeline.preprocessing import PREPROCESSING_FILE, Preprocessing
-from pipeline.shipping import RegisterConfig
+from pipeline.datasets.preprocessing import PREPROCESSING_FILE, Preprocessing
+from pipeline.host.files import sha256
+from pipeline.settings.shipping import RegisterConfig
+from pipeline.tracking.champion import Contender, Verdict, judge
 from pipeline.tracking.store import silence
 
 ALIAS = "champion"
@@ -129,7 +129,7 @@ def _log_onnx(record: ModelRecord, common: Mapping[str, Any]) -> Any:
 def _log_torchscript(record: ModelRecord, common: Mapping[str, Any]) -> Any:
     import mlflow.pyfunc
 
-    from pipeline.measurement import threads
+    from pipeline.measure.measurement import threads
 
     # MLflow tries the model with the input example, here, and the model sets the number of threads.
     with threads(record.threads):

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pipeline.errors import UserError
-from pipeline.files import write_and_rename
+from pipeline.host.errors import UserError
+from pipeline.host.files import write_and_rename
 from pipeline.tracking.delivery import FILE, MAX_POINTS, METRIC, MODEL, REFUSED, STATUS, Thing
 from pipeline.tracking.journal import UNREADABLE, Journal
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from pipeline.config import TrackingConfig
-from pipeline.files import in_project
-from pipeline.store_address import is_server
+from pipeline.host.files import in_project
+from pipeline.settings.config import TrackingConfig
+from pipeline.settings.store_address import is_server
 from pipeline.tracking.store import store_uri
 
 # Where `make ui` and `mlflow ui` serve the store that is a file.

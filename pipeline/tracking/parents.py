@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import terminal
-from pipeline.config import TrackingConfig
-from pipeline.errors import UserError
-from pipeline.store_address import is_server
+from pipeline.host import terminal
+from pipeline.host.errors import UserError
+from pipeline.settings.config import TrackingConfig
+from pipeline.settings.store_address import is_server
 from pipeline.tracking.channels import Channel, channel_to
 from pipeline.tracking.delivery import thing
 from pipeline.tracking.leftovers import send_leftover

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
-from pipeline import terminal
-from pipeline.errors import UserError
-from pipeline.store_address import is_server
+from pipeline.host import terminal
+from pipeline.host.errors import UserError
+from pipeline.settings.store_address import is_server
 
 _FEW = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 # Of a run that goes on, whose outbox tries again by itself. A large file may take its time.

@@ -13,9 +13,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from pipeline.config import TrackingConfig
-from pipeline.errors import UserError, nearest, suggestion
-from pipeline.tracked_run import TrackedRun
+from pipeline.host.errors import UserError, nearest, suggestion
+from pipeline.reports.tracked_run import TrackedRun
+from pipeline.settings.config import TrackingConfig
 from pipeline.tracking.database import check_database
 from pipeline.tracking.inherited import forget
 from pipeline.tracking.parents import JOB_TAG, SWEEP_TAG

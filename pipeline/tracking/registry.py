@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from pipeline.config import TrackingConfig
-from pipeline.errors import UserError, suggestion
+from pipeline.host.errors import UserError, suggestion
+from pipeline.settings.config import TrackingConfig
 from pipeline.tracking.database import check_database
 from pipeline.tracking.patience import few_retries
 from pipeline.tracking.store import point_at, silence, store_uri, tell_unused_store

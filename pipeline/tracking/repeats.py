@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import TrackingConfig
-from pipeline.redaction import mask_text
+from pipeline.host.redaction import mask_text
+from pipeline.settings.config import TrackingConfig
 from pipeline.tracking.pages import run_page
 from pipeline.tracking.parents import JOB_TAG
 from pipeline.tracking.patience import few_retries, waiting

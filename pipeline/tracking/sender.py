@@ -11,9 +11,9 @@ from typing import Any
 
 from filelock import Timeout
 
-from pipeline import terminal
-from pipeline.errors import UserError
-from pipeline.files import PROJECT_ROOT
+from pipeline.host import terminal
+from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
 from pipeline.tracking.delivery import Thing, deliver
 from pipeline.tracking.failures import http_status, passes, reason
 from pipeline.tracking.journal import UNREADABLE

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.config import TrackingConfig
-from pipeline.interruption import INTERRUPTIONS, deferred, undisturbed
-from pipeline.redaction import mask_text
-from pipeline.store_address import is_server
+from pipeline.host.interruption import INTERRUPTIONS, deferred, undisturbed
+from pipeline.host.redaction import mask_text
+from pipeline.settings.config import TrackingConfig
+from pipeline.settings.store_address import is_server
 from pipeline.tracking.channels import Channel, Direct, Posted
 from pipeline.tracking.delivery import MARK, marked_runs
 from pipeline.tracking.living import Living

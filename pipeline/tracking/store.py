@@ -12,13 +12,13 @@ from typing import Any
 
 from filelock import FileLock
 
-from pipeline import terminal
-from pipeline.config import TrackingConfig
-from pipeline.errors import UserError
-from pipeline.faults import fault
-from pipeline.files import in_project, write_and_rename
-from pipeline.redaction import mask_text, refuse_credentials
-from pipeline.store_address import check_sqlite, is_server
+from pipeline.host import terminal
+from pipeline.host.errors import UserError
+from pipeline.host.faults import fault
+from pipeline.host.files import in_project, write_and_rename
+from pipeline.host.redaction import mask_text, refuse_credentials
+from pipeline.settings.config import TrackingConfig
+from pipeline.settings.store_address import check_sqlite, is_server
 from pipeline.tracking.database import check_database, is_locked
 from pipeline.tracking.failures import http_status, is_databases, passes, reason
 from pipeline.tracking.inherited import forget

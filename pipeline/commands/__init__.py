@@ -1,0 +1,1 @@
+"""What a person types: composing a configuration and checking it."""

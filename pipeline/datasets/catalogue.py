@@ -1,0 +1,142 @@
+"""The data sets: one file each, found by their declaration `DATASETS`, and their split into parts.
+
+The validation part is split off the training part, stratified and seeded by `dataset.split_seed`. The test
+part is the same for every seed.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pipeline.host.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
+from pipeline.datasets.arrays import prepared
+from pipeline.datasets.labels import check_labels
+from pipeline.datasets.preprocessing import Preprocessing
+from pipeline.datasets.spec import DatasetInfo, DatasetSpec, Part, PartName
+from pipeline.datasets.splitting import chosen_to_test, training_and_validation
+from pipeline.host.declared import modules_of
+from pipeline.host.errors import UserError, suggestion
+from pipeline.host.machine import UNSHARED, Machine
+from pipeline.settings.config import DatasetConfig
+
+_ROOM = "pipeline.datasets"
+# Of the classes in their order, so many are named.
+_SHOWN = 12
+
+
+@functools.cache
+def registry() -> dict[str, DatasetSpec]:
+    """Every declared data set by its name."""
+    return {spec.name: spec for module in modules_of(_ROOM) for spec in getattr(module, "DATASETS", ())}
+
+
+def module_of(config: DatasetConfig) -> str:
+    """The module that declares the data set which `config` names."""
+    spec = find(config)
+    return next(module.__name__ for module in modules_of(_ROOM) if spec in getattr(module, "DATASETS", ()))
+
+
+def find(config: DatasetConfig) -> DatasetSpec:
+    """The declared data set that `config` names.
+
+    Raises:
+        UserError: when there is none, or it has no files that could be streamed or skipped as `config` says.
+    """
+    datasets = registry()
+    if config.name not in datasets:
+        raise UserError(f"dataset.name={config.name}: {suggestion(config.name, sorted(datasets))}")
+    found = datasets[config.name]
+    if config.loading == "stream" and not found.has_files:
+        raise UserError(f"dataset.loading=stream: {config.name} is read as a whole; allowed with it: auto, memory")
+    if config.unreadable == "skip" and not found.has_files:
+        raise UserError(f"dataset.unreadable=skip: {config.name} has no image files; allowed with it: refuse")
+    if config.white_level is not None and not found.has_files:
+        raise UserError(f"dataset.white_level={config.white_level:g}: {config.name} has no image files; allowed: null")
+    return found
+
+
+def info(config: DatasetConfig) -> DatasetInfo:
+    """Channels (as many as `dataset.mean` has) and class names."""
+    return DatasetInfo(len(config.mean), find(config).class_names(config))
+
+
+def class_order(config: DatasetConfig) -> str | None:
+    """The classes in their order, where it is that of text and another than numbers in the names suggest."""
+    names = find(config).class_names(config)
+    if not find(config).has_files or list(names) == sorted(names, key=_by_numbers):
+        return None
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
+def _by_numbers(name: str) -> list[tuple[str, int]]:
+    return [(text, int(number or -1)) for text, number in re.findall(r"([^0-9]*)([0-9]*)", name)]
+
+
+def preprocessing(config: DatasetConfig) -> Preprocessing:
+    """What `loader.evaluation_batches` does to the images of this data set, for whoever uses the model elsewhere."""
+    mean, std = tuple(map(float, config.mean)), tuple(map(float, config.std))
+    return Preprocessing(
+        config.image_size,
+        len(mean),
+        mean,
+        std,
+        find(config).class_names(config),
+        max_image_megapixels=config.max_image_megapixels,
+        white_level=config.white_level,
+    )
+
+
+def load_training(config: DatasetConfig, machine: Machine = UNSHARED) -> tuple[Part, Part]:
+    """The training and the validation part, read and later decoded on `machine` while nobody measures.
+
+    Raises:
+        UserError: when the images or their labels cannot be, or a class has too few images to appear in both.
+    """
+    part = _load(config, "train", machine)
+    training, validation = training_and_validation(part.labels.numpy(), config)
+    return part.select(training), part.select(validation)
+
+
+def load_test(config: DatasetConfig, machine: Machine = UNSHARED) -> Part:
+    """The test part, or `max_test_samples` of it, the same for every seed; of `machine` as above.
+
+    Raises:
+        UserError: when the images or their labels cannot be.
+    """
+    part = _load(config, "test", machine)
+    chosen = chosen_to_test(len(part), config)
+    return part if len(chosen) == len(part) else part.select(chosen)
+
+
+def fingerprint(config: DatasetConfig, part: PartName, seen: Path) -> str:
+    """What identifies the content of a part in artifact keys; as it was first seen since `look_again`.
+
+    `seen`: a folder for what is remembered of files.
+    """
+    return find(config).fingerprint(config, part, seen)
+
+
+def inspect(config: DatasetConfig, seen: Path, machine: Machine = UNSHARED) -> dict[str, str]:
+    """What is odd about the files of a data set: a line each, by its name. It ends no run, and may spoil one.
+
+    Args:
+        seen: a folder for what was found, so that the same files are read once for it.
+    """
+    return find(config).inspect(config, seen, machine)
+
+
+def look_again() -> None:
+    """Begin another run: what is in folders of files is looked at anew, once, and has to stay as it is."""
+    for spec in registry().values():
+        spec.look_again()
+
+
+def _load(config: DatasetConfig, name: PartName, machine: Machine) -> Part:
+    spec = find(config)
+    spec.prepare(config)
+    part = spec.read(config, name, machine)
+    check_labels(part, config.name, name, spec.class_names(config))
+    return replace(prepared(part, config), machine=machine)

@@ -1,0 +1,158 @@
+"""From a file to a picture of 8 bits: the one way that training, evaluation and predicting read images."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from pipeline.host.errors import UserError
+
+# `read_image` has a limit of its own, which is a setting, and keeps it before anything is decoded.
+Image.MAX_IMAGE_PIXELS = None
+
+# Of opening a file, but of the machine and not of the file.
+_OF_THE_MACHINE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+_UPRIGHT_BY = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# How the segment of a JPEG begins that is EXIF, and where it is, behind others of 64 KiB at most.
+_EXIF, _EXIF_WITHIN = b"Exif\0\0", 200_000
+# White where no setting says so: of whole numbers as of 16 bits, of floating-point numbers by convention.
+_WHITE_OF_WHOLE, _WHITE_OF_FLOAT = 65_535.0, 1.0
+# What resizing and compressing make of values that were in range.
+_TOLERANCE = 1 / 255
+
+
+class Unreadable(UserError):
+    """A file that cannot be read as an image, by its own fault."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the pixels of a file are read.
+
+    Attributes:
+        channels: 1 (grey) or 3 (RGB).
+        max_megapixels: the most that an image may have.
+        white_level: the value that is white in grey images of more than 8 bits; None: 65535, of floating-point 1.
+    """
+
+    channels: int
+    max_megapixels: float = 179.0
+    white_level: float | None = None
+
+
+def read_image(path: Path, reading: Reading) -> Image.Image:
+    """The image in a file: upright, 8 bits, grey (mode L) for 1 channel and RGB for 3.
+
+    Raises:
+        Unreadable: naming the file and why it cannot be read as an image.
+        UserError: when this machine has no memory or no file handle left for it.
+    """
+    try:
+        with _open(path) as image:
+            _check_size(image, reading.max_megapixels)
+            method = _load(image)
+            picture = with_channels(_to_8_bits(image, reading.white_level), reading.channels)
+            return picture.transpose(method) if method is not None else picture
+    except MemoryError as error:
+        raise UserError(f"{path}: there is no memory left to decode it") from error
+    except OSError as error:
+        if error.errno in _OF_THE_MACHINE:
+            raise UserError(f"{path}: cannot be opened at the moment: {error.strerror}") from error
+        raise Unreadable(f"{path}: cannot be read as an image: {_reason(path, error)}") from error
+    # Pillow's readers raise almost anything on damaged bytes: ValueError, SyntaxError, struct.error, …
+    except Exception as error:
+        raise Unreadable(f"{path}: cannot be read as an image: {' '.join(str(error).split())}") from error
+
+
+def with_channels(image: Image.Image, channels: int) -> Image.Image:
+    """An image of 8 bits as grey (mode L) for 1 channel and RGB for 3; what is transparent is not heeded."""
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether it is grey of more than 8 bits, or of floating-point numbers, as a `white_level` is for."""
+    return image.mode.startswith(("I", "F"))
+
+
+def white_of(image: Image.Image, white_level: float | None) -> float:
+    """The value that is white in a deep image."""
+    return white_level or (_WHITE_OF_FLOAT if image.mode == "F" else _WHITE_OF_WHOLE)
+
+
+def _open(path: Path) -> Image.Image:
+    """Open a file, be it a JPEG whose EXIF Pillow, looking for a resolution in it, takes for another format's bytes."""
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        with path.open("rb") as stream:
+            start = stream.read(_EXIF_WITHIN)
+        if not start.startswith(b"\xff\xd8") or _EXIF not in start:
+            raise
+        # Under another name it is a segment like any other, and passed.
+        return Image.open(io.BytesIO(path.read_bytes().replace(_EXIF, b"Gone\0\0", 1)))
+
+
+def _reason(path: Path, error: OSError) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return (
+            "it is empty" if path.stat().st_size == 0 else "it is in no format that Pillow knows, such as PNG or JPEG"
+        )
+    return error.strerror or " ".join(str(error).split())
+
+
+def _check_size(image: Image.Image, most: float) -> None:
+    megapixels = image.width * image.height / 1e6
+    if megapixels > most:
+        raise ValueError(
+            f"its {image.width:,} × {image.height:,} pixels are {megapixels:,.1f} megapixels; allowed: "
+            f"dataset.max_image_megapixels={most:g}"
+        )
+
+
+def _load(image: Image.Image) -> Image.Transpose | None:
+    """Decode the pixels, and say how they become upright; whatever else is in its EXIF, or is broken there, is passed.
+
+    Pillow turns TIFFs by itself, and forgets their orientation then.
+    """
+    try:
+        image.load()
+    except Exception as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
+            raise
+        # TIFF's EXIF is read after the pixels. Where these are there, loading again does nothing, else it fails again.
+        image.load()
+    with contextlib.suppress(Exception):
+        orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return _UPRIGHT_BY.get(orientation)
+    return None
+
+
+def _to_8_bits(image: Image.Image, white_level: float | None) -> Image.Image:
+    """Scale a deep image to 8 bits, which Pillow's own conversion would clip to white, or, of 0 to 1, to black."""
+    if not is_deep(image):
+        return image
+    values = np.asarray(image).astype(np.float64)
+    white, low, high = white_of(image, white_level), values.min(), values.max()
+    if not np.isfinite(low + high):
+        raise ValueError("it holds values that are no finite numbers (NaN or infinity)")
+    # Values beyond a white level that somebody chose are white; beyond an assumed one, the assumption is wrong.
+    if low < -_TOLERANCE * white or (white_level is None and high > (1 + _TOLERANCE) * white):
+        raise ValueError(
+            f"its values are {low:g} to {high:g}; allowed: 0 to {white:g}, or dataset.white_level set to the value of "
+            "white, and none below 0"
+        )
+    return Image.fromarray((values * (255 / white)).clip(0, 255).round().astype(np.uint8))

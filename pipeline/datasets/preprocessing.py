@@ -1,0 +1,126 @@
+"""From an image to what a model takes, with Pillow and numpy alone.
+
+Training, evaluation and predicting prepare images by the functions here, files and arrays alike. Whoever ships a
+model ships what it needs of them as `preprocessing.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pipeline.datasets.pictures import Reading, read_image, with_channels
+from pipeline.host.errors import UserError
+
+PREPROCESSING_FILE = "preprocessing.json"
+_LAYOUT = "NCHW"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a model's input, and what its outputs mean.
+
+    Attributes:
+        image_size: height and width in pixels; the shorter side is scaled to it, the middle cropped.
+        channels: 1 (grey) or 3 (RGB).
+        mean: subtracted from each channel, scaled to 0 … 1.
+        std: divides each channel then.
+        class_names: the classes in the order of the outputs.
+        layout: of the input: images, channels, height, width; float32.
+        max_image_megapixels: the most that an image may have. Earlier files lack it: Pillow's own limit was theirs.
+        white_level: the value that is white in grey of more than 8 bits; None: 65535, of floating-point 1.
+    """
+
+    image_size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+    layout: str = _LAYOUT
+    max_image_megapixels: float = 179.0
+    white_level: float | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """How the pixels of a file are read."""
+        return Reading(self.channels, self.max_image_megapixels, self.white_level)
+
+    def apply(self, path: Path) -> np.ndarray:
+        """The image in a file as float32 (1, C, S, S), normalized.
+
+        The orientation that EXIF tells is applied, transparency ignored, grey of more bits scaled to 8 bits.
+
+        Raises:
+            UserError: naming the file and why it cannot be read as an image.
+        """
+        return self.normalize(fit(read_image(path, self.reading), self.image_size))
+
+    def normalize(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels uint8 (C, S, S) as the model takes them: float32 (1, C, S, S), bit for bit as `loader` makes them."""
+        mean, std = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
+        return ((pixels.astype(np.float32) / np.float32(255) - mean) / std)[np.newaxis]
+
+    def write(self, folder: Path) -> Path:
+        """Write `preprocessing.json` into `folder`."""
+        path = folder / PREPROCESSING_FILE
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> Preprocessing:
+        """Read what `write` wrote, or an earlier version of it.
+
+        Raises:
+            UserError: when the file is not there or says something else.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls._checked(content)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: is no preprocessing of this pipeline: {error}") from error
+
+    @classmethod
+    def _checked(cls, content: Any) -> Preprocessing:
+        if not isinstance(content, dict):
+            raise TypeError("it is no object")
+        lists = {name: tuple(content[name]) for name in ("mean", "std", "class_names") if name in content}
+        lacking = [spec.name for spec in dataclasses.fields(cls) if spec.default is dataclasses.MISSING]
+        lacking = [name for name in lacking if name not in content]
+        if lacking:
+            raise ValueError(f"it lacks {', '.join(lacking)}")
+        # Earlier files have it: arrays were resized in float then, which differs by one of 255 levels at most.
+        content = {name: value for name, value in content.items() if name != "rounds"}
+        made = cls(**{**content, **lists})
+        if not (isinstance(made.image_size, int) and made.image_size > 0):
+            raise ValueError(f"image_size={made.image_size}")
+        if made.channels not in (1, 3) or not len(made.mean) == len(made.std) == made.channels:
+            raise ValueError(f"channels={made.channels}, mean={list(made.mean)}, std={list(made.std)}")
+        if not all(isinstance(number, int | float) for number in (*made.mean, *made.std)) or 0 in made.std:
+            raise ValueError(f"mean={list(made.mean)}, std={list(made.std)}")
+        limits = (made.max_image_megapixels, 1 if made.white_level is None else made.white_level)
+        if not all(isinstance(number, int | float) and number > 0 for number in limits):
+            raise ValueError(f"max_image_megapixels={made.max_image_megapixels}, white_level={made.white_level}")
+        if not all(isinstance(name, str) for name in made.class_names):
+            raise ValueError(f"class_names={list(made.class_names)}")
+        if made.layout != _LAYOUT:
+            raise ValueError(f"layout={made.layout}, where {_LAYOUT} is known")
+        return made
+
+
+def from_array(pixels: np.ndarray, channels: int) -> Image.Image:
+    """The image in an array, uint8 (C, H, W) of 1 or 3 channels, as `read_image` gives that in a file."""
+    return with_channels(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)), channels)
+
+
+def fit(image: Image.Image, size: int) -> np.ndarray:
+    """The middle of an image, its shorter side scaled to `size`, bilinear with antialiasing: uint8 (C, S, S)."""
+    fitted = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(size, size, -1).transpose(2, 0, 1)

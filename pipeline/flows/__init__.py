@@ -1,0 +1,1 @@
+"""How a float network becomes int8."""

@@ -1,0 +1,90 @@
+"""The contract of a flow: how a float network becomes int8.
+
+Stages, training, cache and reports know this contract alone. The forms `float` and `float_finetuned` are the user's
+network itself; the others are the flow's. A checkpoint holds a `state_dict`, and `rebuild` makes the graph for it.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Literal, Protocol
+
+from torch import nn
+
+from pipeline.datasets.spec import DatasetInfo
+from pipeline.host.world import World
+from pipeline.settings.config import Config
+
+Form = Literal["float", "float_finetuned", "fused", "qat", "int8", "ptq_int8"]
+Method = Literal["qat", "ptq"]
+
+
+class Flow(Protocol):
+    """A way from float to int8: these functions, in the package of this room that `backend.flow` names.
+
+    Models may be changed in place by whatever is given them to make another one.
+    """
+
+    def check(self, config: Config, info: DatasetInfo) -> None:
+        """Refuse, before the first stage, what cannot go this way on this machine.
+
+        Raises:
+            UserError: naming the key, the value and what is allowed.
+        """
+
+    def modules_of(self, config: Config) -> list[str]:
+        """The modules whose source computes what the flow makes: they go into the keys of results."""
+
+    def describe(self, config: Config, method: Method) -> dict[str, str]:
+        """What the settings came to, for `activation` and for `weight`."""
+
+    def warning(self, config: Config) -> str | None:
+        """A line where this processor cannot compute int8 faithfully, or None."""
+
+    def fuse(self, model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:
+        """The form `fused` of a float network."""
+
+    def prepare(self, fused: nn.Module, config: Config) -> nn.Module:
+        """The form `qat`: ready for quantization-aware training."""
+
+    def prepare_ptq(self, model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:
+        """A float network ready for calibration; converted after it, it is the form `ptq_int8`."""
+
+    def prepare_simulation(self, model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:
+        """As `prepare_ptq`, with int8 simulated in float and switchable layer by layer."""
+
+    def takes_ranges(self, config: Config) -> bool:
+        """Whether `take_ranges` works for these settings; where not, the prepared model is calibrated itself."""
+
+    def take_ranges(self, prepared: nn.Module, calibrated: nn.Module) -> None:
+        """Give a model of `prepare` the ranges of a calibrated one of `prepare_ptq`."""
+
+    def convert(self, prepared: nn.Module, config: Config) -> nn.Module:
+        """The int8 model of a prepared one, on the CPU."""
+
+    def rebuild(self, form: Form, config: Config, info: DatasetInfo) -> nn.Module:
+        """The graph of `fused`, `qat`, `int8` or `ptq_int8`, to load a `state_dict` into."""
+
+    def set_mode(self, model: nn.Module, training: bool) -> None:
+        """Put a model of any form into training or evaluation mode."""
+
+    def freeze(self, model: nn.Module, batch_norm: bool, ranges: bool) -> None:
+        """Keep BatchNorm's statistics, or the quantization ranges, as they are, at least until the next `set_mode`."""
+
+    def observers_off(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Keep the ranges as they are within the block."""
+
+    def fake_quantize_off(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Compute in float within the block, the observers as they are."""
+
+    def observe_over_all(self, model: nn.Module, world: World) -> None:
+        """Let ranges go by what the processes of `world` see together."""
+
+    def layers(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The layers of a prepared model that hold weights and become quantized, by name, in their order."""
+
+    def switch(self, layer: nn.Module, weight: bool, activation: bool) -> None:
+        """Quantize (simulated) the weights, or the output, of one layer, or leave them float."""
+
+    def switch_all(self, model: nn.Module, enabled: bool) -> None:
+        """Quantize (simulated) everything in a prepared model, or nothing."""

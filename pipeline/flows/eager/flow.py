@@ -1,0 +1,122 @@
+"""Eager-mode quantization as a flow: the functions that `pipeline.flows.contract.Flow` asks for."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pipeline.datasets.spec import DatasetInfo
+from pipeline.flows.contract import Form, Method
+from pipeline.flows.eager import graph, twins
+from pipeline.flows.eager.engines import check_backend, silence_known_warnings
+from pipeline.flows.eager.fake_quantize import (
+    fake_quantize_off,
+    freeze_batch_norm,
+    freeze_observers,
+    observers_off,
+    switch,
+    switch_all,
+)
+from pipeline.flows.eager.layers import check_skip_layers
+from pipeline.flows.eager.layers import quantizable_layers as layers
+from pipeline.flows.eager.qconfig import resolved_ptq_qconfig, resolved_qconfig, saturation_warning
+from pipeline.flows.eager.ranges import take_ranges
+from pipeline.flows.eager.vectorized import observe_over_all, size_ranges
+from pipeline.settings.config import Config
+
+__all__ = [
+    "check",
+    "convert",
+    "describe",
+    "fake_quantize_off",
+    "freeze",
+    "fuse",
+    "layers",
+    "modules_of",
+    "observe_over_all",
+    "observers_off",
+    "prepare",
+    "prepare_ptq",
+    "prepare_simulation",
+    "rebuild",
+    "set_mode",
+    "switch",
+    "switch_all",
+    "take_ranges",
+    "takes_ranges",
+    "warning",
+]
+
+
+def check(config: Config, info: DatasetInfo) -> None:
+    silence_known_warnings()
+    check_backend(config.backend)
+    twins.check(config.model)
+    if config.backend.skip_layers:
+        fused = graph.fuse(twins.build(config.model, info), "eval")
+        check_skip_layers(config.backend.skip_layers, fused, config.model.name)
+
+
+def modules_of(config: Config) -> list[str]:
+    return [__name__, twins.module_of(config.model)]
+
+
+def describe(config: Config, method: Method) -> dict[str, str]:
+    if method == "qat":
+        return resolved_qconfig(config.backend)
+    return resolved_ptq_qconfig(config.backend, config.ptq.observer)
+
+
+def warning(config: Config) -> str | None:
+    return saturation_warning(config.backend)
+
+
+def _twin(model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:
+    """The quantizable twin with a float network's parameters, which have the same names."""
+    twin = twins.build(config.model, info)
+    twin.load_state_dict(model.state_dict())
+    return twin
+
+
+def fuse(model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:
+    return graph.fuse(_twin(model, config, info), config.fuse.mode)
+
+
+def prepare(fused: nn.Module, config: Config) -> nn.Module:
+    prepared = graph.prepare(fused, config.backend)
+    if config.qat.compile:
+        size_ranges(prepared)
+    return prepared
+
+
+def prepare_ptq(model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:
+    return graph.prepare_ptq(_twin(model, config, info), config.backend, config.ptq.observer)
+
+
+def prepare_simulation(model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:
+    return graph.prepare_simulation(_twin(model, config, info), config.backend, config.ptq.observer)
+
+
+def takes_ranges(config: Config) -> bool:
+    """Without fake-quantize there is nothing that has a range, and a histogram cannot be told one."""
+    return config.backend.fake_quantize and config.backend.observer != "histogram"
+
+
+def convert(prepared: nn.Module, config: Config) -> nn.Module:
+    return graph.convert(prepared, config.backend)
+
+
+def rebuild(form: Form, config: Config, info: DatasetInfo) -> nn.Module:
+    backend = config.backend if form in ("qat", "int8", "ptq_int8") else None
+    fuse_mode = config.fuse.mode if form in ("fused", "qat") else "train"
+    return graph.rebuild(form, twins.build(config.model, info), backend, fuse_mode)
+
+
+def set_mode(model: nn.Module, training: bool) -> None:
+    model.train(training)
+
+
+def freeze(model: nn.Module, batch_norm: bool, ranges: bool) -> None:
+    if batch_norm:
+        freeze_batch_norm(model)
+    if ranges:
+        freeze_observers(model)

@@ -1,0 +1,1 @@
+"""Measuring models: latency, size, sensitivity, and what the numbers can bear."""

@@ -1,0 +1,152 @@
+"""Which layers lose most by int8: each one's signal-to-noise ratio, and the accuracy that hangs on it alone.
+
+Int8 is simulated by one model with fake-quantize modules, calibrated once, that are switched on and off a
+layer at a time (Krishnamoorthi 2018, "Quantizing deep convolutional networks for efficient inference",
+section 3, and Wu et al. 2020, "Integer quantization for deep learning inference", section 5.2, who rank
+layers by the accuracy with each alone quantized).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.flows.contract import Flow
+from pipeline.host import terminal
+from pipeline.host.machine import Machine
+
+# Gives the batches of a part anew: images float (B, C, S, S) and labels int64 (B).
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """What int8 does to one layer, and what it does to the network through that layer.
+
+    Attributes:
+        name: as `backend.skip_layers` takes it.
+        weight_snr_db: of the float weights against the quantized ones.
+        activation_snr_db: of the layer's float output against its output with quantized weights and
+            output, on the same float input.
+        alone_int8_pct: accuracy when this layer alone is quantized, weights and output.
+        alone_float_pct: accuracy when everything but its weights is quantized, as `backend.skip_layers` does.
+    """
+
+    name: str
+    weight_snr_db: float
+    activation_snr_db: float
+    alone_int8_pct: float
+    alone_float_pct: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The layers, worst first, between the accuracies of the float and of the whole quantized network."""
+
+    layers: tuple[LayerSensitivity, ...]
+    float_pct: float
+    int8_pct: float
+
+
+# How `analyse` ranks, for the reader of a table.
+RANK_RULE = (
+    "ranked by the accuracy with the layer alone in int8 (lowest first), then by the signal-to-noise ratio of its "
+    "activations (lowest first)"
+)
+
+
+@torch.no_grad()
+def analyse(model: nn.Module, flow: Flow, calibration: Batches, validation: Batches, machine: Machine) -> Sensitivity:
+    """Measure every quantizable layer of a simulated, calibrated model, and rank them by `RANK_RULE`.
+
+    Accuracies are those of `validation`, signal-to-noise ratios those of `calibration`. Leaves everything
+    quantized and the observers off.
+    """
+    flow.freeze(model, batch_norm=False, ranges=True)
+    layers = flow.layers(model)
+    with terminal.bar("sensitivity", 3 + 2 * len(layers), unit="pass") as bar:
+
+        def accuracy() -> float:
+            right = []
+            for images, labels in validation():
+                with machine.computing():
+                    right.append(model(images).argmax(1) == labels)
+            bar.update(1)
+            return 100 * float(torch.cat(right).double().mean())
+
+        flow.switch_all(model, False)
+        snr = _activation_snr_db(model, flow, layers, calibration, machine)
+        bar.update(1)
+        float_pct = accuracy()
+        alone_int8 = {}
+        for name, layer in layers.items():
+            flow.switch(layer, weight=True, activation=True)
+            alone_int8[name] = accuracy()
+            flow.switch(layer, weight=False, activation=False)
+        flow.switch_all(model, True)
+        int8_pct = accuracy()
+        alone_float = {}
+        for name, layer in layers.items():
+            flow.switch(layer, weight=False, activation=True)
+            alone_float[name] = accuracy()
+            flow.switch(layer, weight=True, activation=True)
+    with machine.computing():
+        weight_snr = {name: _weight_snr_db(layer) for name, layer in layers.items()}
+    found = [
+        LayerSensitivity(name, weight_snr[name], snr[name], alone_int8[name], alone_float[name]) for name in layers
+    ]
+    ranked = sorted(found, key=lambda layer: (layer.alone_int8_pct, layer.activation_snr_db))
+    return Sensitivity(tuple(ranked), float_pct, int8_pct)
+
+
+def snr_db(signal: float, noise: float) -> float:
+    """The ratio of two sums of squares in decibel; infinite without noise."""
+    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else math.inf if noise == 0 else -math.inf
+
+
+def _squares(values: Tensor) -> float:
+    return float(values.double().square().sum())
+
+
+def _weight_snr_db(layer: nn.Module) -> float:
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    quantized = layer.weight_fake_quant(weight)  # type: ignore[operator]
+    return snr_db(_squares(weight), _squares(quantized - weight))
+
+
+def _activation_snr_db(
+    model: nn.Module, flow: Flow, layers: dict[str, nn.Module], batches: Batches, machine: Machine
+) -> dict[str, float]:
+    """Run the float network, and at each layer, on the same input, that layer quantized."""
+    sums = {name: [0.0, 0.0] for name in layers}
+
+    def compare(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        inside = False
+
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            nonlocal inside
+            if inside:  # the call just below
+                return
+            inside = True
+            flow.switch(layer, weight=True, activation=True)
+            noise = layer(*inputs) - output
+            flow.switch(layer, weight=False, activation=False)
+            inside = False
+            sums[name][0] += _squares(output)
+            sums[name][1] += _squares(noise)
+
+        return hook
+
+    handles = [layer.register_forward_hook(compare(name)) for name, layer in layers.items()]
+    try:
+        for images, _ in batches():
+            with machine.computing():
+                model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: snr_db(signal, noise) for name, (signal, noise) in sums.items()}

@@ -1,0 +1,1 @@
+"""One run: its plan and keys, the artifact store, the walk over its stages."""

@@ -1,0 +1,1 @@
+"""Many runs: jobs and their states, search, clusters."""
