@@ -135,7 +135,9 @@ def _modules(stage: Stage, config: Config) -> list[str]:
     chosen = [models.module_of(config.model)] if "model" in stage.sections else []
     if _FLOWING & set(stage.sections):
         chosen += find_flow(config.backend).modules_of(config)
-    return [stage.run.__module__, *chosen, *([catalogue.module_of(config.dataset)] if stage.parts else [])]
+    if stage.parts:  # which are loaded outside the stage
+        chosen += [catalogue.__name__, catalogue.module_of(config.dataset)]
+    return [stage.run.__module__, *chosen]
 
 
 def _settings(section: str, value: Any, ignores: tuple[str, ...]) -> Any:
