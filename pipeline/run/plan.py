@@ -120,7 +120,7 @@ def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
     hashed: dict[str, Any] = {"stage": stage.name, "sources": code.files, "libraries": libraries}
     for section in stage.reads(config):
         hashed[section] = _settings(section, getattr(config, section), stage.ignores)
-    if _FLOWING & set(stage.sections):
+    if _FLOWING & set(stage.reads(config)):
         hashed["flow"] = config.backend.flow
     if "model" in stage.sections:
         hashed["weights"] = weights.fingerprint(config.model)
@@ -133,7 +133,7 @@ def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
 def _modules(stage: Stage, config: Config) -> list[str]:
     """The modules that a stage runs: its own, and those that are chosen by name."""
     chosen = [models.module_of(config.model)] if "model" in stage.sections else []
-    if _FLOWING & set(stage.sections):
+    if _FLOWING & set(stage.reads(config)):
         chosen += find_flow(config.backend).modules_of(config)
     if stage.parts:  # which are loaded outside the stage
         chosen += [catalogue.__name__, catalogue.module_of(config.dataset)]

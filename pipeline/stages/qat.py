@@ -37,6 +37,8 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
         _begin_from_ptq(model, inputs["float"], config, context)
         seconds = time.perf_counter() - started
         start = _predict_converted(model, config, context)
+    if config.qat.compile:
+        context.flow.make_compilable(model)
 
     def before_step(model: nn.Module, epochs_done: float) -> None:
         freeze_on_schedule(model, epochs_done, config.qat, context.flow)
@@ -55,6 +57,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
         _distillation(config, inputs, context),
         validate_converted,
         None if start is None else training.accuracy_pct(start, validation),
+        context.flow,
     )
     if start is not None:
         _compare_with_start(start, _predict_converted(model, config, context), validation, context)

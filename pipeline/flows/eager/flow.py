@@ -20,7 +20,8 @@ from pipeline.flows.eager.layers import check_skip_layers
 from pipeline.flows.eager.layers import quantizable_layers as layers
 from pipeline.flows.eager.qconfig import resolved_ptq_qconfig, resolved_qconfig, saturation_warning
 from pipeline.flows.eager.ranges import take_ranges
-from pipeline.flows.eager.vectorized import observe_over_all, size_ranges
+from pipeline.flows.eager.vectorized import observe_over_all
+from pipeline.flows.eager.vectorized import size_ranges as make_compilable
 from pipeline.settings.config import Config
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "freeze",
     "fuse",
     "layers",
+    "make_compilable",
     "modules_of",
     "observe_over_all",
     "observers_off",
@@ -82,10 +84,7 @@ def fuse(model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:
 
 
 def prepare(fused: nn.Module, config: Config) -> nn.Module:
-    prepared = graph.prepare(fused, config.backend)
-    if config.qat.compile:
-        size_ranges(prepared)
-    return prepared
+    return graph.prepare(fused, config.backend)
 
 
 def prepare_ptq(model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:
