@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 
+from pipeline import models
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
 from pipeline.flows import eager as quantization
+from pipeline.flows.eager import flow
 from pipeline.flows.eager.fusing import fuse_modules
 from pipeline.settings.config import BackendConfig
 from pipeline.training import loop as training
@@ -134,3 +138,20 @@ def test_mistake_in_the_model_is_not_hidden_when_compiled() -> None:
     model = network(quantized=False).train()
     with pytest.raises(RuntimeError, match=r"shape|size"):
         CompiledForward(model, "train")(torch.zeros(2, 1, 9, 9))
+
+
+def test_ranges_of_ptq_stay_finite_when_the_model_is_made_compilable() -> None:
+    config = compose_request([]).config
+    info = catalogue.info(config.dataset)
+    images = torch.rand(4, info.channels, 32, 32)
+    calibrated = flow.prepare_ptq(models.build(config.model, info), config, info)
+    calibrated(images)
+    prepared = flow.prepare(flow.fuse(models.build(config.model, info), config, info), config)
+    flow.take_ranges(prepared, calibrated)
+    flow.make_compilable(prepared)
+    scales = [value for name, value in prepared.state_dict().items() if name.endswith("weight_fake_quant.scale")]
+    assert len(scales) > 20
+    assert all(scale.isfinite().all() and (scale > 0).all() for scale in scales)
+    prepared(images)  # in training mode, with ranges that go on moving
+    state = prepared.state_dict()
+    assert all(value.isfinite().all() for name, value in state.items() if name.endswith("weight_fake_quant.scale"))
