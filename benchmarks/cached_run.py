@@ -78,7 +78,7 @@ def _take(command: tuple[str, ...]) -> tuple[float, float]:
 
 def _seconds_of_code(folder: Path) -> float:
     """In a process for each, as a run does it: nothing is known but what the store remembers."""
-    roots = [[stage.run.__module__, "pipeline.models.torchvision_networks"] for stage in stages.registry().values()]
+    roots = [[stage.run.__module__, "pipeline.models.resnet"] for stage in stages.registry().values()]
     memory = folder / "outputs" / "artifacts" / ".seen" / "sources.json"
     program = (
         "import time; from pathlib import Path; from pipeline.run.sources import code_of; begun = time.perf_counter(); "

@@ -13,7 +13,7 @@ from pipeline.host.files import PROJECT_ROOT, in_project, make_writable_folder
 _EPILOG = """examples:
   python -m pipeline.compare                                          # all runs of the newest experiment
   python -m pipeline.compare 3f2a9c01                                  # the jobs of a sweep, by its id or its name
-  python -m pipeline.compare "params.`backend.name` = 'fbgemm'"        # an MLflow filter
+  python -m pipeline.compare 'params.`backend.name` = "fbgemm"'        # an MLflow filter
 """
 
 

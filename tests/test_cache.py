@@ -164,15 +164,17 @@ def keys(project: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("file", "old", "new", "first"),
     [
-        ("models/torchvision_networks.py", "def adapt_stem", "def  adapt_stem", None),
+        ("models/resnet.py", "def forward", "def  forward", None),
         ("stages/qat.py", '"""', '"""Otherwise: ', None),
         ("host/terminal.py", "def say(", "def say_it(text): ...\n\n\ndef say(", None),
         ("reports/results.py", "def ", "def another(): ...\n\n\ndef ", None),
         ("tracking/pages.py", "def ", "def another(): ...\n\n\ndef ", None),
-        ("models/blog_resnet.py", "min_image_size=65", "min_image_size=66", None),
+        ("models/mobilenet.py", "stride = 1", "stride = 3", None),
         ("datasets/mnist.py", "offset=16", "offset=17", None),
+        ("datasets/catalogue.py", "def ", "def another(): ...\n\n\ndef ", "train"),
+        ("flows/eager/twins/resnet.py", "def ", "def another(): ...\n\n    def ", "fuse"),
         ("training/optimization.py", "def ", "def another(): ...\n\n\ndef ", "train"),
-        ("flows/eager/straight_through.py", "_BLOCK = 2**17", "_BLOCK = 2**16", "train"),
+        ("flows/eager/straight_through.py", "_BLOCK = 2**17", "_BLOCK = 2**16", "qat"),
         ("training/calibration.py", "def ", "def another(): ...\n\n\ndef ", "ptq"),
         ("stages/convert.py", "def run", "VERSION = 2\n\n\ndef run", "convert"),
     ],
@@ -204,14 +206,14 @@ def test_run_is_made_again_and_says_why_when_a_network_computes_otherwise(projec
         return [line for line in done.stdout.splitlines() if line.startswith("train")]
 
     assert "done" in lines()[0]
-    path = project / "pipeline" / "models" / "torchvision_networks.py"
+    path = project / "pipeline" / "models" / "resnet.py"
     text = path.read_text()
     path.write_text(text.replace('mode="fan_out"', 'mode="fan_in"', 1))
     try:
         said = lines()
     finally:
         path.write_text(text)
-    assert said[0] == "train     made again: pipeline/models/torchvision_networks.py changed"
+    assert said[0] == "train     made again: pipeline/models/resnet.py changed"
     assert "done" in said[1]
     assert "cached" in lines()[0]
 

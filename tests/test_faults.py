@@ -11,6 +11,7 @@ import fnmatch
 import json
 import os
 import pickle
+import pkgutil
 import random
 import re
 import shutil
@@ -210,10 +211,10 @@ def swallowed(call: Callable[..., Any]) -> Callable[..., Any]:
 
 # What a library swallows it in, and what is there then: the stage whole where nothing asked in the course of it.
 SWALLOWED = [
-    ("datasets.load_training", ["train-*.partial"], "KILLED"),
-    ("quantization.fuse", ["fuse-*", "train-*"], "KILLED"),
-    ("keep_model", ["fuse-*", "qat-*", "train-*"], "KILLED"),
-    ("check_parts", [], None),
+    ("datasets.catalogue.load_training", ["train-*.partial"], "KILLED"),
+    ("flows.eager.flow.fuse", ["fuse-*", "train-*"], "KILLED"),
+    ("run.runner.keep_model", ["fuse-*", "qat-*", "train-*"], "KILLED"),
+    ("run.runner.check_parts", [], None),
 ]
 
 
@@ -227,11 +228,8 @@ def test_run_is_interrupted_soon_after_when_a_library_has_swallowed_the_signal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As the command does it: one block around all, within which signals come, and the run's within it."""
-    from pipeline.run import runner
-
-    owner, _, name = place.rpartition(".")
-    where = getattr(runner, owner) if owner else runner
-    monkeypatch.setattr(where, name, swallowed(getattr(where, name)))
+    whole = f"pipeline.{place}"
+    monkeypatch.setattr(whole, swallowed(pkgutil.resolve_name(whole)))
     monkeypatch.setattr(sys, "argv", ["pipeline", *SMALL, "stages=[train,fuse,qat]", f"outputs={outputs}"])
     handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:

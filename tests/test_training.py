@@ -105,7 +105,9 @@ def test_nothing_is_trained_again_when_killed_after_the_last_epoch(tmp_path: Pat
     assert len([name for name, _, epoch in history.history if epoch is not None]) == 2 * settings().epochs
 
 
-def test_best_weights_are_written_once_and_found_again_when_later_epochs_are_worse(tmp_path: Path) -> None:
+def test_best_weights_are_written_once_and_found_again_when_later_epochs_are_worse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def ruin(model: nn.Module, epochs_done: float) -> None:
         if epochs_done in (2, 3):  # as these epochs begin
             with torch.no_grad():
@@ -126,6 +128,12 @@ def test_best_weights_are_written_once_and_found_again_when_later_epochs_are_wor
     best = torch.load(apart, weights_only=True)
     resumed, _ = fit(tmp_path / "run", settings(), before_step=ruin)
     assert all(torch.equal(value, best[name]) for name, value in resumed.state_dict().items())
+    assert [path.name for path in (tmp_path / "run").glob("progress-*")] == [apart.name]
+    apart.write_bytes(apart.read_bytes()[:100])
+    again, _ = fit(tmp_path / "run", settings(), before_step=ruin)
+    assert f"is damaged ({apart.name}: UserError): training starts again" in capsys.readouterr().err
+    assert equal(again, resumed)
+    assert torch.load(apart, weights_only=True).keys() == best.keys()
 
 
 def test_training_repeats_bit_for_bit_when_the_seed_is_the_same(tmp_path: Path) -> None:

@@ -19,7 +19,20 @@ from pipeline.settings.config import Config
 Method = Literal["qat", "ptq"]
 
 
-class Flow(Protocol):
+class Trainable(Protocol):
+    """What training asks of whoever made a model."""
+
+    def set_mode(self, model: nn.Module, training: bool) -> None:
+        """Put a model of any form into training or evaluation mode."""
+
+    def observers_off(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Keep the ranges as they are within the block."""
+
+    def observe_over_all(self, model: nn.Module, world: World) -> None:
+        """Let ranges go by what the processes of `world` see together."""
+
+
+class Flow(Trainable, Protocol):
     """A way from float to int8: these functions, in the package of this room that `backend.flow` names.
 
     Models may be changed in place by whatever is given them to make another one.
@@ -65,20 +78,11 @@ class Flow(Protocol):
     def rebuild(self, form: Form, config: Config, info: DatasetInfo) -> nn.Module:
         """The graph of `fused`, `qat`, `int8` or `ptq_int8`, to load a `state_dict` into."""
 
-    def set_mode(self, model: nn.Module, training: bool) -> None:
-        """Put a model of any form into training or evaluation mode."""
-
     def freeze(self, model: nn.Module, batch_norm: bool, ranges: bool) -> None:
         """Keep BatchNorm's statistics, or the quantization ranges, as they are, at least until the next `set_mode`."""
 
-    def observers_off(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Keep the ranges as they are within the block."""
-
     def fake_quantize_off(self, model: nn.Module) -> AbstractContextManager[None]:
         """Compute in float within the block, the observers as they are."""
-
-    def observe_over_all(self, model: nn.Module, world: World) -> None:
-        """Let ranges go by what the processes of `world` see together."""
 
     def layers(self, model: nn.Module) -> dict[str, nn.Module]:
         """The layers of a prepared model that hold weights and become quantized, by name, in their order."""

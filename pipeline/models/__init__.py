@@ -1,7 +1,8 @@
 """The models: one file a family, each a float network.
 
 A family file ends with one declaration, `MODELS`, a tuple of `ModelSpec`. Adding a model is one such
-file and one YAML in conf/model: the registry finds both by themselves.
+file and one YAML in conf/model: the registry finds both by themselves. The eager flow needs a quantizable twin besides
+(pipeline/flows/eager/twins).
 """
 
 from __future__ import annotations

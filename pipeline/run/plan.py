@@ -110,10 +110,10 @@ def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
     modules = [stage.run.__module__]
     if "model" in stage.sections:
         modules.append(models.module_of(config.model))
-    if _FLOWING & set(stage.sections):
+    if _FLOWING & set(stage.reads(config)):
         modules += find_flow(config.backend).modules_of(config)
-    if stage.parts:
-        modules.append(catalogue.module_of(config.dataset))
+    if stage.parts:  # which are loaded outside the stage
+        modules += [catalogue.__name__, catalogue.module_of(config.dataset)]
     # Before the data, which may take minutes: this process has loaded its modules already.
     code = code_of(modules, seen / "sources.json")
     # What a runtime needs it may import out of sight, as torch.onnx does.
@@ -121,7 +121,7 @@ def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
     hashed: dict[str, Any] = {"stage": stage.name, "sources": code.files, "libraries": libraries}
     for section in stage.reads(config):
         hashed[section] = _settings(section, getattr(config, section), stage.ignores)
-    if _FLOWING & set(stage.sections):
+    if _FLOWING & set(stage.reads(config)):
         hashed["flow"] = config.backend.flow
     if "model" in stage.sections:
         hashed["weights"] = weights.fingerprint(config.model)

@@ -55,6 +55,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
         _distillation(config, inputs, context),
         validate_converted,
         None if start is None else training.accuracy_pct(start, validation),
+        context.flow,
     )
     if start is not None:
         _compare_with_start(start, _predict_converted(model, config, context), validation, context)

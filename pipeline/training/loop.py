@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.datasets.loader import count_batches, evaluation_batches, training_batches
 from pipeline.datasets.spec import Part
-from pipeline.flows.contract import Flow
+from pipeline.flows.contract import Trainable
 from pipeline.host import terminal
 from pipeline.host.errors import UserError
 from pipeline.host.interruption import stop_if_interrupted
@@ -52,6 +52,7 @@ def fit(
     loss_of: Loss | None = None,
     validate_further: Callable[[nn.Module, Part], dict[str, float]] = lambda model, validation: {},
     start_accuracy_pct: float | None = None,
+    flow: Trainable | None = None,
 ) -> None:
     """Train `model` in place, and leave it with the parameters of the epoch that `settings.keep` names.
 
@@ -68,12 +69,13 @@ def fit(
             must leave the model as it is.
         start_accuracy_pct: what the decisive accuracy is before any training, where the start is a candidate for
             the best epoch too: then nothing worse than it is kept.
+        flow: whose model it is; None: a float network, which is nobody's.
 
     Raises:
         UserError: when the loss or a parameter is no longer finite.
     """
     training, validation = context.load_training()
-    device, flow, world = context.device, context.flow, context.world
+    device, flow, world = context.device, flow or _FLOAT, context.world
     model.to(device)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -149,7 +151,7 @@ def fit(
         context.metric(f"{curve}/seconds", settings.epochs * sum(took) / len(took))
 
 
-def _together(model: nn.Module, flow: Flow, world: World) -> nn.Module:
+def _together(model: nn.Module, flow: Trainable, world: World) -> nn.Module:
     """`model` with gradients, BatchNorm statistics, dropout and quantization ranges of what all processes see."""
     normalize_over_all(model)
     drop_out_over_all(model)
@@ -172,7 +174,7 @@ def predict(
     batch_size: int,
     device: torch.device,
     description: str,
-    flow: Flow,
+    flow: Trainable,
     machine: Machine,
     world: World = SOLO,
 ) -> Tensor:
@@ -203,6 +205,19 @@ def accuracy_pct(predicted: Tensor, part: Part) -> float:
     return 100 * float((predicted == part.labels).double().mean())
 
 
+class _Float:
+    """A float network needs no more than torch's own modes. So its training does not hang on a flow's code."""
+
+    def set_mode(self, model: nn.Module, training: bool) -> None:
+        model.train(training)
+
+    def observers_off(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def observe_over_all(self, model: nn.Module, world: World) -> None: ...
+
+
+_FLOAT = _Float()
 # Steps between two looks at loss and accuracy.
 _REPORT_EVERY = 10
 

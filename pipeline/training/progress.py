@@ -22,7 +22,7 @@ from pipeline.host import terminal
 from pipeline.host.errors import UserError
 from pipeline.host.faults import fault
 from pipeline.host.files import load_tensors, save_tensors
-from pipeline.training.context import PROGRESS_FILE, Context
+from pipeline.training.context import PROGRESS_FILE, PROGRESS_FILES, Context
 
 _BEST = "progress-best-{}.pt"
 # Instead of a number of epochs, of which there are so many at most.
@@ -99,7 +99,8 @@ def resume(model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, conte
     if (epochs == _DAMAGED).any():
         if context.world.is_main:
             terminal.warn(f"{path} is damaged ({damage or 'in another process'}): training starts again")
-            path.unlink(missing_ok=True)
+            for file in context.folder.glob(PROGRESS_FILES):
+                file.unlink()
         for part, state in zip(parts, before, strict=False):
             part.load_state_dict(state)
         return Progress()
@@ -117,6 +118,7 @@ def resume(model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, conte
 
 def _read(path: Path, parts: tuple[Any, ...]) -> tuple[Progress, list[tuple[str, float, int]], str]:
     """Load a checkpoint into `parts` (model, optimizer, scheduler): how far it is, its metrics, and what is damaged."""
+    what = ""
     try:
         # On the CPU: load_state_dict moves what belongs on the device, and leaves there what does not.
         state: dict[str, Any] = load_tensors(path)
@@ -128,6 +130,8 @@ def _read(path: Path, parts: tuple[Any, ...]) -> tuple[Progress, list[tuple[str,
             best_epoch=int(state["best_epoch"]),
         )
         apart = _best_file(found, path.parent)
+        if apart is not None:
+            what = f"{apart.name}: "
         found.best = _cpu_copy(state["model"]) if apart is None else dict(load_tensors(apart))
         if not 0 < found.epochs_done <= _MOST_EPOCHS:
             raise ValueError
@@ -135,4 +139,4 @@ def _read(path: Path, parts: tuple[Any, ...]) -> tuple[Progress, list[tuple[str,
     except (UserError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, FileNotFoundError) as error:
         if fault(error) is not None:
             raise
-        return Progress(), [], type(error).__name__
+        return Progress(), [], f"{what}{type(error).__name__}"

@@ -7,6 +7,7 @@ A file ends with one declaration, `TWINS`: by the name of a model, what builds i
 from __future__ import annotations
 
 import functools
+from types import ModuleType
 
 from torch import nn
 
@@ -22,12 +23,21 @@ from pipeline.settings.config import ModelConfig
 @functools.cache
 def registry() -> dict[str, Builder]:
     """What builds the twin of each model that has one, by the model's name."""
-    return {name: builder for module in modules_of(__name__) for name, builder in module.TWINS.items()}
+    return {name: builder for module in modules_of(__name__) for name, builder in _twins(module).items()}
+
+
+def _twins(module: ModuleType) -> dict[str, Builder]:
+    return getattr(module, "TWINS", {})
 
 
 def module_of(config: ModelConfig) -> str:
-    """The module that declares the twin of the model that `config` names."""
-    return next(module.__name__ for module in modules_of(__name__) if config.name in module.TWINS)
+    """The module that declares the twin of the model that `config` names.
+
+    Raises:
+        UserError: where there is none.
+    """
+    check(config)
+    return next(module.__name__ for module in modules_of(__name__) if config.name in _twins(module))
 
 
 def check(config: ModelConfig) -> None:
