@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline import flows, models
+from pipeline import models
 from pipeline.datasets import catalogue
+from pipeline.flows.catalogue import find as find_flow
 from pipeline.host import environment, terminal, torchrun
 from pipeline.host.errors import UserError, suggestion
 from pipeline.host.files import in_project, make_writable_folder
@@ -67,9 +68,8 @@ def _walk(request: Request, plan: Plan, world: World, store: Store) -> Outcome:
     config, outputs, forced = request.config, store.root.parent, _forced(request.config)
     done = _find_artifacts(plan, store, config, forced)
     keep(seen_folder(outputs))
-    if (
-        config.tracking.enabled and config.tracking.uri is not None
-    ):  # else it lies beside the artifacts, and moves along
+    # Else the store lies beside the artifacts, and moves along with them.
+    if config.tracking.enabled and config.tracking.uri is not None:
         note_tracking(outputs, store_uri(config.tracking, outputs))
     if any(step.stage.parts and step.artifact not in done for step in plan.steps):
         catalogue.find(config.dataset).prepare(config.dataset)
@@ -103,7 +103,7 @@ def check_parts(config: Config) -> Plan:
     check_processes(config, torchrun.world_size())
     catalogue.find(config.dataset)
     models.check_model(config.model, config.dataset.image_size)
-    flows.catalogue.find(config.backend).check(config, catalogue.info(config.dataset))
+    find_flow(config.backend).check(config, catalogue.info(config.dataset))
     if config.train.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("train.precision=bf16: this GPU does not have it; allowed: auto, fp32")
     if config.model.weights is not None:
