@@ -140,6 +140,7 @@ BEFORE_THE_FIRST_STAGE = [
     (["stages=[convert,evaluate]"], ["train and fuse and qat", "run stage train first", "stages=[train,fuse,qat]"]),
     (["stages=[fuse]"], ["stages=[fuse]", "run stage train first", "stages=[train]"]),
     (["backend.qconfig=fbgem"], ["backend.qconfig=fbgem", "allowed: fbgemm, qnnpack", "did you mean 'fbgemm'"]),
+    (["backend.flow=eagr"], ["backend.flow=eagr", "allowed: eager", "did you mean 'eager'"]),
     (["model.weights=nowhere/resnet.pt"], ["model.weights=nowhere/resnet.pt", "no such file", "allowed"]),
     (
         ["model.weights=IMAGENET1K_V11"],

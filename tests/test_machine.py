@@ -19,6 +19,7 @@ from pipeline.datasets import catalogue, decoding
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.pictures import Reading
 from pipeline.datasets.spec import Part
+from pipeline.flows import forms
 from pipeline.flows.eager import flow
 from pipeline.host.machine import Machine
 from pipeline.run.request import Request
@@ -168,8 +169,9 @@ def test_stages_that_prepare_a_model_hold_the_lock(
 
         monkeypatch.setattr(module, name, call)
 
+    watch(forms, "load")
     for name in ("fuse", "prepare_ptq", "prepare_simulation", "convert"):
         watch(flow, name)
     few = ["sensitivity.samples=20", "ptq.calibration_samples=20"]
     run(small_request("tracking=off", "stages=[train,fuse,ptq,sensitivity]", *few))
-    assert free == [False] * 4
+    assert free == [False] * 7

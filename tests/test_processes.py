@@ -84,7 +84,7 @@ def test_observers_see_the_whole_batch_when_two_processes_share_it(learned: dict
 def test_ranks_end_with_one_state_and_the_files_of_rank_0_when_trained(learned: dict[str, Any], stage: str) -> None:
     assert learned["two"][stage]["spread"] == 0
     written_by_0, written_by_1 = learned["two"][stage]["files_of_ranks"]
-    assert written_by_0 >= 1  # the checkpoint, and the best epoch where that is another
+    assert written_by_0 in (1, 2)  # the checkpoint, and the best epoch where that is another
     assert written_by_1 == 0
 
 

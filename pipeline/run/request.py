@@ -13,7 +13,7 @@ import torch
 
 from pipeline import runtimes
 from pipeline.datasets import catalogue
-from pipeline.flows.catalogue import find
+from pipeline.flows.catalogue import find as find_flow
 from pipeline.host import environment, terminal, torchrun
 from pipeline.host.files import in_project
 from pipeline.host.machine import Machine
@@ -46,9 +46,9 @@ def qconfigs(config: Config, plan: Plan) -> dict[str, dict[str, str]]:
     steps = [step.stage for step in (*plan.earlier, *plan.steps)]
     resolved = {}
     if any(stage.name == "qat" for stage in steps):
-        resolved["qconfig"] = find(config.backend).describe(config, "qat")
+        resolved["qconfig"] = find_flow(config.backend).describe(config, "qat")
     if any("ptq" in stage.sections for stage in steps):
-        resolved["ptq_qconfig"] = find(config.backend).describe(config, "ptq")
+        resolved["ptq_qconfig"] = find_flow(config.backend).describe(config, "ptq")
     return resolved
 
 
@@ -57,7 +57,7 @@ def tell_qconfigs(config: Config, plan: Plan) -> None:
     resolved = qconfigs(config, plan)
     for name, qconfig in resolved.items():
         terminal.say(f"{name}: activation {qconfig['activation']}, weight {qconfig['weight']}")
-    warning = find(config.backend).warning(config) if resolved else None
+    warning = find_flow(config.backend).warning(config) if resolved else None
     if warning:
         terminal.warn(warning)
 

@@ -63,7 +63,8 @@ def run(request: Request) -> Outcome:
 def _run(request: Request, plan: Plan, world: World, store: Store) -> Outcome:
     config, outputs, forced = request.config, store.root.parent, _forced(request.config)
     done = _find_artifacts(plan, store, config, forced)
-    if config.tracking.enabled and config.tracking.uri is not None:  # else it lies beside them, and moves along
+    # Else the store lies beside the artifacts, and moves along with them.
+    if config.tracking.enabled and config.tracking.uri is not None:
         note_tracking(outputs, store_uri(config.tracking, outputs))
     if any(step.stage.parts and step.artifact not in done for step in plan.steps):
         catalogue.find(config.dataset).prepare(config.dataset)

@@ -109,11 +109,11 @@ def freeze_on_schedule(model: nn.Module, epochs_done: float, settings: QatConfig
     It is asked before every step and depends on `epochs_done` alone, because a resumed run must find
     its way too: frozen BatchNorm is no part of a `state_dict`.
     """
-    come = [
-        epoch is not None and epochs_done >= epoch
-        for epoch in (settings.freeze_bn_epoch, settings.freeze_observer_epoch)
-    ]
-    flow.freeze(model, batch_norm=come[0], ranges=come[1])
+
+    def has_come(epoch: float | None) -> bool:
+        return epoch is not None and epochs_done >= epoch
+
+    flow.freeze(model, has_come(settings.freeze_bn_epoch), has_come(settings.freeze_observer_epoch))
 
 
 STAGE = Stage(

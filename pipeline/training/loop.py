@@ -206,7 +206,7 @@ def accuracy_pct(predicted: Tensor, part: Part) -> float:
 
 
 class _Float:
-    """A float network needs no more than torch's own modes. So its training does not hang on a flow's code."""
+    """A float network, which needs torch's own modes alone: so its training, and its key, hold no flow's code."""
 
     def set_mode(self, model: nn.Module, training: bool) -> None:
         model.train(training)

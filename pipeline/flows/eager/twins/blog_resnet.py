@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 from torch.ao.nn.quantized import FloatFunctional
-from torch.ao.quantization import DeQuantStub, QuantStub
 
 from pipeline.flows.eager.layers import fuse_modules
+from pipeline.flows.eager.twins.between_stubs import BetweenStubs
 from pipeline.models.blog_resnet import BlogBlock, BlogResNet18
 
 
@@ -24,24 +24,10 @@ class QuantizableBlogBlock(BlogBlock):
         fuse_modules(self, [["conv1", "bn1", "relu1"], ["conv2", "bn2", "relu2"]], is_qat)
 
 
-class QuantizableBlogResNet18(BlogResNet18):
-    """The float network between a QuantStub and a DeQuantStub; parameters and outputs are the same."""
+class QuantizableBlogResNet18(BetweenStubs, BlogResNet18):
+    """The twin of the whole network."""
 
-    block = QuantizableBlogBlock
-
-    def __init__(self, *, in_channels: int, num_classes: int, stem: str | None) -> None:
-        super().__init__(in_channels=in_channels, num_classes=num_classes, stem=stem)
-        self.quant = QuantStub()
-        self.dequant = DeQuantStub()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dequant(super().forward(self.quant(x)))
-
-    def fuse_model(self, is_qat: bool) -> None:
-        fuse_modules(self, [["conv", "bn", "relu"]], is_qat)
-        for module in self.modules():
-            if isinstance(module, QuantizableBlogBlock):
-                module.fuse_model(is_qat)
+    block, stem = QuantizableBlogBlock, ("conv", "bn", "relu")
 
 
 TWINS = {"blog_resnet18": QuantizableBlogResNet18}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 from torch.ao.nn.quantized import FloatFunctional
-from torch.ao.quantization import DeQuantStub, QuantStub
 
 from pipeline.flows.eager.layers import fuse_modules
+from pipeline.flows.eager.twins.between_stubs import BetweenStubs
 from pipeline.models.resnet import BasicBlock, ResNet18
 
 
@@ -26,24 +26,10 @@ class QuantizableBasicBlock(BasicBlock):
             fuse_modules(self.downsample, [["0", "1"]], is_qat)
 
 
-class QuantizableResNet18(ResNet18):
-    """The float network between a QuantStub and a DeQuantStub; parameters and outputs are the same."""
+class QuantizableResNet18(BetweenStubs, ResNet18):
+    """The twin of the whole network."""
 
-    block = QuantizableBasicBlock
-
-    def __init__(self, *, in_channels: int, num_classes: int, stem: str | None) -> None:
-        super().__init__(in_channels=in_channels, num_classes=num_classes, stem=stem)
-        self.quant = QuantStub()
-        self.dequant = DeQuantStub()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dequant(super().forward(self.quant(x)))
-
-    def fuse_model(self, is_qat: bool) -> None:
-        fuse_modules(self, [["conv1", "bn1", "relu"]], is_qat)
-        for module in self.modules():
-            if isinstance(module, QuantizableBasicBlock):
-                module.fuse_model(is_qat)
+    block, stem = QuantizableBasicBlock, ("conv1", "bn1", "relu")
 
 
 TWINS = {"resnet18": QuantizableResNet18}
