@@ -7,11 +7,12 @@ import io
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
 from pipeline.host import torchrun
-from pipeline.host.errors import UserError, presentable, suggestion
+from pipeline.host.errors import UserCodeError, UserError, presentable, suggestion
 from pipeline.host.faults import told
 from pipeline.host.redaction import mask_text
 
@@ -55,7 +56,7 @@ def run_command(command: Callable[[], None]) -> None:
         sys.exit(INTERRUPTED)
 
 
-def fail(message: str, status: int) -> NoReturn:
+def fail(message: object, status: int) -> NoReturn:
     """Say what is wrong, and end with `status`."""
     if torchrun.rank() > 0:
         if status == INTERRUPTED:  # rank 0, which says so, may wait for this process to end
@@ -68,5 +69,7 @@ def fail(message: str, status: int) -> NoReturn:
 
 
 def tell_error(error: object) -> None:
-    """One line on standard error."""
+    """One line on standard error; below it the traceback of the user's own code, where that raised."""
     print(f"error: {presentable(mask_text(str(error)))}", file=sys.stderr, flush=True)
+    if isinstance(error, UserCodeError) and error.__cause__ is not None:
+        traceback.print_exception(error.__cause__, file=sys.stderr)

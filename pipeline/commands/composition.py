@@ -71,7 +71,7 @@ def main() -> None:
     try:
         _run_command_line()
     except UserError as error:
-        fail(str(error), status=2)
+        fail(error, status=2)
     except ProcessLost as error:
         fail(str(error), status=1)
     except Exception as error:

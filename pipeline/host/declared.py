@@ -1,11 +1,15 @@
-"""Packages whose modules each declare something: what is in one is found by looking, so that a new file is enough."""
+"""What is chosen by name: declared in a package of this project, where a new file is enough, or the user's own."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
+
+from pipeline.host.errors import UserCodeError, UserError, nearest, suggestion
 
 
 @functools.cache
@@ -13,3 +17,52 @@ def modules_of(package: str) -> tuple[ModuleType, ...]:
     """Every module of a package, given by its dotted name, imported."""
     path = importlib.import_module(package).__path__
     return tuple(importlib.import_module(f"{package}.{found.name}") for found in pkgutil.iter_modules(path))
+
+
+def is_import_path(name: str) -> bool:
+    """Whether a name is one of the user's own code: `package.module:name`."""
+    return ":" in name
+
+
+def import_named(key: str, path: str) -> Any:
+    """What stands under `package.module:name` in the user's own code.
+
+    Raises:
+        UserError: naming `key`, when there is no such module or no such name in it.
+        UserCodeError: when the module cannot be imported.
+    """
+    module_name, _, name = path.partition(":")
+    if not name or not all(part.isidentifier() for part in (*module_name.split("."), *name.split("."))):
+        raise UserError(f"{key}={path}: allowed: package.module:name, of a module that can be imported from here")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise UserCodeError(f"{key}={path}: {module_name} cannot be imported: {error}") from error
+        raise UserError(
+            f"{key}={path}: there is no module {error.name}; allowed: one in this folder, or an installed one"
+        ) from error
+    except Exception as error:
+        raise UserCodeError(
+            f"{key}={path}: {module_name} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            close = nearest(part, [one for one in vars(found) if not one.startswith("_")])
+            hint = f"; did you mean '{close}'?" if close else ""
+            raise UserError(f"{key}={path}: {module_name} has no {part}{hint}")
+        found = getattr(found, part)
+    return found
+
+
+def choose(key: str, name: str, declared: Mapping[str, Any]) -> Any:
+    """What is declared by this name, or stands under it where it is an import path.
+
+    Raises:
+        UserError: when there is nothing.
+    """
+    if is_import_path(name):
+        return import_named(key, name)
+    if name not in declared:
+        raise UserError(f"{key}={name}: {suggestion(name, declared)}; or package.module:name of your own")
+    return declared[name]

@@ -18,6 +18,10 @@ class UserError(Exception):
     """A mistake of the user, told in one line."""
 
 
+class UserCodeError(UserError):
+    """What the user's own code raised. The traceback of its cause is of use to them, and is shown below the line."""
+
+
 class ProcessLost(Exception):
     """Another process of the same run has ended: it said why itself, or was killed."""
 
