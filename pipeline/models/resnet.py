@@ -45,23 +45,25 @@ class ResNet18(nn.Module):
     """Images (N, in_channels, H, W) → logits (N, num_classes)."""
 
     block: ClassVar[type[BasicBlock]] = BasicBlock
+    widths: ClassVar[tuple[int, int, int, int]] = (64, 128, 256, 512)
 
     def __init__(self, *, in_channels: int, num_classes: int, stem: str | None) -> None:
         super().__init__()
+        first, second, third, fourth = self.widths
         if stem == "small":
-            self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+            self.conv1 = nn.Conv2d(in_channels, first, 3, padding=1, bias=False)
             self.maxpool: nn.Module = nn.Identity()
         else:
-            self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, padding=3, bias=False)
+            self.conv1 = nn.Conv2d(in_channels, first, 7, 2, padding=3, bias=False)
             self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.bn1 = nn.BatchNorm2d(first)
         self.relu = nn.ReLU()
-        self.layer1 = self._layer(64, 64, 1)
-        self.layer2 = self._layer(64, 128, 2)
-        self.layer3 = self._layer(128, 256, 2)
-        self.layer4 = self._layer(256, 512, 2)
+        self.layer1 = self._layer(first, first, 1)
+        self.layer2 = self._layer(first, second, 2)
+        self.layer3 = self._layer(second, third, 2)
+        self.layer4 = self._layer(third, fourth, 2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512, num_classes)
+        self.fc = nn.Linear(fourth, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
