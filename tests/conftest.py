@@ -11,6 +11,7 @@ import pytest
 from pipeline.commands.composition import compose_request
 from pipeline.host.files import PROJECT_ROOT
 from pipeline.run.request import Request
+from tests import migrated_store
 
 SMALL = [
     "dataset.max_train_samples=200",
@@ -40,6 +41,15 @@ def known_warnings() -> None:
     from pipeline.flows.eager import silence_known_warnings
 
     silence_known_warnings()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Every empty store of MLflow's that a test of this process opens gets its tables as a copy."""
+    folder = tmp_path_factory.getbasetemp()
+    # The processes of pytest-xdist have a folder each in that of the session.
+    migrated_store.make((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "migrated.db")
+    migrated_store.copy_from_now_on()
 
 
 @pytest.fixture

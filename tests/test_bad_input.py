@@ -7,7 +7,6 @@ the command's own `main`; SMALL keeps a run small should one start by accident.
 from __future__ import annotations
 
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ import pipeline.host.torchvision_operators  # noqa: F401  (before torchvision)
 from pipeline.commands import composition
 from pipeline.flows.eager import engines
 from pipeline.host.files import PROJECT_ROOT
+from tests import forked
 from tests.conftest import SMALL
 
 Refuse = Callable[..., str]
@@ -514,7 +514,7 @@ def test_command_exits_with_2_and_one_line_when_it_is_refused(
     override: str, fragments: list[str], outputs: Path
 ) -> None:
     command = [sys.executable, "-m", "pipeline", *SMALL, f"outputs={outputs}", override]
-    ended = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60)
+    ended = forked.run(command)
     assert_names(one_line(ended.stderr, ended.returncode), fragments)
     assert ended.stdout == ""
     assert left_behind(outputs) == []

@@ -18,7 +18,6 @@ import pytest
 
 import pipeline.compare
 from pipeline.host.errors import UserError
-from pipeline.host.files import PROJECT_ROOT
 from pipeline.reports.comparison import write_comparison
 from pipeline.reports.comparison.plots import epoch_lines
 from pipeline.reports.comparison.table import compare, pareto_front
@@ -27,6 +26,7 @@ from pipeline.reports.tracked_run import TrackedRun
 from pipeline.settings.config import TrackingConfig
 from pipeline.tracking.parents import Summary, close_parent
 from pipeline.tracking.reading import read_runs
+from tests import forked
 
 NASTY = "<img src=http://example.org/x onerror=alert(1)>|</script>&"
 
@@ -350,7 +350,7 @@ def arguments(store: tuple[Path, dict[str, str]], tmp_path: Path) -> list[str]:
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "pipeline.compare", *arguments]
-    return subprocess.run(line, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    return forked.run(line)
 
 
 CHILDREN = ["backend=fbgemm qat.epochs=1", "backend=fbgemm qat.epochs=2", "backend=qnnpack qat.epochs=1"]
@@ -470,5 +470,5 @@ def test_torch_and_hydra_are_not_imported_when_runs_are_compared(arguments: list
         "import sys; from pipeline import compare; compare.main(); print(sorted({'torch', 'hydra'} & set(sys.modules)))"
     )
     line = [sys.executable, "-c", code, *arguments]
-    result = subprocess.run(line, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+    result = forked.run(line, check=True)
     assert result.stdout.splitlines()[-1] == "[]"

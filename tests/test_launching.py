@@ -34,6 +34,7 @@ from pipeline.sweeps import launching
 from pipeline.sweeps.jobs import run_job, sweep_session
 from pipeline.sweeps.states import RUNNING, JobRecord, Sweep, sweep_id
 from pipeline.tracking.parents import JOB_TAG
+from tests import forked
 from tests.conftest import SMALL
 from tests.test_sweeps import children, command
 from tests.test_tracking import client, runs
@@ -290,7 +291,7 @@ def test_setting_of_the_launcher_is_refused_in_one_line_when_it_is_wrong(
     override: str, line: str, hint: str, tmp_path: Path
 ) -> None:
     asked = command(tmp_path / "outputs", *SMALL, "seed=0,1", "hydra/launcher=submitit_slurm", override)
-    done = subprocess.run(asked, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    done = forked.run(asked)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {line}")
     assert done.stderr.endswith(f"{hint}\n")

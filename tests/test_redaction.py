@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import pytest
 
 from pipeline.commands.composition import compose_request
 from pipeline.host.errors import UserError
-from pipeline.host.files import PROJECT_ROOT
 from pipeline.host.redaction import mask_text, refuse_credentials
+from tests import forked
 
 
 @pytest.mark.parametrize(
@@ -71,7 +70,7 @@ def test_nothing_is_written_when_the_environment_names_a_server_with_a_password(
     outputs = tmp_path / "outputs"
     command = [sys.executable, "-m", "pipeline", "tracking=server", f"outputs={outputs}"]
     environment = {"PATH": "/usr/bin:/bin", "MLFLOW_TRACKING_URI": "http://me:hunter2@127.0.0.1:5000"}
-    done = subprocess.run(command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True)
+    done = forked.run(command, env=environment)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "hunter2" not in done.stdout + done.stderr

@@ -20,6 +20,7 @@ from pipeline.host.files import PROJECT_ROOT, save_tensors, sha256
 from pipeline.run.plan import make_plan
 from pipeline.run.request import Request
 from pipeline.run.runner import run
+from tests import forked
 from tests.conftest import SMALL
 
 STAGES = ["train", "fuse", "qat", "convert", "evaluate"]
@@ -207,7 +208,7 @@ def test_run_goes_on_from_the_last_epoch_when_its_process_was_killed(outputs: Pa
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert [path.suffix for path in (outputs / "artifacts").glob("train-*")] == [".partial"]
-    resumed = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+    resumed = forked.run(command, check=True)
     assert "resumed after epoch" in resumed.stdout
     assert "epoch 1/4" not in resumed.stderr
     undisturbed = tmp_path / "undisturbed"

@@ -27,6 +27,7 @@ from pipeline.reports.results import METRICS
 from pipeline.run.artifact_store import Store
 from pipeline.sweeps.search import Search
 from pipeline.sweeps.search_space import read_search_space
+from tests import forked
 from tests.conftest import SMALL
 
 RATE = "qat.learning_rate=tag(log,interval(1e-5,1e-3))"
@@ -344,7 +345,7 @@ def test_real_search_reaches_its_total_when_killed_and_typed_again(outputs: Path
         killed.send_signal(signal.SIGKILL)
     assert states(outputs) == ["COMPLETE", "RUNNING"]
 
-    done = subprocess.run(command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True)
+    done = forked.run(command, env=environment)
     assert done.returncode == 0, done.stderr
     assert "1 of 3 trials finished" in done.stdout
     assert "trial 1 was interrupted: marked FAIL" in done.stdout

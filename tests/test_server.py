@@ -33,6 +33,7 @@ from pipeline.tracking.leftovers import send_leftovers
 from pipeline.tracking.models import ModelRecord
 from pipeline.tracking.outbox import Address, Outbox, lock_of
 from pipeline.tracking.store import configured_server
+from tests import forked
 from tests.conftest import SMALL
 from tests.tracking_server import Gate, free_port, mlflow_server
 
@@ -162,7 +163,7 @@ def test_command_sends_all_when_the_server_stayed_away_until_the_end(
     assert parents.is_finished(config, outputs, run_id)  # and is not repeated
     gate.open()
     command = [sys.executable, "-m", "pipeline.outbox", "--outputs", str(outputs)]
-    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+    done = forked.run(command, check=True)
     assert done.stdout.endswith("0 left, 0 refused, FINISHED\n"), done.stdout
     run = assert_whole(client, run_id, tmp_path)
     assert run.info.status == "FINISHED"
@@ -319,7 +320,7 @@ def test_password_goes_to_no_server_but_the_configured_one_or_one_that_is_typed(
     kept = json.loads((forged / "run.json").read_text())
     (forged / "run.json").write_text(json.dumps({**kept, "uri": address}))
     command = [sys.executable, "-m", "pipeline.outbox", "--outputs", str(outputs)]
-    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    done = forked.run(command)
     assert (done.returncode, heard) == (1, [])
     assert re.search(rf"{whole.name}\): \d+ sent, 0 left, 0 refused, FINISHED\n", done.stdout)
     (line,) = done.stderr.splitlines()
@@ -335,7 +336,7 @@ def test_password_goes_to_no_server_but_the_configured_one_or_one_that_is_typed(
     assert client.get_run(forged.name).info.status == "FINISHED"
     assert heard == []
     left_behind(gate, config, outputs)
-    done = subprocess.run([sys.executable, *typed.split()[1:]], cwd=PROJECT_ROOT, capture_output=True, text=True)
+    done = forked.run([sys.executable, *typed.split()[1:]])
     assert done.returncode == 1
     assert heard[0].startswith(b"GET /api/2.0/mlflow/runs/get")
 
@@ -356,7 +357,7 @@ def test_server_stays_the_one_of_the_environment_when_a_run_has_gone_to_another_
 def test_folder_is_refused_in_one_line_when_it_is_not_there(tmp_path: Path) -> None:
     missing = tmp_path / "outptus"
     command = [sys.executable, "-m", "pipeline.outbox", "--outputs", str(missing)]
-    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    done = forked.run(command)
     line = f"error: --outputs={missing}: {missing} is no folder; allowed: a folder of runs\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
 
@@ -368,7 +369,7 @@ def test_folder_is_refused_in_one_line_when_it_is_not_there(tmp_path: Path) -> N
 def test_address_is_refused_in_one_line_when_it_is_no_server_or_has_a_password(address: str, outputs: Path) -> None:
     outputs.mkdir()
     command = [sys.executable, "-m", "pipeline.outbox", "--outputs", str(outputs), "--tracking-uri", address]
-    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    done = forked.run(command)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2
     assert line.startswith("error: --tracking-uri")

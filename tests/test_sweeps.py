@@ -23,6 +23,7 @@ from pipeline.run.request import Request
 from pipeline.sweeps.jobs import sweep_session
 from pipeline.sweeps.states import RUNNING, JobRecord, Sweep, sweep_id
 from pipeline.tracking.views import View
+from tests import forked
 from tests.conftest import SMALL
 from tests.test_tracking import client, runs
 from tests.test_views import unpacked
@@ -40,7 +41,7 @@ def command(outputs: Path, *overrides: str) -> list[str]:
 
 
 def sweep(outputs: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(outputs, *overrides), cwd=PROJECT_ROOT, capture_output=True, text=True)
+    return forked.run(command(outputs, *overrides))
 
 
 def children(outputs: Path) -> list[Any]:
@@ -84,11 +85,8 @@ def test_longer_training_goes_on_from_the_shorter_when_the_schedule_is_open_ende
     ]
     assert sorted(epochs) == [1, 2]
     alone = undisturbed.parent / "alone"
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *SMALL, "qat.schedule=constant", "qat.epochs=2", f"outputs={alone}"],
-        cwd=PROJECT_ROOT,
-        capture_output=True,
-        text=True,
+    done = forked.run(
+        [sys.executable, "-m", "pipeline", *SMALL, "qat.schedule=constant", "qat.epochs=2", f"outputs={alone}"]
     )
     assert "goes on from" not in done.stdout
     assert tensors(alone).items() <= tensors(undisturbed).items()
@@ -128,12 +126,7 @@ def test_comparison_is_in_the_sweeps_folder_and_its_parent_when_it_ends(undistur
 
 def test_jobs_alone_are_compared_when_the_command_is_given_the_sweeps_id(undisturbed: Path) -> None:
     (folder,) = (undisturbed / "sweeps").glob("[0-9a-f]*")
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.compare", folder.name, "--outputs", str(undisturbed)],
-        cwd=PROJECT_ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run([sys.executable, "-m", "pipeline.compare", folder.name, "--outputs", str(undisturbed)])
     assert done.returncode == 0, done.stderr
     assert "2 runs compared" in done.stdout
     assert (undisturbed / "comparison" / "comparison.csv").read_text() == (folder / "comparison.csv").read_text()
@@ -289,13 +282,7 @@ def test_every_job_is_logged_when_processes_meet_a_fresh_store(tmp_path: Path) -
 
 
 def test_status_prints_every_job_with_its_state(undisturbed: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.sweep", "status", "--outputs", str(undisturbed)],
-        cwd=PROJECT_ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = forked.run([sys.executable, "-m", "pipeline.sweep", "status", "--outputs", str(undisturbed)], check=True)
     assert done.stdout.count("finished") == 2
     assert "qat.epochs=2" in done.stdout
 
@@ -306,12 +293,7 @@ def test_other_sweeps_are_shown_when_the_file_of_one_is_damaged(tmp_path: Path) 
         one.save()
         if damage:
             (one.folder / "sweep.json").write_text(damage)
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.sweep", "status", "--outputs", str(tmp_path)],
-        cwd=PROJECT_ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run([sys.executable, "-m", "pipeline.sweep", "status", "--outputs", str(tmp_path)])
     assert done.returncode == 0
     assert "sweep whole: python -m pipeline -m seed=1,2" in done.stdout
     assert done.stderr == (
