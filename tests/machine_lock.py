@@ -40,7 +40,10 @@ def measuring_elsewhere(folder: Path) -> Iterator[None]:
 
 def could_measure(folder: Path) -> bool:
     """Whether another process could measure now, with the lock in `folder`."""
-    (database,) = folder.glob("machine-*.db")
+    databases = list(folder.glob("machine-*.db"))
+    if not databases:  # nobody has used the lock yet
+        return True
+    (database,) = databases
     with contextlib.closing(ReadWriteLock(str(database), is_singleton=False)) as lock:
         try:
             with lock.write_lock(blocking=False):

@@ -458,7 +458,7 @@ def test_command_refuses_in_one_line_and_makes_no_store_when_there_is_none(
 def test_command_refuses_in_one_line_when_the_store_cannot_be_read(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "bad.db").write_text("this is no database " * 100)
     no_database = (f"sqlite:///{tmp_path / 'bad.db'}", "no database of MLflow's")
-    for uri, why in (no_database, ("what://is-this", "cannot be read"), (str(tmp_path), "cannot be read")):
+    for uri, why in (no_database, ("what://is-this", "cannot be opened"), (str(tmp_path), "cannot be opened")):
         result = run_command(*arguments, "--tracking-uri", uri)
         assert (result.returncode, result.stdout) == (2, "")
         assert len(result.stderr.splitlines()) == 1, result.stderr

@@ -213,10 +213,10 @@ def test_predecessors_run_is_killed_when_a_job_is_run_again(outputs: Path) -> No
 
 
 def test_hosts_do_not_wait_for_each_others_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = Machine(tmp_path)
-    monkeypatch.setattr("pipeline.host.machine.gethostname", lambda: "elsewhere")
-    with here.measuring(), Machine(tmp_path).measuring():
-        pass
+    with Machine(tmp_path).measuring():
+        monkeypatch.setattr("pipeline.host.machine.gethostname", lambda: "elsewhere")
+        with Machine(tmp_path).measuring():
+            pass
     assert len(list(tmp_path.glob("machine-*.db"))) == 2
 
 
@@ -284,7 +284,7 @@ def test_jobs_on_slurm_are_found_again_and_waited_for_and_lost_ones_told(slurm: 
     ("override", "line", "hint"),
     [
         ("hydra.launcher.timeout_min=long", "hydra.launcher.timeout_min=long: Value 'long'", "Integer"),
-        ("hydra.launcher.partiton=cpu", "hydra.launcher.partiton: no such setting; allowed: ", "'partition'?"),
+        ("hydra.launcher.partiton=cpu", "hydra.launcher.partiton: no such setting; allowed: ", ".partition'?"),
     ],
 )
 def test_setting_of_the_launcher_is_refused_in_one_line_when_it_is_wrong(

@@ -107,15 +107,15 @@ def test_every_file_is_decoded_while_nobody_can_measure_and_between_the_slices_o
         free.append(could_measure(folder))
         return read(path, reading)
 
-    computing = machine.computing
+    computing = Machine.computing
 
-    def counted() -> object:
+    def counted(machine: Machine) -> object:
         between.append(could_measure(folder))
-        return computing()
+        return computing(machine)
 
     monkeypatch.setattr(decoding, "read_image", watched)
     monkeypatch.setattr(decoding, "_CHUNK", 5)
-    monkeypatch.setattr(machine, "computing", counted)
+    monkeypatch.setattr(Machine, "computing", counted)
     config = dataclasses.replace(pictures, **changes)
     part = catalogue.load_test(config, machine)
     assert free == [False] * COUNT

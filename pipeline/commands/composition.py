@@ -188,6 +188,9 @@ def check_command_line(overrides: list[str], multirun: bool) -> list[tuple[list[
             return [(overrides, to_config(hydra.compose(CONFIG_NAME, overrides)))]
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+        for one in parsed:
+            if one.key_or_group in ("hydra.sweeper", "hydra.launcher"):
+                raise UserError(f"{one.input_line}: allowed: {one.key_or_group.replace('.', '/')}=name")
         jobs: list[tuple[list[str], Config]]
         if any(one.key_or_group == "hydra/sweeper" and one.value() == "optuna" for one in parsed):
             jobs = [([], config) for config in _check_search(parsed)]

@@ -21,11 +21,15 @@ from socket import gethostname
 from filelock import ReadWriteLock
 
 
+def _lock_in(folder: Path) -> ReadWriteLock:
+    return _lock(folder / f"machine-{gethostname()}.db", os.getpid())
+
+
 @functools.lru_cache
-def _lock_in(folder: Path, process: int) -> ReadWriteLock:
+def _lock(file: Path, process: int) -> ReadWriteLock:
     """A lock is of the process that made it: one that was forked has another."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return ReadWriteLock(str(folder / f"machine-{gethostname()}.db"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return ReadWriteLock(str(file))
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,11 @@ class Machine:
         Nobody may wait within it for another process that asks for it too: that one would wait for a measurement,
         and the measurement for this one.
         """
-        return nullcontext() if self.folder is None else _lock_in(self.folder, os.getpid()).read_lock()
+        return nullcontext() if self.folder is None else _lock_in(self.folder).read_lock()
 
     def measuring(self) -> AbstractContextManager[None]:
         """Have the machine to oneself. Not to be asked for within `computing`, nor that within this."""
-        return nullcontext() if self.folder is None else _lock_in(self.folder, os.getpid()).write_lock()
+        return nullcontext() if self.folder is None else _lock_in(self.folder).write_lock()
 
 
 UNSHARED = Machine()
