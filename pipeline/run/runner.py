@@ -98,14 +98,15 @@ def check_parts(config: Config) -> Plan:
     device = environment.resolve_device(config.device)
     check_processes(config, torchrun.world_size())
     catalogue.find(config.dataset)
-    models.check_model(config.model, config.dataset.image_size)
-    find_flow(config.backend).check(config, catalogue.info(config.dataset))
+    info = catalogue.info(config.dataset)
+    models.check_model(config.model, info, config.dataset.image_size)
+    find_flow(config.backend).check(config, info)
     if config.train.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("train.precision=bf16: this GPU does not have it; allowed: auto, fp32")
     if config.qat.compile:
         raise UserError("qat.compile=true: fake-quantize is not compiled, which did not pay; allowed: false")
     if config.model.weights is not None:
-        weights.load_into(models.build(config.model, catalogue.info(config.dataset)), config.model)
+        weights.load_into(models.build(config.model, info), config.model, info)
     _forced(config)
     check_runtimes(config.runtime.names, config.stages)
     check_registration(config)

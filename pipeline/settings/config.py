@@ -9,6 +9,7 @@ had on this machine is asked of the module that owns it, before the first stage 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.host.errors import UserError
 from pipeline.settings.setting import check_settings, setting
@@ -19,9 +20,16 @@ OBSERVERS = ("moving_average", "histogram", "min_max")
 
 @dataclass
 class ModelConfig:
-    """What is quantized. `weights`: a path to a `state_dict`, or the name of a torchvision weight."""
+    """What is quantized. `weights`: a path to a `state_dict`, or the name of a torchvision weight.
+
+    `target` is the import path of the user's own network, `package.module:name`, `quantizable_target` that of its twin
+    for the eager flow; `kwargs` are what both are called with.
+    """
 
     name: str = setting()
+    target: str | None = setting(None)
+    quantizable_target: str | None = setting(None)
+    kwargs: dict[str, Any] = setting({})
     stem: str | None = setting(None, choices=("imagenet", "small"))
     # The file's content goes into the key instead of its path: models.fingerprint.
     weights: str | None = setting(None, in_key=False)

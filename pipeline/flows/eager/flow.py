@@ -51,7 +51,7 @@ __all__ = [
 def check(config: Config, info: DatasetInfo) -> None:
     silence_known_warnings()
     check_backend(config.backend)
-    twins.check(config.model)
+    twins.check(config.model, info, config.dataset.image_size)
     if config.backend.skip_layers:
         fused = graph.fuse(twins.build(config.model, info), "eval")
         check_skip_layers(config.backend.skip_layers, fused, config.model.name)
