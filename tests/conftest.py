@@ -1,4 +1,4 @@
-"""The real configuration, shrunk: 200 digits, one epoch, a few latency repeats."""
+"""The real configuration, shrunk: a tiny network, 200 digits, one epoch, a few latency repeats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.host.files import PROJECT_ROOT
 from pipeline.run.request import Request
 from tests import migrated_store
 
-SMALL = [
+BRIEF = [
     "dataset.max_train_samples=200",
     "dataset.max_test_samples=60",
     "train.epochs=1",
@@ -21,6 +21,8 @@ SMALL = [
     "evaluate.warmup=1",
     "evaluate.repeats=3",
 ]
+TINY = ["model=own", "model.target=tests.tiny:Tiny", "model.quantizable_target=tests.tiny:QuantizableTiny"]
+SMALL = [*BRIEF, *TINY]
 
 # Trained so far that most classes are clear. Of 60 images, one that rounding changes is allowed.
 TRAINED = ["dataset.max_train_samples=400", "train.epochs=4", "train.batch_size=20", "export.min_agreement=98"]
@@ -59,10 +61,11 @@ def outputs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_request(outputs: Path) -> Callable[..., Request]:
-    """Compose the real default run with extra overrides, shrunk, into an empty outputs folder."""
+    """Compose the real default run with extra overrides, shrunk, into an empty outputs folder; a model may be named."""
 
     def compose(*overrides: str) -> Request:
-        return compose_request([*SMALL, f"outputs={outputs}", *overrides])
+        named = any(text.startswith("model") for text in overrides)
+        return compose_request([*(BRIEF if named else SMALL), f"outputs={outputs}", *overrides])
 
     return compose
 

@@ -35,7 +35,7 @@ from pipeline.host.files import PROJECT_ROOT, sha256
 from pipeline.host.interruption import interruption_as_one_line, stop_if_interrupted, termination_as_interrupt
 from pipeline.training import loop as training
 from pipeline.training.context import PROGRESS_FILE
-from tests.conftest import SMALL
+from tests.conftest import BRIEF, SMALL
 from tests.fault_table import note
 from tests.test_tracking import runs
 
@@ -354,7 +354,7 @@ def test_run_goes_on_when_the_disk_was_full(
     small_disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In this process, which makes it cheap: first the checkpoint does not fit, then nothing does."""
-    asked = [*SMALL, "model=mobilenet_v2", "stages=[train]", f"outputs={small_disk / 'outputs'}"]
+    asked = [*BRIEF, "model=mobilenet_v2", "stages=[train]", f"outputs={small_disk / 'outputs'}"]
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
     line = refused(asked, capsys, monkeypatch)
     assert f"{PROGRESS_FILE}: the disk is full; once there is space, the same command goes on" in line
@@ -375,7 +375,7 @@ def test_full_disk_is_told_from_a_network_that_cannot_be_exported(name: str, sma
     from pipeline.host.files import check_space
 
     pytest.importorskip("torch" if name == "torchscript" else name)
-    config = compose_request([*SMALL, "model=mobilenet_v2"]).config
+    config = compose_request([*BRIEF, "model=mobilenet_v2"]).config
     network = networks.build(config.model, info(config.dataset))
     subprocess.run(["mount", "-o", "remount,size=2m", small_disk], check=True)
     with pytest.raises(Exception) as told:  # noqa: PT011 (whatever the exporter says)
@@ -744,7 +744,7 @@ def test_run_finishes_or_says_one_line_when_a_name_is_strange(
     value = f"{tmp_path}/{NAMES[name]}" if key in ("outputs", "dataset.root") else NAMES[name]
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     tracked = ["tracking=off"] if key in ("outputs", "dataset.root", "register.name") else []
-    asked = [*SMALL, *tracked, "stages=[train]", "model=mobilenet_v2", "model.stem=small", "backend=qnnpack"]
+    asked = [*BRIEF, *tracked, "stages=[train]", "model=mobilenet_v2", "model.stem=small", "backend=qnnpack"]
     arguments = [*asked, f"outputs={outputs}", f"{key}='{escaped}'"]
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])

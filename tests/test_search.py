@@ -163,7 +163,10 @@ def test_distribution_is_that_of_the_setting_when_an_override_sweeps(override: s
         ([RATE, "hydra.sweeper.n_trial=3"], "did you mean 'hydra.sweeper.n_trials'?"),
         ([RATE, "hydra.sweeper=basic"], "hydra.sweeper=basic: allowed: hydra/sweeper=name"),
         ([RATE, "hydra.sweeper.study_name=a/b"], "hydra.sweeper.study_name=a/b: allowed: a name"),
-        ([RATE, "hydra.sweeper.objectives={int8/acuracy_pct: maximize}"], "did you mean 'hydra.sweeper.objectives.int8/accuracy_pct'?"),
+        (
+            [RATE, "hydra.sweeper.objectives={int8/acuracy_pct: maximize}"],
+            ".objectives.int8/accuracy_pct'?",
+        ),
         ([RATE, "hydra.sweeper.objectives={speedup: maximise}"], "did you mean 'maximize'?"),
         ([RATE, "hydra.sweeper.objectives=speedup"], "allowed: {metric: direction}"),
         (

@@ -106,11 +106,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[
     import contextlib
     import io
 
-    from tests.conftest import SMALL
+    from tests.conftest import BRIEF
 
     quantization.silence_known_warnings()
     outputs = tmp_path_factory.mktemp("sensitivity") / "outputs"
-    overrides = [*SMALL, "model=mobilenet_v2", "backend=qnnpack", "stages=[train,sensitivity]", "tracking=off"]
+    overrides = [*BRIEF, "model=mobilenet_v2", "backend=qnnpack", "stages=[train,sensitivity]", "tracking=off"]
     request = compose_request([*overrides, "sensitivity.samples=10", f"outputs={outputs}"])
 
     def refuse(*_: object) -> Part:

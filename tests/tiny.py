@@ -1,0 +1,27 @@
+"""A network that is trained in a second, ResNet-18 of few channels with half of its blocks, and its twin."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pipeline.flows.eager.twins.between_stubs import BetweenStubs
+from pipeline.flows.eager.twins.resnet import QuantizableBasicBlock
+from pipeline.models.resnet import ResNet18
+
+
+class Tiny(ResNet18):
+    """Images (N, in_channels, H, W) → logits (N, num_classes)."""
+
+    widths = (8, 8, 16, 16)
+
+    def __init__(self, *, in_channels: int, num_classes: int) -> None:
+        super().__init__(in_channels=in_channels, num_classes=num_classes, stem="small")
+
+    def _layer(self, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(self.block(in_channels, out_channels, stride))
+
+
+class QuantizableTiny(BetweenStubs, Tiny):
+    """The twin of the whole network."""
+
+    block, stem = QuantizableBasicBlock, ("conv1", "bn1", "relu")
