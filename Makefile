@@ -8,7 +8,7 @@ NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || 
 	Python 3.11 or newer is needed; make PYTHON=python3.12 names another" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-locked lock licenses audit run test test-kills test-faults test-server test-slurm fuzz \
+.PHONY: help install install-locked lock licenses audit run test test-operations test-server test-slurm \
 	lint format type ui server clean
 
 help: ## Show this help
@@ -50,25 +50,24 @@ run: $(STAMP) ## Run the default pipeline: resnet18 on bundled digits, no downlo
 test: $(STAMP) ## Run the tests, on two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-KILLS ?= 20
-PROCESSES ?= 8
-test-kills: $(STAMP) ## Kill runs, searches, jobs and a sweep (at KILLS=20 random moments); PROCESSES=8 at once
-	OMP_NUM_THREADS=1 PIPELINE_TEST_KILLS=$(KILLS) PIPELINE_TEST_PROCESSES=$(PROCESSES) \
-		$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m kills
+# SHORT=1: each of these once, in a quarter of an hour. Otherwise 20 kills, 2,000 command lines, every fault in every
+# stage (as root; the table goes into outputs/faults.md): an hour and a half. SEED=7 types other command lines.
+ifdef SHORT
+FULL =
+else
+FULL = PIPELINE_TEST_KILLS=20 PIPELINE_TEST_PROCESSES=8 PIPELINE_FUZZ=2000 PIPELINE_FAULTS=all \
+	PIPELINE_FAULT_TABLE=$(CURDIR)/outputs/faults.md
+endif
+test-operations: $(STAMP) ## Try faults, kills, outages, random command lines; SHORT=1 for a few of each
+	@mkdir -p outputs && rm -f outputs/faults.md
+	OMP_NUM_THREADS=1 $(FULL) PIPELINE_FUZZ_SEED=$(SEED) \
+		$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m operations
 
 test-server: $(STAMP) ## Try a shared MLflow server with PostgreSQL: 16 writers at once, outages of a minute
-	PIPELINE_TEST_SERVER=1 $(BIN)/python -m pytest tests/test_shared_server.py
-
-test-faults: $(STAMP) ## Every fault in every stage (root, forty minutes); the table goes into outputs/faults.md
-	@mkdir -p outputs && rm -f outputs/faults.md
-	OMP_NUM_THREADS=1 PIPELINE_FAULTS=all PIPELINE_FAULT_TABLE=$(CURDIR)/outputs/faults.md \
-		$(BIN)/python -m pytest tests/test_faults.py
-
-fuzz: $(STAMP) ## 2,000 random command lines (SEED=7: others): each a run that could begin, or one line
-	PIPELINE_FUZZ=2000 PIPELINE_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/test_fuzz.py -s
+	PIPELINE_TEST_SERVER=1 $(BIN)/python -m pytest -m operations tests/test_shared_server.py
 
 test-slurm: $(STAMP) ## Run sweeps on a real Slurm that is started for it: as root, with slurm-wlm and munge
-	OMP_NUM_THREADS=1 PIPELINE_TEST_SLURM=1 $(BIN)/python -m pytest tests/test_slurm.py
+	OMP_NUM_THREADS=1 PIPELINE_TEST_SLURM=1 $(BIN)/python -m pytest -m operations tests/test_slurm.py
 
 lint: $(STAMP) ## Check style, names, and that each room imports from those below it alone
 	$(BIN)/ruff check .

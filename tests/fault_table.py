@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-# Where `make test-faults` wants the table; without it nothing is written.
+# Where `make test-operations` wants the table; without it nothing is written.
 _FILE = os.environ.get("PIPELINE_FAULT_TABLE")
 
 

@@ -14,6 +14,7 @@ from tests.conftest import SMALL
 from tests.test_tracking import NINE, runs
 
 
+@pytest.mark.operations
 def test_mnist_experiment_reaches_int8_accuracy_when_given_a_sample(
     mnist_mirror: Path, outputs: Path, tmp_path: Path
 ) -> None:

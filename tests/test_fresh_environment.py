@@ -16,6 +16,8 @@ from pipeline.settings.config import TrackingConfig
 from pipeline.tracking.registry import find_registered
 from tests.shipped_models import ship
 
+pytestmark = pytest.mark.operations
+
 pytest.importorskip("onnxruntime")
 
 

@@ -1,6 +1,6 @@
 """Random command lines: each ends as a run that could begin, or as one clear line; nothing else, and leaving nothing.
 
-`make fuzz` asks for 2,000 of them. The real entry is called; what is exchanged is the run alone, which ends where its
+`make test-operations` asks for 2,000 of them. The real entry is called; what is exchanged is the run alone, which ends where its
 training would begin. An audit hook refuses every write outside the test's folder, as a user without rights sees it.
 """
 
@@ -26,6 +26,8 @@ from pipeline.host import files
 from pipeline.run import runner
 from pipeline.settings.config import Config
 from pipeline.sweeps import jobs, search
+
+pytestmark = pytest.mark.operations
 
 EXAMPLES = int(os.environ.get("PIPELINE_FUZZ", "60"))
 # Which command lines: without a number, always the same.
@@ -355,7 +357,7 @@ ENDS: dict[str, int] = {}
 
 @pytest.fixture(scope="module", autouse=True)
 def count() -> Iterator[None]:
-    """Say at the end how many there were, and how they ended: `make fuzz` shows it."""
+    """Say at the end how many there were, and how they ended: `make test-operations` shows it."""
     yield
     ends = ", ".join(f"{number} {end}" for end, number in sorted(ENDS.items()))
     print(f"\n{sum(ENDS.values())} random command lines: {ends}")

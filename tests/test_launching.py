@@ -39,6 +39,8 @@ from tests.conftest import SMALL
 from tests.test_sweeps import children, command
 from tests.test_tracking import client, runs
 
+pytestmark = pytest.mark.operations
+
 FLOAT_ALONE = [*SMALL, "stages=[train]"]
 
 
@@ -48,7 +50,7 @@ def child_of(controller: str) -> int:
     return int(listed)
 
 
-@pytest.mark.kills
+@pytest.mark.operations
 def test_job_that_dies_is_told_and_the_other_finishes_when_submitit_runs_both_here(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     sweeping = subprocess.Popen(
@@ -73,7 +75,7 @@ def test_job_that_dies_is_told_and_the_other_finishes_when_submitit_runs_both_he
     assert shares == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
 
 
-@pytest.mark.kills
+@pytest.mark.operations
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda one: one.name)
 def test_jobs_end_too_when_the_command_that_has_started_them_here_is_interrupted(
     tmp_path: Path, sent: signal.Signals
@@ -104,7 +106,7 @@ def test_jobs_end_too_when_the_command_that_has_started_them_here_is_interrupted
         os.killpg(sweeping.pid, 0)
 
 
-@pytest.mark.kills
+@pytest.mark.operations
 def test_jobs_end_too_when_they_wait_for_another_process_and_the_command_is_interrupted(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     asked = command(outputs, *FLOAT_ALONE, "seed=1,2", "hydra/launcher=submitit_local")

@@ -88,7 +88,7 @@ def test_ranks_end_with_one_state_and_the_files_of_rank_0_when_trained(learned: 
     assert written_by_1 == 0
 
 
-@pytest.mark.kills
+@pytest.mark.operations
 def test_run_goes_on_to_the_same_model_when_one_of_its_processes_is_killed(tmp_path: Path) -> None:
     undisturbed, outputs = tmp_path / "undisturbed", tmp_path / "outputs"
     status, said = finish(start("pipeline", *TWO_EPOCHS, f"outputs={undisturbed}", "stages=[train]", "tracking=off"))
@@ -122,7 +122,7 @@ def test_run_goes_on_to_the_same_model_when_one_of_its_processes_is_killed(tmp_p
     assert len(list((outputs / "runs").glob("*/*/.hydra"))) == 2  # of two runs, not of four processes
 
 
-@pytest.mark.kills
+@pytest.mark.operations
 def test_processes_end_at_once_and_their_run_is_killed_when_interrupted(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     process = start("pipeline", *TWO_EPOCHS, "train.epochs=200", f"outputs={outputs}", "stages=[train]")

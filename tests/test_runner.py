@@ -196,7 +196,7 @@ def test_cut_off_writes_do_not_enter_the_artifact_when_a_run_goes_on(
     assert files == {"model.pt", "manifest.json"}
 
 
-@pytest.mark.kills
+@pytest.mark.operations
 def test_run_goes_on_from_the_last_epoch_when_its_process_was_killed(outputs: Path, tmp_path: Path) -> None:
     overrides = [*SMALL, "train.epochs=4", "stages=[train]", "tracking=off"]
     command = [sys.executable, "-m", "pipeline", *overrides, f"outputs={outputs}"]

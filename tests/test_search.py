@@ -333,7 +333,7 @@ def test_search_is_refused_when_its_storage_cannot_be_opened(search: Searcher, s
         search(storage=storage)
 
 
-@pytest.mark.kills
+@pytest.mark.operations
 def test_real_search_reaches_its_total_when_killed_and_typed_again(outputs: Path) -> None:
     command = [sys.executable, "-m", "pipeline", "-m", "hydra/sweeper=optuna", *SMALL, f"outputs={outputs}"]
     command += ["tracking=off", "hydra.sweeper.n_trials=3", RATE, "qat.freeze_bn_epoch=interval(0.2,1)"]

@@ -37,6 +37,8 @@ from tests import forked
 from tests.conftest import SMALL
 from tests.tracking_server import Gate, free_port, mlflow_server
 
+pytestmark = pytest.mark.operations
+
 RECORD = RunRecord("a run", {"qat.epochs": 2}, {"backend": "fbgemm"}, "seed: 0\n", ("digits", "0123", "nowhere"))
 
 
@@ -172,7 +174,7 @@ def test_command_sends_all_when_the_server_stayed_away_until_the_end(
     assert send_leftovers(outputs) == []
 
 
-@pytest.mark.kills
+@pytest.mark.operations
 def test_killed_process_leaves_what_it_said_and_its_run_becomes_killed(
     gate: Gate, config: TrackingConfig, client: mlflow.MlflowClient, outputs: Path
 ) -> None:

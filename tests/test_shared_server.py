@@ -29,6 +29,8 @@ from pipeline.tracking import RunRecord, open_run
 from tests.conftest import SMALL
 from tests.tracking_server import free_port
 
+pytestmark = pytest.mark.operations
+
 if "PIPELINE_TEST_SERVER" not in os.environ:
     pytest.skip("set PIPELINE_TEST_SERVER=1 (make test-server): minutes, with PostgreSQL", allow_module_level=True)
 if not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):

@@ -41,7 +41,7 @@ def missing() -> str | None:
     return None if os.geteuid() == 0 else "a node's daemon starts each job as its user: only root can have one"
 
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
+pytestmark = [pytest.mark.operations, pytest.mark.skipif(missing() is not None, reason=missing() or "")]
 
 
 def tool(*arguments: str) -> None:

@@ -161,7 +161,7 @@ run_command(stream)
 """
 
 
-@pytest.mark.kills
+@pytest.mark.operations
 def test_streaming_ends_in_one_line_when_it_is_interrupted_in_the_middle(pictures: Path) -> None:
     command = [sys.executable, "-c", STREAM, str(pictures)]
     process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -193,7 +193,7 @@ def test_finished_jobs_are_compared_when_nothing_is_tracked(tmp_path: Path) -> N
     assert len(list((outputs / "sweeps").glob("*/comparison.html"))) == 1
 
 
-@pytest.mark.kills
+@pytest.mark.operations
 def test_sweep_equals_an_undisturbed_one_when_killed_at_random_moments(undisturbed: Path, tmp_path: Path) -> None:
     moments = random.Random(2026)
     kills, rounds = 0, 0
@@ -270,7 +270,7 @@ def test_parent_is_failed_and_the_error_not_hidden_when_no_job_began(
     assert [run.info.status for run in parents(outputs)] == ["FAILED"]
 
 
-@pytest.mark.kills
+@pytest.mark.operations
 def test_every_job_is_logged_when_processes_meet_a_fresh_store(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     tiny = ["train.epochs=1", "stages=[train]", "dataset.max_train_samples=100"]

@@ -201,7 +201,7 @@ def test_run_is_failed_with_the_error_as_tag_when_a_stage_raises(
     assert mlflow.active_run() is None
 
 
-@pytest.mark.kills
+@pytest.mark.operations
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_run_is_killed_when_interrupted(outputs: Path, sent: signal.Signals) -> None:
     command = [sys.executable, "-m", "pipeline", *SMALL, "train.epochs=50", f"outputs={outputs}"]
