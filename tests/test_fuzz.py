@@ -1,7 +1,8 @@
 """Random command lines: each ends as a run that could begin, or as one clear line; nothing else, and leaving nothing.
 
 `make test-operations` asks for 2,000 of them. The real entry is called; what is exchanged is the run alone, which ends
-where its training would begin. An audit hook refuses every write outside the test's folder, as a user without rights sees it.
+where its training would begin. An audit hook refuses every write outside the test's folder, as a user without rights
+sees it.
 """
 
 from __future__ import annotations
