@@ -25,6 +25,7 @@ from pipeline.datasets.spec import Part
 from pipeline.host.errors import UserError
 from pipeline.host.machine import UNSHARED
 from pipeline.settings.config import DatasetConfig
+from pipeline.tasks.classification import TASK
 from tests import forked
 
 
@@ -313,7 +314,7 @@ def test_mnist_is_refused_when_its_training_labels_cannot_be(
     train: list[int], line: str, mnist: Callable[..., DatasetConfig]
 ) -> None:
     config = mnist(train, DIGITS)
-    assert refusal(lambda: catalogue.load_training(config)) == f"dataset=mnist: {line}"
+    assert refusal(lambda: catalogue.load_training(config, check=TASK.check)) == f"dataset=mnist: {line}"
 
 
 @pytest.mark.parametrize(
@@ -328,7 +329,7 @@ def test_mnist_is_refused_when_its_test_labels_cannot_be(
     test: list[int], images: int | None, line: str, mnist: Callable[..., DatasetConfig]
 ) -> None:
     config = mnist(DIGITS, test, images)
-    assert refusal(lambda: catalogue.load_test(config)) == f"dataset=mnist: the test part {line}"
+    assert refusal(lambda: catalogue.load_test(config, check=TASK.check)) == f"dataset=mnist: the test part {line}"
 
 
 def test_cifar10_is_refused_when_a_batch_has_a_label_beyond_its_classes(

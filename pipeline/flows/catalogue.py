@@ -5,28 +5,20 @@ from __future__ import annotations
 import functools
 
 from pipeline.flows.contract import Flow
-from pipeline.host.declared import modules_of
-from pipeline.host.errors import UserError, suggestion
+from pipeline.host.declared import choose, declared_in
 from pipeline.settings.config import BackendConfig
 
 
 @functools.cache
 def registry() -> dict[str, Flow]:
-    """Every flow by its name, which is that of its package."""
-    return {
-        module.__name__.rpartition(".")[2]: module.FLOW
-        for module in modules_of("pipeline.flows")
-        if hasattr(module, "FLOW")
-    }
+    """Every flow of this project by its name, which is that of its package."""
+    return declared_in("pipeline.flows", "FLOW")
 
 
 def find(backend: BackendConfig) -> Flow:
-    """The flow that a backend names.
+    """The flow that a backend names, one of these or the user's own.
 
     Raises:
         UserError: when there is none.
     """
-    flows = registry()
-    if backend.flow not in flows:
-        raise UserError(f"backend.flow={backend.flow}: {suggestion(backend.flow, flows)}")
-    return flows[backend.flow]
+    return choose("backend.flow", backend.flow, registry(), Flow)

@@ -18,7 +18,6 @@ from pipeline.flows.contract import Flow
 from pipeline.flows.eager import flow
 from pipeline.flows.eager.engines import (
     check_backend,
-    int8_products,
     silence_known_warnings,
     supported_engines,
     use_engine,
@@ -42,8 +41,6 @@ from pipeline.flows.eager.graph import (
 )
 from pipeline.flows.eager.layers import check_skip_layers, quantizable_layers
 from pipeline.flows.eager.qconfig import (
-    activation_levels,
-    has_vnni,
     resolved_ptq_qconfig,
     resolved_qconfig,
     saturation_warning,

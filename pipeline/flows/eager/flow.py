@@ -8,18 +8,24 @@ from pipeline.datasets.spec import DatasetInfo
 from pipeline.flows import Form
 from pipeline.flows.contract import Method
 from pipeline.flows.eager import graph, twins
-from pipeline.flows.eager.engines import check_backend, silence_known_warnings
+from pipeline.flows.eager.engines import check_backend, int8_products, silence_known_warnings
 from pipeline.flows.eager.fake_quantize import (
     fake_quantize_off,
     freeze_batch_norm,
     freeze_observers,
     observers_off,
+    quantized_weight,
     switch,
     switch_all,
 )
 from pipeline.flows.eager.layers import check_skip_layers
 from pipeline.flows.eager.layers import quantizable_layers as layers
-from pipeline.flows.eager.qconfig import resolved_ptq_qconfig, resolved_qconfig, saturation_warning
+from pipeline.flows.eager.qconfig import (
+    resolved_ptq_qconfig,
+    resolved_qconfig,
+    saturation_elsewhere,
+    saturation_warning,
+)
 from pipeline.flows.eager.ranges import take_ranges
 from pipeline.flows.eager.vectorized import observe_over_all
 from pipeline.settings.config import Config
@@ -31,6 +37,7 @@ __all__ = [
     "fake_quantize_off",
     "freeze",
     "fuse",
+    "int8_products",
     "layers",
     "modules_of",
     "observe_over_all",
@@ -38,12 +45,14 @@ __all__ = [
     "prepare",
     "prepare_ptq",
     "prepare_simulation",
+    "quantized_weight",
     "rebuild",
     "set_mode",
     "switch",
     "switch_all",
     "take_ranges",
     "takes_ranges",
+    "unfaithful",
     "warning",
 ]
 
@@ -69,6 +78,10 @@ def describe(config: Config, method: Method) -> dict[str, str]:
 
 def warning(config: Config) -> str | None:
     return saturation_warning(config.backend)
+
+
+def unfaithful(config: Config) -> str | None:
+    return saturation_elsewhere(config.backend)
 
 
 def _twin(model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:
