@@ -52,7 +52,7 @@ _VERSION_BASE = "1.3"
 _begun: list[bool] = []
 
 # Groups whose choice may be the user's own code, called with what they say.
-_OWN = ("model",)
+_OWN = ("model", "dataset")
 _SCHEMA = OmegaConf.structured(Config)
 for _group in _OWN:
     OmegaConf.set_struct(_SCHEMA[_group].kwargs, False)

@@ -111,6 +111,11 @@ def run_users(what: str, code: Callable[[], Any]) -> Any:
         raise UserCodeError(f"{what}: {type(error).__name__}: {first_line(error)}") from error
 
 
+def argument_names(called: Any) -> list[str]:
+    """The names of the arguments that a class or function takes."""
+    return _signature(called)[0] if callable(called) else []
+
+
 def _signature(called: Callable[..., Any]) -> tuple[list[str], list[str], bool]:
     """The names of the arguments that a call may have, those that it must have, and whether any other is taken.
 

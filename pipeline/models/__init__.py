@@ -112,7 +112,7 @@ def find(config: ModelConfig) -> ModelSpec:
     if config.target is not None:
         if config.name in models and not re.search(rf"[:.]{config.name}$", config.target):
             raise UserError(
-                f"model.target={config.target}: model.name={config.name} is one of this pipeline; allowed: model=own"
+                f"model.target={config.target}: model.name={config.name} is one of ours; allowed: model=own"
             )
         return ModelSpec(config.name, own_builder("model.target", config.target, config))
     for key, value in (("quantizable_target", config.quantizable_target), ("kwargs", config.kwargs)):
