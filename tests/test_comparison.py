@@ -18,6 +18,7 @@ import pytest
 
 import pipeline.compare
 from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
 from pipeline.reports.comparison import write_comparison
 from pipeline.reports.comparison.plots import epoch_lines
 from pipeline.reports.comparison.table import compare, pareto_front
@@ -470,5 +471,5 @@ def test_torch_and_hydra_are_not_imported_when_runs_are_compared(arguments: list
         "import sys; from pipeline import compare; compare.main(); print(sorted({'torch', 'hydra'} & set(sys.modules)))"
     )
     line = [sys.executable, "-c", code, *arguments]
-    result = forked.run(line, check=True)
+    result = subprocess.run(line, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"

@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -23,10 +24,10 @@ from pipeline.commands.composition import compose_request
 from pipeline.datasets import archives, catalogue
 from pipeline.datasets.spec import Part
 from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
 from pipeline.host.machine import UNSHARED
 from pipeline.settings.config import DatasetConfig
 from pipeline.tasks.classification import TASK
-from tests import forked
 
 
 @pytest.fixture
@@ -173,7 +174,7 @@ run_command(lambda: catalogue.load_training(DatasetConfig("image_folder", sys.ar
 def test_process_ends_in_one_line_and_without_a_warning_when_an_image_is_a_bomb(folder: Path) -> None:
     path = promise(folder / "train" / "cat" / "3.png", 14_000)
     command = [sys.executable, "-c", LOAD, str(folder)]
-    ended = forked.run(command)
+    ended = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stderr) == (
         2,
         f"error: dataset.root: {path}: cannot be read as an image: its 14,000 × 14,000 pixels are 196.0 megapixels; "

@@ -89,7 +89,7 @@ def test_everything_is_cached_and_the_metrics_are_the_same_when_run_again(
     second = run(small_request("tracking=off")).metrics
     assert states(capsys) == dict.fromkeys(STAGES, "cached")
     assert first == second
-    assert first["int8/size_mb"] == pytest.approx(11.3, abs=0.1)
+    assert first["int8/size_mb"] < first["fp32/size_mb"]
 
 
 def test_only_the_evaluation_runs_when_its_repeats_change(

@@ -72,7 +72,7 @@ def test_run_has_curves_with_the_epoch_as_step_when_finished(finished_run: Any, 
 def test_run_has_the_flattened_configuration_as_parameters(finished_run: Any) -> None:
     parameters = finished_run.data.params
     assert parameters["qat.epochs"] == "1"
-    assert parameters["model.name"] == "resnet18"
+    assert parameters["model.target"] == "tests.tiny:Tiny"
     assert parameters["backend.engine"] == "fbgemm"
     assert parameters["dataset.max_train_samples"] == "200"
     assert parameters["seed"] == "0"
