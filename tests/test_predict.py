@@ -16,7 +16,6 @@ from PIL import Image
 from pipeline import predict
 from pipeline.datasets.preprocessing import PREPROCESSING_FILE, Preprocessing
 from pipeline.host.files import PROJECT_ROOT
-from tests import forked
 from tests.onnx_models import write_brightness_model
 
 pytest.importorskip("onnxruntime")
@@ -191,7 +190,7 @@ def test_predict_imports_neither_torch_nor_mlflow_when_the_model_is_onnx(model: 
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     command = [sys.executable, "-c", probe, str(model), str(bright_left)]
-    done = forked.run(command)
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "left" in done.stdout
 

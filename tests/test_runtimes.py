@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +27,11 @@ from pipeline.flows import eager as quantization
 from pipeline.flows import forms
 from pipeline.flows.eager import qconfig, twins
 from pipeline.host.errors import UserError
+from pipeline.host.files import PROJECT_ROOT
 from pipeline.reports import runtime_report
 from pipeline.run import runner
 from pipeline.runtimes import Runtime, eager, memory, parity, registry
 from pipeline.tasks.classification import TASK
-from tests import forked
 from tests.conftest import SMALL, TRAINED
 from tests.machine_lock import could_measure
 
@@ -285,7 +286,7 @@ signal.raise_signal(signal.SIGTERM)
 
 def test_signal_is_heard_when_models_of_openvino_have_come_and_gone(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SIGNALLED, str(tmp_path)]
-    ended = forked.run(command)
+    ended = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (0, "heard\n"), ended.stderr
 
 
