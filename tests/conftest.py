@@ -24,6 +24,13 @@ BRIEF = [
 TINY = ["model=own", "model.target=tests.tiny:Tiny", "model.quantizable_target=tests.tiny:QuantizableTiny"]
 SMALL = [*BRIEF, *TINY]
 
+
+def shrunk(*overrides: str) -> list[str]:
+    """The overrides with those before them that make a run small; its network is tiny where none of them names one."""
+    named = any(text.startswith("model") for text in overrides)
+    return [*(BRIEF if named else SMALL), *overrides]
+
+
 # Trained so far that most classes are clear. Of 60 images, one that rounding changes is allowed.
 TRAINED = ["dataset.max_train_samples=400", "train.epochs=4", "train.batch_size=20", "export.min_agreement=98"]
 
@@ -64,8 +71,7 @@ def small_request(outputs: Path) -> Callable[..., Request]:
     """Compose the real default run with extra overrides, shrunk, into an empty outputs folder; a model may be named."""
 
     def compose(*overrides: str) -> Request:
-        named = any(text.startswith("model") for text in overrides)
-        return compose_request([*(BRIEF if named else SMALL), f"outputs={outputs}", *overrides])
+        return compose_request([f"outputs={outputs}", *shrunk(*overrides)])
 
     return compose
 

@@ -1,7 +1,7 @@
 """Bad input gives one line on standard error, exit status 2, and leaves nothing half-made behind.
 
 The line names the key, the value, what is allowed and the nearest right name. Every case goes through
-the command's own `main`; SMALL keeps a run small should one start by accident.
+the command's own `main`; `shrunk` keeps a run small should one start by accident.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.commands import composition
 from pipeline.flows.eager import engines
 from pipeline.host.files import PROJECT_ROOT
 from tests import forked
-from tests.conftest import SMALL
+from tests.conftest import shrunk
 
 Refuse = Callable[..., str]
 
@@ -173,7 +173,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     def call(*arguments: str) -> str:
         options = [argument for argument in arguments if argument.startswith("-")]
         overrides = [argument for argument in arguments if not argument.startswith("-")]
-        monkeypatch.setattr(sys, "argv", ["pipeline", *options, *SMALL, f"outputs={outputs}", *overrides])
+        monkeypatch.setattr(sys, "argv", ["pipeline", *options, f"outputs={outputs}", *shrunk(*overrides)])
         with pytest.raises(SystemExit) as ended:
             composition.main()
         return one_line(capsys.readouterr().err, ended.value.code)
@@ -513,7 +513,7 @@ def test_outputs_are_refused_when_they_cannot_be_written(refuse: Refuse, tmp_pat
 def test_command_exits_with_2_and_one_line_when_it_is_refused(
     override: str, fragments: list[str], outputs: Path
 ) -> None:
-    command = [sys.executable, "-m", "pipeline", *SMALL, f"outputs={outputs}", override]
+    command = [sys.executable, "-m", "pipeline", f"outputs={outputs}", *shrunk(override)]
     ended = forked.run(command)
     assert_names(one_line(ended.stderr, ended.returncode), fragments)
     assert ended.stdout == ""
