@@ -141,7 +141,7 @@ def test_every_form_has_accuracy_interval_and_size_when_evaluated(evaluated: Con
     for form in FORMS:
         interval = accuracy_interval(metrics[f"{form}/accuracy_pct"], metrics["test_images"])
         assert (metrics[f"{form}/accuracy_ci_low_pct"], metrics[f"{form}/accuracy_ci_high_pct"]) == interval
-        assert metrics[f"{form}/size_mb"] > 10
+        assert metrics[f"{form}/size_mb"] > 0
     drop = metrics["fp32_finetuned/accuracy_pct"] - metrics["int8/accuracy_pct"]
     assert metrics["accuracy_drop_vs_finetuned_pct"] == pytest.approx(drop)
 

@@ -27,7 +27,7 @@ from pipeline.tasks.classification import TASK
 from pipeline.training import loop as training
 from pipeline.training.context import PROGRESS_FILE, Context
 from pipeline.training.distillation import distillation_loss
-from tests.conftest import SMALL
+from tests.conftest import SMALL, shrunk
 from tests.test_stages import Bench
 
 CPU = torch.device("cpu")
@@ -104,7 +104,7 @@ def test_resumed_qat_keeps_statistics_and_ranges_frozen_and_ends_in_the_same_bit
     left = torch.load(tmp_path / "killed" / PROGRESS_FILE, weights_only=True)["model"]
     resumed, again = run_qat(fused, tmp_path / "killed", **FROZEN_EARLY)
     still = [name for name in left if name.endswith(("running_mean", "running_var", "min_val", "max_val"))]
-    assert len(still) > 100
+    assert len(still) > 80
     assert all(torch.equal(resumed[name], left[name]) for name in still)
     assert not torch.equal(resumed["fc.weight"], left["fc.weight"])
     assert equal(resumed, expected)
@@ -229,7 +229,7 @@ def test_calibration_is_in_the_key_only_when_qat_begins_with_its_ranges() -> Non
 def test_qat_begins_as_the_model_of_ptq_when_asked(
     fused: Bench, overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = Bench(tmp_path, compose_request([*SMALL, "qat.init=ptq", *overrides]).config)
+    bench = Bench(tmp_path, compose_request(shrunk("qat.init=ptq", *overrides)).config)
     if any(override.startswith("model=") for override in overrides):
         bench.run("train")
     else:
@@ -249,7 +249,7 @@ def test_qat_begins_as_the_model_of_ptq_when_asked(
 
 def test_qat_that_does_harm_returns_the_model_of_ptq_and_says_so(small_request: Callable[..., Request]) -> None:
     harm = ["qat.learning_rate=0.3", "qat.optimizer=sgd", "qat.distill_weight=0", "qat.freeze_bn_epoch=null"]
-    request = small_request("stages=[train,fuse,ptq,qat,convert,evaluate]", "train.epochs=3", "qat.epochs=2", *harm)
+    request = small_request("stages=[train,fuse,ptq,qat,convert,evaluate]", "train.epochs=8", "qat.epochs=2", *harm)
     metrics = run(request).metrics
     assert metrics["qat/kept_epoch"] == 0
     assert metrics["qat/kept_val_int8_accuracy_pct"] == metrics["qat/start_val_int8_accuracy_pct"]

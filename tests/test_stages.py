@@ -119,7 +119,7 @@ def test_qat_trains_with_fake_quantize_modules_when_run(walked: Walked) -> None:
     }
     fused = torch.load(bench.models["fused"], weights_only=True)
     trained = torch.load(bench.models["qat"], weights_only=True)
-    assert sum("fake_quant_enabled" in name for name in trained) > 40
+    assert sum("fake_quant_enabled" in name for name in trained) > 30
     assert not torch.equal(trained["fc.weight"], fused["fc.weight"])
 
 
@@ -127,7 +127,7 @@ def test_convert_stores_8_bit_weights_when_run(walked: Walked) -> None:
     bench, _ = walked
     int8 = torch.load(bench.models["int8"], weights_only=True)
     assert int8["conv1.weight"].dtype == torch.qint8
-    assert int8["layer4.1.conv2.weight"].dtype == torch.qint8
+    assert int8["layer4.0.conv2.weight"].dtype == torch.qint8
 
 
 def test_evaluate_reports_the_nine_metrics_and_their_relations_when_run(walked: Walked) -> None:
@@ -165,6 +165,6 @@ def test_evaluate_accuracy_is_that_of_a_plain_loop_when_run(walked: Walked, metr
 
 def test_stage_fails_loudly_when_it_reads_a_section_that_it_did_not_declare(bench: Bench) -> None:
     visible = visible_config(stages.registry()["fuse"], bench.config)
-    assert visible.model.name == "resnet18"
+    assert visible.model.name == bench.config.model.name
     with pytest.raises(AssertionError, match=r"fuse reads config\.qat"):
         _ = visible.qat.epochs
