@@ -24,14 +24,15 @@ from pipeline.settings.config import Config
 from pipeline.tasks.classification import TASK
 from pipeline.training import loop as training
 from pipeline.training.context import Context
+from tests.conftest import TINY
 
 
 def main(result: Path) -> None:
     quantization.silence_known_warnings()
     terminal.mute()
-    asked = ["dataset.max_train_samples=110", "dataset.crop_padding=4", "dataset.horizontal_flip=true"]
+    asked = [*TINY, "dataset.max_train_samples=110", "dataset.crop_padding=4", "dataset.horizontal_flip=true"]
     config = compose_request(asked).config
-    dropping = compose_request([*asked, "model=mobilenet_v2", "model.stem=small", "backend=qnnpack"]).config
+    dropping = compose_request([*asked, "model.target=tests.tiny:Dropping"]).config
     with join(torch.device("cpu")) as world:
         found = {stage: _train(stage, config, world) for stage in ("train", "qat")}
         found["dropout"] = _train("train", dropping, world)

@@ -178,6 +178,7 @@ def test_setting_is_refused_when_processes_cannot_share_it(
         check_parts(compose_request([override]).config)
 
 
+@pytest.mark.operations
 def test_sweep_is_refused_in_one_line_when_started_by_torchrun(tmp_path: Path) -> None:
     status, said = finish(start("pipeline", "-m", f"outputs={tmp_path}", "seed=0,1"))
     assert status != 0
@@ -186,6 +187,7 @@ def test_sweep_is_refused_in_one_line_when_started_by_torchrun(tmp_path: Path) -
     ]
 
 
+@pytest.mark.operations
 def test_run_ends_in_one_line_when_the_processes_see_other_data(tmp_path: Path) -> None:
     for rank in range(2):
         for label, name in enumerate(("cat", "dog")):

@@ -21,6 +21,14 @@ class Tiny(ResNet18):
         return nn.Sequential(self.block(in_channels, out_channels, stride))
 
 
+class Dropping(Tiny):
+    """The same, which draws from torch's own generator while it is trained."""
+
+    def __init__(self, *, in_channels: int, num_classes: int) -> None:
+        super().__init__(in_channels=in_channels, num_classes=num_classes)
+        self.avgpool = nn.Sequential(self.avgpool, nn.Dropout(0.2))
+
+
 class QuantizableTiny(BetweenStubs, Tiny):
     """The twin of the whole network."""
 
