@@ -10,6 +10,7 @@ of it, and the gradients are averaged, so that they learn what one process would
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import warnings
 import zlib
@@ -142,7 +143,8 @@ def fit(
         so_far.epochs_done = epoch + 1
         took.append(time.perf_counter() - started)
         # Of equals the later, better converged.
-        if settings.keep == "last" or so_far.best_value is None or metric.drop(so_far.best_value, decisive) <= 0:
+        better = math.isnan(so_far.best_value) or metric.drop(so_far.best_value, decisive) <= 0
+        if settings.keep == "last" or better:
             so_far.keep(model, decisive)
         progress.save(so_far, model, optimizer, scheduler, context)  # what is told to be done is kept
         terminal.epoch_line(f"  {description}  loss {mean_loss:.4f}  {shown}  {took[-1]:.1f} s")

@@ -7,6 +7,7 @@ better. Until then they are the last epoch's, which `progress.pt` has.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,13 +35,13 @@ class Progress:
 
     Attributes:
         epochs_done: finished epochs.
-        best_value: of the primary metric, in the kept epoch; None: none is kept.
+        best_value: of the primary metric, in the kept epoch; NaN: none is kept.
         best_epoch: which one it is, counted from 1; 0 is the start, before any training.
         best: its `state_dict`, on the CPU; empty before the first epoch is done, where the start does not count.
     """
 
     epochs_done: int = 0
-    best_value: float | None = None
+    best_value: float = math.nan
     best_epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
 
