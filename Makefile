@@ -8,7 +8,7 @@ NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || 
 	Python 3.11 or newer is needed; make PYTHON=python3.12 names another" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-locked lock licenses audit run test test-kills test-faults test-server test-slurm fuzz \
+.PHONY: help install install-locked lock licenses audit run test test-kills test-faults test-server test-slurm test-wheel fuzz \
 	lint format type ui server clean
 
 help: ## Show this help
@@ -63,6 +63,9 @@ test-faults: $(STAMP) ## Every fault in every stage (root, forty minutes); the t
 	@mkdir -p outputs && rm -f outputs/faults.md
 	OMP_NUM_THREADS=1 PIPELINE_FAULTS=all PIPELINE_FAULT_TABLE=$(CURDIR)/outputs/faults.md \
 		$(BIN)/python -m pytest tests/test_faults.py
+
+test-wheel: $(STAMP) ## Build the wheel, install it elsewhere, and follow docs/own-network.md there
+	PIPELINE_TEST_WHEEL=1 $(BIN)/python -m pytest tests/test_wheel.py
 
 fuzz: $(STAMP) ## 2,000 random command lines (SEED=7: others): each a run that could begin, or one line
 	PIPELINE_FUZZ=2000 PIPELINE_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/test_fuzz.py -s

@@ -159,7 +159,9 @@ def _checked_config_dir(given: str) -> Path:
         beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
         close = nearest(folder.name, beside)
         raise UserError(f"{key}: no such folder" + (f"; did you mean '{close}'?" if close else ""))
-    files = [path.relative_to(folder) for path in sorted(folder.rglob("*.y*ml"))]
+    # As deep as hydra/launcher/NAME.yaml: it may be the root of a disk.
+    found = (path for depth in ("", "*/", "*/*/") for path in sorted(folder.glob(f"{depth}*.y*ml")))
+    files = [path.relative_to(folder) for path in found]
     if not files:
         raise UserError(f"{key}: no YAML in it; allowed: experiment/NAME.yaml, model/NAME.yaml and such, as in conf/")
     for file in files:
