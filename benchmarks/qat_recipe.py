@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from pipeline.commands.command_line import Parser, run_command
 from pipeline.host.errors import UserError
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 from pipeline.measure.statistics import holm
 from pipeline.reports.tracked_run import TrackedRun
 from pipeline.settings.config import TrackingConfig
@@ -42,7 +42,7 @@ def _run() -> None:
     found = [
         run
         for experiment in arguments.experiments
-        for run in read_runs(TrackingConfig(), in_project(arguments.outputs), None, experiment)
+        for run in read_runs(TrackingConfig(), resolved(arguments.outputs), None, experiment)
         if run.status == "FINISHED" and "int8_vs_ptq_int8/mcnemar_p" in run.metrics
     ]
     if not found:

@@ -30,7 +30,7 @@ from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
 from pipeline.host import environment
 from pipeline.host.errors import UserError
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 from pipeline.host.machine import UNSHARED
 from pipeline.measure import latency
 from pipeline.measure.measurement import threads as kept_threads
@@ -74,14 +74,14 @@ def main(overrides: list[str]) -> None:
         sys.exit(2)
     text = compare(request)
     print(text)
-    (in_project(request.config.outputs) / "quantizers.md").write_text(text)
+    (resolved(request.config.outputs) / "quantizers.md").write_text(text)
 
 
 def compare(request: Request) -> str:
     """The table of a finished run, for each number of threads in `benchmark.threads`."""
     config = request.config
     (export,) = (name for name in artifacts_of(config) if name.startswith("export-"))
-    exports = in_project(config.outputs) / "artifacts" / export
+    exports = resolved(config.outputs) / "artifacts" / export
     test, tables = catalogue.load_test(config.dataset), []
     with tempfile.TemporaryDirectory() as made:
         theirs = dict(_quantize(exports / "fp32" / "onnxruntime" / "model.onnx", config, Path(made)))

@@ -36,7 +36,7 @@ from pipeline.datasets.unmade import Unmade
 from pipeline.flows import eager as quantization
 from pipeline.flows.eager import flow, twins
 from pipeline.host import environment
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 from pipeline.settings.config import Config, OptimizationConfig
 from pipeline.tasks.classification import TASK
 from pipeline.training import loop as training
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     machine = f"{environment.cpu_name()}, {options.threads} of its threads, torch {torch.__version__}"
     text = "\n\n".join(["# Training speed", machine, *tables]) + "\n"
     print(text)
-    output = in_project(options.output)
+    output = resolved(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.commands.command_line import Parser, run_command
 from pipeline.host.errors import UserError, suggestion
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 
 _EPILOG = """examples:
   python -m pipeline.artifacts                       # every result: size, age, who stands on it
@@ -45,7 +45,7 @@ def _run() -> None:
     from pipeline.run.artifact_store import Store
     from pipeline.run.inventory import table, take_stock, total
 
-    outputs = in_project(arguments.outputs)
+    outputs = resolved(arguments.outputs)
     store = Store(outputs / "artifacts")
     if not store.root.is_dir():
         raise UserError(f"--outputs={arguments.outputs}: {store.root} is no folder; python -m pipeline makes the first")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
 
 from pipeline.commands.command_line import Parser, run_command
 from pipeline.host.errors import UserError
-from pipeline.host.files import PROJECT_ROOT, in_project, make_writable_folder
+from pipeline.host.files import make_writable_folder, resolved, shown
 
 _EPILOG = """examples:
   python -m pipeline.compare                                          # all runs of the newest experiment
@@ -57,20 +56,16 @@ def _run(arguments: argparse.Namespace) -> None:
     from pipeline.tracking.store import tell_unused_store
 
     config = TrackingConfig(uri=arguments.tracking_uri)
-    outputs = in_project(arguments.outputs)
+    outputs = resolved(arguments.outputs)
     tell_unused_store(config, outputs, "--tracking-uri=$MLFLOW_TRACKING_URI")
     runs = read_runs(config, outputs, arguments.selection, arguments.experiment)
     comparison = compare(runs, drop)
     folder = make_writable_folder(
-        in_project(arguments.output) if arguments.output else outputs / "comparison", "--output"
+        resolved(arguments.output) if arguments.output else outputs / "comparison", "--output"
     )
     title = f"Comparison: {arguments.selection or arguments.experiment or 'all runs'}"
     files = write_comparison(comparison, folder, title)
-    print(f"{text_table(comparison)}\n{_shown(folder)}: {', '.join(path.name for path in files)}")
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(PROJECT_ROOT) if path.is_relative_to(PROJECT_ROOT) else path)
+    print(f"{text_table(comparison)}\n{shown(folder)}: {', '.join(path.name for path in files)}")
 
 
 if __name__ == "__main__":

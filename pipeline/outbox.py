@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.commands.command_line import Parser, run_command, tell_error
 from pipeline.host.errors import UserError, presentable
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 
 _OUTPUTS = "outputs"
 _EPILOG = """examples:
@@ -44,7 +44,7 @@ def _run(arguments: argparse.Namespace) -> None:
     # Slow to import, and not needed for --help.
     from pipeline.tracking.leftovers import send_leftovers
 
-    outputs: Path = in_project(arguments.outputs)
+    outputs: Path = resolved(arguments.outputs)
     if not outputs.is_dir() and arguments.outputs != _OUTPUTS:  # misspelt, and nothing would be sent
         raise UserError(f"--outputs={arguments.outputs}: {outputs} is no folder; allowed: a folder of runs")
     done = send_leftovers(outputs, arguments.run_ids, arguments.tracking_uri)

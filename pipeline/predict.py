@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.commands.command_line import Parser, run_command, tell_error
 from pipeline.host.errors import UserError
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 from pipeline.runtimes import exported
 
 _REGISTERED = "models:/"
@@ -79,7 +79,7 @@ def _locate(arguments: argparse.Namespace) -> Path:
     from pipeline.settings.config import TrackingConfig
     from pipeline.tracking.registry import find_registered
 
-    return find_registered(arguments.model, TrackingConfig(uri=arguments.tracking_uri), in_project(arguments.outputs))
+    return find_registered(arguments.model, TrackingConfig(uri=arguments.tracking_uri), resolved(arguments.outputs))
 
 
 def _text(path: Path, model: exported.ExportedModel, top: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.commands.command_line import Parser, run_command
 from pipeline.host import terminal
 from pipeline.host.errors import UserError, suggestion
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 from pipeline.sweeps.states import Sweep, status_table
 
 
@@ -16,7 +16,7 @@ def _status() -> None:
     parser.add_argument("ids", nargs="*", metavar="ID", help="a sweep's id (default: every sweep, the newest last)")
     parser.add_argument("--outputs", default="outputs", help="the folder of the runs (default: outputs)")
     options = parser.parse_intermixed_args()
-    root = in_project(options.outputs) / "sweeps"
+    root = resolved(options.outputs) / "sweeps"
     known = sorted(root.glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
     folders = {path.parent.name: path.parent for path in known}
     if not folders:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands.composition import compose_request
-from pipeline.host.files import PROJECT_ROOT
 from pipeline.run.request import Request
 from tests import migrated_store
 
@@ -91,7 +90,7 @@ def finished_outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mnist_mirror() -> Path:
     """The folder with the official MNIST archives; the test is skipped where there is none."""
     configured = os.environ.get("DATASET_MIRROR")
-    mirror = (PROJECT_ROOT / configured) if configured else None
+    mirror = Path(configured) if configured else None
     if mirror is None or not (mirror / "train-images-idx3-ubyte.gz").is_file():
         pytest.skip("no real MNIST: set DATASET_MIRROR to a folder with the four official archives")
     return mirror

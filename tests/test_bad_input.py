@@ -39,7 +39,7 @@ BEFORE_ANYTHING = [
         ["hydra/launcher=submitit_slurm"],
         ["hydra/launcher=submitit_slurm: it starts the jobs of a sweep; allowed: with -m"],
     ),
-    (["--config-dir=elsewhere"], ["unrecognized arguments: --config-dir=elsewhere", "allowed: --help"]),
+    (["--config-dir=elsewhere"], ["--config-dir elsewhere: no such folder"]),
     (["outputs=~/here and there"], ["allowed: key=value, quoted where needed: \"outputs='~/here and there'\""]),
     (["-m", "hydra/launcher=submitit_loca", "seed=1,2"], ["hydra/launcher=submitit_loca:", "'submitit_local'?"]),
     (["hydra.job.env_set.KEY=x"], ["hydra.job.env_set.KEY", "use +hydra.job.env_set.KEY=x"]),

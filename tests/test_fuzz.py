@@ -23,7 +23,6 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from pipeline.commands import composition
-from pipeline.host import files
 from pipeline.run import runner
 from pipeline.settings.config import Config
 from pipeline.sweeps import jobs, search
@@ -101,7 +100,7 @@ VALUES = [
     *("float(x)", "str(1)", "bool(maybe)", "json_str({a:1})", "tag()", "nope(1)", "extend_list(1)", "extend_list()"),
     *("${seed}", "${nope}", "${.}", "${..seed}", "${", "${}", "$", "${${seed}}", "${oc.env:HOME}", "${oc.env:NOPE_X}"),
     *("${oc.env:X,1}", "${oc.decode:1}", "${oc.create:{a:1}}", "${oc.select:seed}", "${now:%Y}", "${nope:1}"),
-    *("${in_project:x}", "${in_project:}", "${hydra:runtime.cwd}", "${hydra:nope}", "${seed:}"),
+    *("${absolute:x}", "${absolute:}", "${hydra:runtime.cwd}", "${hydra:nope}", "${seed:}"),
     *("${train.epochs}", "${qat.epochs}", "${train}", "${qat}", "${stages}", "${outputs}", "${force}", "${model}"),
     *(
         "~",
@@ -261,9 +260,9 @@ def _ring(*_: Any) -> None:
 
 @contextmanager
 def exchanged(folder: Path) -> Iterator[None]:
-    """The project's folder is `folder`, and no run goes further than its checks."""
+    """The working directory is `folder`, and no run goes further than its checks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "PROJECT_ROOT", folder)
+        patch.chdir(folder)
         patch.setattr(runner, "run", begin)
         patch.setattr(jobs, "run_job", begin)
         patch.setattr(search.Search, "sweep", begin_search)

@@ -15,6 +15,7 @@ from pipeline.commands.composition import compose_request
 from pipeline.datasets.spec import DatasetInfo
 from pipeline.host.errors import UserError
 from pipeline.models import weights
+from pipeline.run import sources
 from pipeline.run.request import Request
 from pipeline.run.runner import check_parts, run
 from tests import own_code
@@ -171,3 +172,25 @@ def test_torchvisions_own_pair_serves_by_import_path() -> None:
         "dataset.std=[0.5,0.5,0.5]",
     ]
     assert len(check_parts(compose_request(of_torchvision).config).steps) == 5
+
+
+def test_network_is_trained_again_and_the_file_named_when_its_source_changes_and_not_for_a_comment(
+    package: str,
+    tmp_path: Path,
+    small_request: Callable[..., Request],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    request = small_request(f"model.target={package}.nets:Net", "stages=[train]", NO_TRACKING)
+    file = tmp_path / "elsewhere" / package / "nets.py"
+    text = file.read_text()
+
+    def said(source: str) -> str:
+        file.write_text(source)
+        monkeypatch.setattr(sources, "_read_before", {})  # as another process begins
+        run(request)
+        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("train "))
+
+    assert " done " in said(text)
+    assert " cached " in said(text.replace("def add(self, x, y):", "# a sum\n    def add(self, x, y):"))
+    assert said(text.replace("x + y", "x + 2 * y")).endswith(f"made again: {package}/nets.py changed")

@@ -31,12 +31,14 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import pipeline
 from pipeline.commands.command_line import INTERRUPTED, Parser, fail
 from pipeline.commands.hydra_errors import composing, one_line
 from pipeline.host import torchrun
-from pipeline.host.errors import ProcessLost, UserError
+from pipeline.host.errors import ProcessLost, UserError, nearest
 from pipeline.host.faults import fault
-from pipeline.host.files import PROJECT_ROOT, in_project, make_writable_folder
+from pipeline.host.files import make_writable_folder, resolved
+from pipeline.settings import typed
 from pipeline.settings.config import Config, check
 from pipeline.settings.schema import flatten
 from pipeline.sweeps import search, search_space
@@ -44,7 +46,7 @@ from pipeline.sweeps import search, search_space
 if typing.TYPE_CHECKING:
     from pipeline.run.request import Request
 
-CONFIG_FOLDER = PROJECT_ROOT / "conf"
+CONFIG_FOLDER = Path(pipeline.__file__).parent / "conf"
 CONFIG_NAME = "config"
 _VERSION_BASE = "1.3"
 
@@ -71,7 +73,7 @@ def _return_value(returned: JobReturn) -> object:
 JobReturn.return_value = JobReturn.return_value.getter(_return_value)  # type: ignore[method-assign, attr-defined]
 # The name that stands at the end of an import path.
 OmegaConf.register_new_resolver("name_in", lambda path: re.split("[:.]", path or "own")[-1], replace=True)
-OmegaConf.register_new_resolver("in_project", lambda path: str(in_project(path)), replace=True)
+OmegaConf.register_new_resolver("absolute", lambda path: str(resolved(path)), replace=True)
 
 
 def main() -> None:
@@ -105,7 +107,7 @@ def _run_command_line() -> None:
     if not multirun:
         _refuse_settings_of_sweeps(overrides)
     for _, config in jobs:
-        make_writable_folder(in_project(config.outputs), "outputs")
+        make_writable_folder(resolved(config.outputs), "outputs")
     if multirun:
         _run_sweep(overrides, jobs)
     elif torchrun.rank() == 0:
@@ -135,11 +137,39 @@ def _read_arguments() -> argparse.Namespace:
     one_of = parser.add_mutually_exclusive_group()
     one_of.add_argument("--multirun", "-m", action="store_true")
     one_of.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    parser.add_argument("--config-dir", "-cd")
     arguments = parser.parse_intermixed_args()
-    flags = [text for text in sys.argv[1:] if text not in arguments.overrides]
+    if arguments.config_dir is not None:
+        arguments.overrides.insert(0, typed.of_config_dir(_checked_config_dir(arguments.config_dir)))
     arguments.overrides = with_own(arguments.overrides)
+    given = [name for name, value in vars(arguments).items() if value is True]
+    flags = [*(f"--{name.replace('_', '-')}" for name in given), *(["--cfg", arguments.cfg] if arguments.cfg else [])]
     sys.argv[1:] = [*flags, *arguments.overrides]
     return arguments
+
+
+def _checked_config_dir(given: str) -> Path:
+    """The user's own folder of YAML.
+
+    Raises:
+        UserError: when it is not there, or hides behind what the project has.
+    """
+    folder, key = resolved(given), f"{typed.FLAG} {given}"
+    if not folder.is_dir():
+        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        close = nearest(folder.name, beside)
+        raise UserError(f"{key}: no such folder" + (f"; did you mean '{close}'?" if close else ""))
+    # As deep as hydra/launcher/NAME.yaml: it may be the root of a disk.
+    found = (path for depth in ("", "*/", "*/*/") for path in sorted(folder.glob(f"{depth}*.y*ml")))
+    files = [path.relative_to(folder) for path in found]
+    if not files:
+        raise UserError(f"{key}: no YAML in it; allowed: experiment/NAME.yaml, model/NAME.yaml and such, as in conf/")
+    for file in files:
+        if file.suffix != ".yaml":
+            raise UserError(f"{key}: {file} is not read; allowed: {file.with_suffix('.yaml')}")
+        if (CONFIG_FOLDER / file).exists():
+            raise UserError(f"{key}: {file} has the name of one of the project's; allowed: another name")
+    return folder
 
 
 def with_own(overrides: list[str]) -> list[str]:
@@ -155,6 +185,7 @@ def with_own(overrides: list[str]) -> list[str]:
     if not asked:
         return overrides
     chosen = [text for key, text in zip(keys, overrides, strict=True) if "." not in key and "," not in text]
+    chosen += typed.config_dirs(overrides)
     with _initialized():
         composed = hydra.compose(CONFIG_NAME, chosen)
     # An experiment may have chosen one of theirs, which is then changed.
@@ -208,7 +239,7 @@ def _job(composed: DictConfig) -> dict[str, float]:
     from pipeline.sweeps.jobs import run_job
 
     hydra_config = HydraConfig.get()
-    request = to_request(composed, list(hydra_config.overrides.task))
+    request = to_request(composed, [*typed.config_dirs(hydra_config.overrides.hydra), *hydra_config.overrides.task])
     if hydra_config.mode is RunMode.MULTIRUN:
         # What a job raises ends that job: Hydra goes on with the others, and raises at the end.
         return run_job(request, Path(hydra_config.sweep.dir), hydra_config.launcher.get("n_jobs", 1))

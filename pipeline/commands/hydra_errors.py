@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,16 +42,20 @@ def one_line(error: Exception) -> str:
         return f"{group}={name}: no such {group}; {suggestion(name, error.options)}"
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     override = text.removeprefix("Error merging override ") if text.startswith("Error merging override ") else None
+    found = re.match(r"In '([^']+)': ", text)  # Hydra tells the file here alone
+    place = f"{found[1]}.yaml: " if found else ""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
             section = str(cause.full_key).removesuffix(str(cause.key))
             if names := [f"{section}{key!s}" for key in cause.parent_node if key not in ("hydra", "_target_")]:
-                return f"{cause.full_key}: no such setting; {suggestion(str(cause.full_key), names)}"
+                return f"{place}{cause.full_key}: no such setting; {suggestion(str(cause.full_key), names)}"
         elif isinstance(cause, OmegaConfBaseException) and cause.full_key:
             words = allowed_words(str(cause.full_key))
-            return f"{override or cause.full_key}: {first_line(cause)}" + (f"; allowed: {words}" if words else "")
-        cause = cause.__cause__
+            return f"{place}{override or cause.full_key}: {first_line(cause)}" + (
+                f"; allowed: {words}" if words else ""
+            )
+        cause = cause.__cause__ or cause.__context__  # Hydra does not say what it raises from
     if isinstance(error, HydraException | OmegaConfBaseException) and text:
         return text
     return f"Hydra cannot compose what was typed: {type(error).__name__}: {text}; allowed: key=value as --help shows"

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from pipeline.host import terminal
 from pipeline.host.errors import UserError
-from pipeline.host.files import in_project, make_writable_folder, write_and_rename
+from pipeline.host.files import make_writable_folder, resolved, write_and_rename
 from pipeline.host.redaction import refuse_credentials
 from pipeline.settings.config import DatasetConfig
 
@@ -81,7 +81,7 @@ def _own_mirror(config: DatasetConfig) -> list[str]:
     if not mirror:
         return []
     refuse_credentials("dataset.mirror" if config.mirror else MIRROR_VARIABLE, mirror)
-    return [mirror if "://" in mirror else in_project(mirror).as_uri()]
+    return [mirror if "://" in mirror else resolved(mirror).as_uri()]
 
 
 def _download(url: str, target: Path) -> None:

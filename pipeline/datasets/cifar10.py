@@ -8,7 +8,7 @@ import torch
 
 from pipeline.datasets import archives
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 from pipeline.host.machine import Machine
 from pipeline.settings.config import DatasetConfig
 
@@ -24,7 +24,7 @@ def _dataset() -> Any:
 def _prepare(config: DatasetConfig) -> None:
     from torchvision.datasets.utils import extract_archive
 
-    root, dataset = in_project(config.root), _dataset()
+    root, dataset = resolved(config.root), _dataset()
     files = [*dataset.train_list, *dataset.test_list, (dataset.meta["filename"], dataset.meta["md5"])]
 
     def is_unpacked() -> bool:
@@ -42,7 +42,7 @@ def _read(config: DatasetConfig, part: PartName, machine: Machine) -> Part:
     dataset = _dataset()
     with machine.computing():
         # torchvision unpickles these files; they are the ones whose MD5 it states, or it refuses.
-        whole = dataset(str(in_project(config.root)), train=part == "train", download=False)
+        whole = dataset(str(resolved(config.root)), train=part == "train", download=False)
         pixels = torch.from_numpy(whole.data).permute(0, 3, 1, 2).contiguous()
     return Part(pixels, torch.tensor(whole.targets))
 

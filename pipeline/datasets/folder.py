@@ -23,7 +23,7 @@ from pipeline.datasets.spec import PartName
 from pipeline.datasets.splitting import held_out_to_test
 from pipeline.host import terminal
 from pipeline.host.errors import UserError, nearest
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 from pipeline.host.machine import UNSHARED
 from pipeline.host.remembered import memory_at, state_of
 from pipeline.settings.config import DatasetConfig
@@ -107,7 +107,7 @@ def is_split(config: DatasetConfig) -> bool:
     """Whether the folder brings its own train and test parts."""
     if not config.root:  # as conf/dataset/image_folder.yaml says: there is no folder to assume
         raise UserError(f"dataset.root must be set: allowed: a folder with {_LAYOUT}")
-    root = in_project(config.root)
+    root = resolved(config.root)
     return (root / "train").is_dir() and (root / "test").is_dir()
 
 
@@ -213,7 +213,7 @@ def look_again() -> None:
 
 
 def _folder(config: DatasetConfig, part: PartName) -> Path:
-    root = in_project(config.root)
+    root = resolved(config.root)
     return root / part if is_split(config) else root
 
 

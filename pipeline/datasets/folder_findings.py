@@ -24,7 +24,7 @@ from pipeline.datasets.pictures import Reading, is_deep, read_image, white_of
 from pipeline.datasets.preprocessing import fit
 from pipeline.datasets.splitting import chosen_to_test, training_and_validation
 from pipeline.host.errors import UserError
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 from pipeline.host.machine import Machine
 from pipeline.host.remembered import memory_at
 from pipeline.settings.config import DatasetConfig
@@ -45,7 +45,7 @@ def inspect(config: DatasetConfig, seen: Path, machine: Machine) -> dict[str, st
     Raises:
         UserError: when there is no such folder.
     """
-    root = in_project(config.root)
+    root = resolved(config.root)
     found = {
         "files_not_read": _files_not_read(config, root),
         "other_suffixes": _other_suffixes(config, root),
@@ -192,7 +192,7 @@ def _copies(config: DatasetConfig, train: Listing, test: Listing, seen: Path) ->
     copies = [file.path for file in test.files if tested[file.path] in originals]
     if not copies:
         return ""
-    root = in_project(config.root)
+    root = resolved(config.root)
     shown = " is ".join(os.path.relpath(path, root) for path in (copies[0], originals[tested[copies[0]]]))
     return (
         f"{len(copies):,} of {len(test):,} test files are byte-equal to training files: what is known by heart is "

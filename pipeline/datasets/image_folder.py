@@ -18,7 +18,7 @@ from pipeline.datasets.spec import DatasetSpec, Part, PartName
 from pipeline.datasets.unmade import Unmade
 from pipeline.host import terminal
 from pipeline.host.errors import UserError
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 from pipeline.host.machine import Machine
 from pipeline.settings.config import DatasetConfig
 
@@ -113,7 +113,7 @@ DATASETS = (
         prepare=_prepare,
         read=_read,
         fingerprint=folder.fingerprint,
-        origin=lambda config: str(in_project(config.root)),
+        origin=lambda config: str(resolved(config.root)),
         has_files=True,
         look_again=folder.look_again,
         inspect=folder_findings.inspect,

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.datasets import archives
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 from pipeline.host.machine import Machine
 from pipeline.settings.config import DatasetConfig
 
@@ -25,7 +25,7 @@ def _spec(name: str, class_name: str) -> DatasetSpec:
         return getattr(torchvision.datasets, class_name)
 
     def folder_of(config: DatasetConfig) -> Path:
-        return in_project(config.root) / class_name / "raw"
+        return resolved(config.root) / class_name / "raw"
 
     def prepare(config: DatasetConfig) -> None:
         archives.fetch(config, folder_of(config), dict(dataset().resources), dataset().mirrors)

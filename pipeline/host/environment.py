@@ -30,7 +30,10 @@ def cpu_name() -> str:
 
 @functools.cache
 def git_commit() -> str:
-    """The checkout's commit, marked `-dirty` with uncommitted changes; 'unknown' outside a checkout."""
+    """The commit of the checkout, marked `-dirty` with uncommitted changes; 'unknown' outside a checkout.
+
+    It is that of this project, or, where this is installed from a wheel, that of the working directory.
+    """
     return _output("git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*") or "unknown"
 
 
@@ -87,8 +90,9 @@ def busy_share(seconds: float = 0.5) -> float | None:
 
 
 def _output(*command: str) -> str | None:
+    checkout = PROJECT_ROOT if (PROJECT_ROOT / ".git").exists() else None
     try:
-        result = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=10)
+        result = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=10)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() if result.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""Files: their hash, their folder within the project, and writing that is complete or absent."""
+"""Files: their hash, what a path that is typed means, and writing that is complete or absent."""
 
 from __future__ import annotations
 
@@ -19,12 +19,19 @@ from pipeline.host.interruption import deferred
 
 # Of what torch says where it refuses to unpickle something.
 _OBJECT = re.compile(r"Unsupported (?:global|class): (?:GLOBAL )?([\w.]+)")
+# What holds the package: the checkout, or the folder that it is installed into.
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
-def in_project(path: str) -> Path:
-    """`path`, resolved against the project root wherever the command is typed."""
-    return (PROJECT_ROOT / os.path.expanduser(path)).resolve()
+def resolved(path: str) -> Path:
+    """`path` as an absolute one: a relative one counts from the working directory, `~` is the user's home."""
+    return Path(os.path.expanduser(path)).resolve()
+
+
+def shown(path: Path) -> str:
+    """`path` as it is typed from here: relative where it lies below the working directory."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def amount(size: int) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline import models
 from pipeline.datasets.spec import DatasetInfo
 from pipeline.host.errors import UserError, suggestion
-from pipeline.host.files import in_project, sha256
+from pipeline.host.files import resolved, sha256
 from pipeline.models import ModelSpec, checkpoints, find
 from pipeline.settings.config import ModelConfig
 
@@ -118,7 +118,7 @@ def _number(weights: str, name: str, value: Tensor, wanted: torch.dtype) -> Tens
 
 def _path(weights: str) -> Path | None:
     """The file that `weights` names, or None when it names a torchvision weight."""
-    path = in_project(weights)
+    path = resolved(weights)
     if path.is_file():
         return path
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors") or "/" in weights:

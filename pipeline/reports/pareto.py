@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 
 from pipeline.host.files import write_and_rename
+from pipeline.settings.typed import command
 
 if TYPE_CHECKING:  # imported only when there is a front
     import pandas as pd
@@ -59,4 +59,4 @@ def _frame(front: Sequence[FrontTrial], objectives: Sequence[str]) -> pd.DataFra
         for trial in front
     ]
     frame = pd.DataFrame(rows).fillna("")
-    return frame.assign(command=[shlex.join(["python", "-m", "pipeline", *trial.overrides]) for trial in front])
+    return frame.assign(command=[command(trial.overrides) for trial in front])

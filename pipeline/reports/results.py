@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 
 from tabulate import tabulate
@@ -11,6 +10,7 @@ from pipeline.flows import BY_PREFIX, FORMS
 from pipeline.measure.pairs import PAIRS
 from pipeline.measure.statistics import SIGNIFICANCE
 from pipeline.settings.config import EvaluateConfig
+from pipeline.settings.typed import command
 from pipeline.tasks import ACCURACY, Metric
 
 # The columns that are one number: heading and metric.
@@ -138,8 +138,8 @@ def conditions(evaluate: EvaluateConfig, metrics: Mapping[str, float], cpu: str,
 def next_lines(overrides: list[str], way_to_runs: str) -> str:
     """The lines that a user is likely to type next; `way_to_runs` is how to see them, where a browser shows them."""
     dropped = ("backend", "qat.epochs", "force", "stages", "tracking.run_name")
-    kept = [shlex.quote(text) for text in overrides if text.lstrip("+").split("=")[0] not in dropped]
-    sweep = " ".join(["python -m pipeline -m", *kept, "backend=fbgemm,qnnpack qat.epochs=1,2,3"])
+    kept = [text for text in overrides if text.lstrip("+").split("=")[0] not in dropped]
+    sweep = command([*kept, "backend=fbgemm,qnnpack", "qat.epochs=1,2,3"], "-m")
     return "next:  " + "\n       ".join([*([way_to_runs] if way_to_runs else []), sweep])
 
 

@@ -13,7 +13,7 @@ from pipeline.datasets import catalogue
 from pipeline.datasets.spec import Part
 from pipeline.flows.catalogue import find as find_flow
 from pipeline.host.errors import UserError
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 from pipeline.host.machine import UNSHARED
 from pipeline.host.world import World
 from pipeline.run.artifact_store import Store
@@ -67,7 +67,7 @@ def follow(config: Config, plan: Plan, world: World, device: torch.device) -> No
     Raises:
         UserError: when it announces what is not planned here: the processes see other data or settings.
     """
-    steps, outputs = {step.artifact: step for step in plan.steps}, in_project(config.outputs)
+    steps, outputs = {step.artifact: step for step in plan.steps}, resolved(config.outputs)
 
     @functools.cache
     def load_training() -> tuple[Part, Part]:

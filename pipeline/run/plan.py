@@ -19,7 +19,7 @@ from pipeline.datasets import catalogue
 from pipeline.flows.catalogue import find as find_flow
 from pipeline.host import environment
 from pipeline.host.errors import UserError, suggestion
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 from pipeline.models import weights
 from pipeline.run.artifact_store import Artifact, Store, seen_folder
 from pipeline.run.sources import code_of
@@ -126,7 +126,7 @@ def goes_by_flow(stage: Stage, config: Config) -> bool:
 
 
 def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
-    seen = seen_folder(in_project(config.outputs))
+    seen = seen_folder(resolved(config.outputs))
     # The modules that it runs: its own, and those that are chosen by name.
     modules = [stage.run.__module__]
     if "model" in stage.sections:

@@ -17,7 +17,7 @@ from pipeline.datasets import catalogue
 from pipeline.datasets.preprocessing import OWN_PREPROCESSING
 from pipeline.host import environment, terminal
 from pipeline.host.errors import UserError
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 from pipeline.settings.config import Config
 from pipeline.tasks.catalogue import find as find_task
 from pipeline.tracking import Tracker
@@ -76,7 +76,7 @@ def keep_model(config: Config, exports: Path | None, metrics: Mapping[str, float
     runtime = passed[0]
     file = exports / "int8" / runtime / runtimes.registry()[runtime].file
     record = ModelRecord(runtime, file, config.evaluate.threads, config.backend.engine)
-    outputs = in_project(config.outputs)
+    outputs = resolved(config.outputs)
     if config.register.name is None:
         tracker.model(record, outputs, None, None)
     else:

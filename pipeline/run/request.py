@@ -15,13 +15,14 @@ from pipeline import runtimes
 from pipeline.datasets import catalogue
 from pipeline.flows.catalogue import find as find_flow
 from pipeline.host import environment, terminal, torchrun
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 from pipeline.host.machine import Machine
 from pipeline.host.redaction import mask_text
 from pipeline.reports.tracked_run import METRIC_TAG
 from pipeline.run.artifact_store import seen_folder
 from pipeline.run.plan import Plan
 from pipeline.settings.config import Config
+from pipeline.settings.typed import is_for_hydra
 from pipeline.tasks.catalogue import find as find_task
 from pipeline.tracking import RunRecord
 from pipeline.tracking.parents import JOB_TAG
@@ -100,10 +101,10 @@ def describe(request: Request, plan: Plan, warnings: Mapping[str, str] = {}) -> 
         tags[JOB_TAG] = request.job
     name = (
         request.name
-        or " ".join(request.overrides)
+        or " ".join(text for text in request.overrides if not is_for_hydra(text))
         or f"{config.model.name} {config.dataset.name} {config.backend.name}"
     )
-    seen = seen_folder(in_project(config.outputs))
+    seen = seen_folder(resolved(config.outputs))
     data = {part: catalogue.fingerprint(config.dataset, part, seen) for part in ("train", "test")}  # type: ignore[arg-type]
     digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:8]
     return RunRecord(

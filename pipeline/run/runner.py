@@ -14,7 +14,7 @@ from pipeline.datasets import catalogue
 from pipeline.flows.catalogue import find as find_flow
 from pipeline.host import environment, terminal, torchrun
 from pipeline.host.errors import UserError, suggestion
-from pipeline.host.files import in_project, make_writable_folder
+from pipeline.host.files import make_writable_folder, resolved
 from pipeline.host.interruption import stop_if_interrupted, termination_as_interrupt
 from pipeline.host.world import SOLO, World, join
 from pipeline.models import weights
@@ -64,7 +64,7 @@ def run(request: Request) -> Outcome:
     with termination_as_interrupt(), join(device) as world:
         if world.is_main:
             tell_qconfigs(config, plan)
-            store = Store(make_writable_folder(in_project(config.outputs), "outputs") / "artifacts")
+            store = Store(make_writable_folder(resolved(config.outputs), "outputs") / "artifacts")
             with store.holding(step.artifact for step in (*plan.earlier, *plan.steps)):
                 outcome = _run(request, plan, world, store)
             world.tell(None)  # that there is nothing more to train

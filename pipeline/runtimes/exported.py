@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.datasets.preprocessing import OWN_PREPROCESSING, PREPROCESSING_FILE, Preprocessing
 from pipeline.host.errors import UserError
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 from pipeline.runtimes import Predictor, Runtime, check_runtimes, find, registry
 
 # Where MLflow's flavours keep a model's file and what goes with it.
@@ -68,7 +68,7 @@ def locate(model: str | None, outputs: str, runtime: str | None = None) -> Path:
         if not path.exists():
             raise UserError(f"--model {model}: no such file or folder; allowed: models:/NAME@ALIAS, {_files(runtime)}")
         return path
-    artifacts = in_project(outputs) / "artifacts"
+    artifacts = resolved(outputs) / "artifacts"
     exports = [path for path in artifacts.glob("export-*/int8") if not path.parent.name.endswith(".partial")]
     for export in sorted(exports, key=lambda path: path.stat().st_mtime, reverse=True):
         found = _first((export / one.name for one in _those(runtime)), runtime)

@@ -16,7 +16,7 @@ import torch
 from pipeline.host import terminal
 from pipeline.host.errors import SubmissionError, UserError
 from pipeline.host.faults import told
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 from pipeline.host.interruption import INTERRUPTIONS
 from pipeline.host.redaction import mask_text
 from pipeline.reports.tracked_run import METRIC_TAG, TrackedRun
@@ -50,7 +50,7 @@ def sweep_session(overrides: list[str], jobs: list[list[str]], config: Config) -
         SystemExit: with status 1, when jobs failed.
         SubmissionError: when no job could be started.
     """
-    outputs = in_project(config.outputs)
+    outputs = resolved(config.outputs)
     sweep = Sweep(outputs / "sweeps" / sweep_id(overrides), overrides, jobs)
     parent = None
     if config.tracking.enabled:
@@ -121,7 +121,7 @@ def _runs_of_jobs(sweep: Sweep, config: Config) -> list[TrackedRun]:
     """The jobs' runs from the tracking store; what the jobs noted here where it does not have all of them."""
     from pipeline.tracking.reading import read_runs
 
-    outputs, records = in_project(config.outputs), sweep.records()
+    outputs, records = resolved(config.outputs), sweep.records()
     if sweep.parent_run_id is not None:
         if any(record.run_id and of_run(outputs, record.run_id) is not None for record in records):
             why = "the tracking server does not have all of the jobs yet"
@@ -166,7 +166,7 @@ def run_job(request: Request, folder: Path, processes: int) -> dict[str, float]:
             with told():
                 # Slurm queues again what it has lost, and no sweep begins that would settle it.
                 if has_predecessor and config.tracking.enabled and sweep.parent_run_id is not None:
-                    outputs, store = in_project(config.outputs), config.tracking
+                    outputs, store = resolved(config.outputs), config.tracking
                     parents.mark_killed(
                         store, outputs, sweep.parent_run_id, lambda one: one == job.slug, store.patience_s
                     )
@@ -193,7 +193,7 @@ def _is_finished(record: JobRecord, artifacts: list[str], config: Config) -> boo
     if record.artifacts != artifacts:
         terminal.say(f"{record.name}: was finished with other stages, data or code, and runs again")
         return False
-    outputs = in_project(config.outputs)
+    outputs = resolved(config.outputs)
     store = Store(outputs / "artifacts")
     for name in artifacts:
         if not (store.root / name).is_dir():

@@ -30,10 +30,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.host import terminal
 from pipeline.host.errors import UserError, suggestion
-from pipeline.host.files import in_project
+from pipeline.host.files import resolved
 from pipeline.reports.pareto import FrontTrial, front_table, write_front
 from pipeline.settings.config import Config
 from pipeline.settings.setting import check_settings, setting
+from pipeline.settings.typed import config_dirs
 from pipeline.sweeps.search_space import SearchSpace, plain, read_search_space
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class Search(Sweeper):
                     f"{_PREFIX}objectives: {objective} is of the test part, which then says too much good of what is "
                     f"chosen: val/int8_{metric.name} is of the validation part"
                 )
-        folder = in_project(self.config.outputs) / "search" / name
+        folder = resolved(self.config.outputs) / "search" / name
         folder.mkdir(parents=True, exist_ok=True)
         try:
             # What another process has running must not be taken for interrupted.
@@ -235,12 +236,14 @@ class Search(Sweeper):
     def _show_front(self, study: optuna.Study, path: Path) -> None:
         """Show and write the trials that no other beats in every objective."""
         objectives = list(self.settings.objectives)
+        assert self.config is not None
+        beside = config_dirs(self.config.hydra.overrides.hydra)
         front = [
             FrontTrial(
                 trial.number,
                 trial.values,
                 {name: plain(value) for name, value in trial.params.items()},
-                trial.user_attrs[_OVERRIDES],
+                [*beside, *trial.user_attrs[_OVERRIDES]],
             )
             for trial in study.best_trials
         ]

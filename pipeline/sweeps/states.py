@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tabulate import tabulate
 
 from pipeline.host.errors import UserError
 from pipeline.host.files import write_and_rename
+from pipeline.settings.typed import command, is_for_hydra
 from pipeline.tasks import ACCURACY
 
 FINISHED, FAILED, RUNNING, KILLED, WAITING = "finished", "failed", "running", "killed", "waiting"
@@ -164,7 +164,7 @@ def sweep_id(overrides: list[str]) -> str:
 
 
 def _asked(overrides: list[str]) -> list[str]:
-    return [text for text in overrides if not text.startswith(("hydra", "+hydra", "force="))]
+    return [text for text in overrides if not is_for_hydra(text) and not text.startswith("force=")]
 
 
 def untracked_users(outputs: Path) -> dict[str, list[str]]:
@@ -183,7 +183,7 @@ def failure_lines(sweep: Sweep) -> str:
     lines = [f"{len(failed)} of {len(sweep.all_jobs())} jobs failed:"]
     for record in failed:
         lines.append(f"  {record.name}: {record.reason}")
-        lines.append(f"    retry: {shlex.join(['python', '-m', 'pipeline', *record.overrides])}")
+        lines.append(f"    retry: {command(record.overrides)}")
     return "\n".join(lines)
 
 
@@ -203,5 +203,5 @@ def status_table(sweep: Sweep) -> str:
 
     unit = ACCURACY.heading if metric == ACCURACY.name else metric
     headers = ["job", "state", f"int8 validation {unit}", f"int8 test {unit}", "int8 latency ms", "reason"]
-    title = f"sweep {sweep.id}: {shlex.join(['python', '-m', 'pipeline', '-m', *sweep.overrides])}"
+    title = f"sweep {sweep.id}: {command(sweep.overrides, '-m')}"
     return f"{title}\n{tabulate([row(record) for record in records], headers, disable_numparse=True)}"

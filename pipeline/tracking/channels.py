@@ -11,11 +11,12 @@ from filelock import FileLock, Timeout
 
 from pipeline.host import terminal
 from pipeline.host.errors import UserError
+from pipeline.host.files import shown
 from pipeline.settings.store_address import is_server
 from pipeline.tracking.delivery import Thing, deliver, thing
 from pipeline.tracking.failures import in_the_way, waiting
 from pipeline.tracking.leftovers import later_command
-from pipeline.tracking.outbox import Address, Outbox, folder_of, lock_of, shown
+from pipeline.tracking.outbox import Address, Outbox, folder_of, lock_of
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LAST_PAUSE_S = 1.0, 10.0, 0.5
 _TELL_EVERY_S, _LOCK_S = 10.0, 30.0

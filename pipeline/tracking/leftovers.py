@@ -9,12 +9,12 @@ from pathlib import Path
 from filelock import Timeout
 
 from pipeline.host.errors import UserError
-from pipeline.host.files import PROJECT_ROOT
+from pipeline.host.files import resolved, shown
 from pipeline.host.redaction import refuse_credentials
 from pipeline.settings.store_address import check_server
 from pipeline.tracking.delivery import thing
 from pipeline.tracking.failures import in_the_way, reason
-from pipeline.tracking.outbox import Address, Outbox, kept, lock_of, shown
+from pipeline.tracking.outbox import Address, Outbox, kept, lock_of
 from pipeline.tracking.store import SERVER_VARIABLE, client_of, configured_server, same_server
 
 
@@ -116,7 +116,7 @@ def _send(outbox: Outbox, meant: Address, uri: str) -> Leftover:
 def later_command(outputs: Path, uri: str) -> str:
     """The command that sends what is kept under `outputs` for the server at `uri`."""
     words = ["python", "-m", "pipeline.outbox"]
-    if outputs != PROJECT_ROOT / "outputs":
+    if outputs != resolved("outputs"):
         words += ["--outputs", shown(outputs)]
     if not same_server(uri, configured_server()):
         words += ["--tracking-uri", uri]

@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from pipeline.host import terminal
 from pipeline.host.errors import UserError
-from pipeline.host.files import PROJECT_ROOT, write_and_rename
+from pipeline.host.files import shown, write_and_rename
 from pipeline.tracking.delivery import FILE, MAX_POINTS, METRIC, MODEL, Thing, deliver
 from pipeline.tracking.failures import http_status, may_pass, reason
 
@@ -275,8 +275,3 @@ def of_run(outputs: Path, run_id: str) -> Outbox | None:
     """The outbox of a run that has something left to say, or None."""
     outbox = Outbox(folder_of(outputs, run_id))
     return outbox if outbox.is_there and outbox.count_left() else None
-
-
-def shown(path: Path) -> str:
-    """A path as short as it can be typed."""
-    return str(path.relative_to(PROJECT_ROOT) if path.is_relative_to(PROJECT_ROOT) else path)

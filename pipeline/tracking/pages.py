@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from pipeline.host.files import in_project
+from pipeline.host.files import PROJECT_ROOT, resolved
 from pipeline.settings.config import TrackingConfig
 from pipeline.settings.store_address import is_server
 from pipeline.tracking.database import SQLITE
@@ -38,7 +38,7 @@ def way_to_view(config: TrackingConfig, outputs: Path, experiment: str, view: st
     page = f"open {site}/#/experiments/{experiment}/runs?{_AS_TRAINING}&viewStateShareKey={view}"
     if is_server(uri):
         return page
-    makes = uri == store_uri(TrackingConfig(), in_project("outputs"))
+    makes = uri == store_uri(TrackingConfig(), resolved("outputs")) and Path.cwd() == PROJECT_ROOT
     serve = "make ui" if makes else shlex.join(["mlflow", "ui", "--backend-store-uri", uri])
     return f"{serve}    # then {page}"
 

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from pipeline.host import terminal
 from pipeline.host.errors import UserError
-from pipeline.host.files import in_project, write_and_rename
+from pipeline.host.files import resolved, write_and_rename
 from pipeline.host.redaction import mask_text, refuse_credentials
 from pipeline.settings.config import TrackingConfig
 from pipeline.settings.store_address import check_sqlite, is_server
@@ -59,7 +59,7 @@ def store_uri(config: TrackingConfig, outputs: Path) -> str:
 
 
 def _resolved(uri: str) -> str:
-    return f"{SQLITE}{in_project(uri.removeprefix(SQLITE))}" if uri.startswith(SQLITE) else uri
+    return f"{SQLITE}{resolved(uri.removeprefix(SQLITE))}" if uri.startswith(SQLITE) else uri
 
 
 def tell_unused_store(config: TrackingConfig, outputs: Path, setting: str = "tracking=server") -> None:

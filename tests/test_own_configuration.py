@@ -1,0 +1,111 @@
+"""Experiments, models and data sets as YAML in a folder of the user's own: `--config-dir`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.commands import composition
+from pipeline.commands.composition import compose_request
+from pipeline.host.files import PROJECT_ROOT
+from pipeline.settings.typed import command, of_config_dir
+from tests import own_code
+from tests.conftest import SMALL
+
+Refuse = Callable[..., str]
+MODEL = "name: mine\ntarget: mine.nets:Net\nquantizable_target: mine.nets:QuantizableNet\nkwargs:\n  width: 12\n"
+EXPERIMENT = "# @package _global_\ndefaults:\n  - override /model: mine\n\nqat:\n  epochs: 7\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of the test, with `conf/` and the package `mine`."""
+    for name, text in {"model/mine": MODEL, "experiment/mine": EXPERIMENT}.items():
+        file = tmp_path / "conf" / f"{name}.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    own_code.write(tmp_path, "mine", nets=own_code.NETS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refuse(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refuse:
+    """The one line that ends a command."""
+
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            composition.main()
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return call
+
+
+def test_experiment_and_model_of_ones_own_are_composed_among_the_projects(folder: Path) -> None:
+    request = compose_request([of_config_dir(folder / "conf"), "+experiment=mine", "train.epochs=4"])
+    assert (request.config.model.target, request.config.model.kwargs) == ("mine.nets:Net", {"width": 12})
+    assert (request.config.qat.epochs, request.config.train.epochs) == (7, 4)
+    assert request.parameters["model.kwargs.width"] == 12
+
+
+def test_experiments_network_stays_when_the_command_line_names_another_one(folder: Path) -> None:
+    asked = [of_config_dir(folder / "conf"), "+experiment=mine", "model.target=mine.nets:QuantizableNet"]
+    model = compose_request(asked).config.model
+    assert (model.target, model.kwargs) == ("mine.nets:QuantizableNet", {"width": 12})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--config-dir", "cof"], "--config-dir cof: no such folder; did you mean 'conf'?"),
+        (["--config-dir=mine"], "--config-dir mine: no YAML in it"),
+        (["--config-dir", "conf", "+experiment=mien"], "no such experiment; .*did you mean 'mine'?"),
+        (["--config-dir", "conf", "model=mein"], "no such model; .*did you mean 'mine'?"),
+    ],
+)
+def test_folder_or_name_is_refused_in_one_line_with_the_nearest(
+    refuse: Refuse, arguments: list[str], line: str
+) -> None:
+    told = refuse(*arguments)
+    for part in line.split(".*"):
+        assert part in told
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "line"),
+    [
+        ("model/stray.yaml", f"{MODEL}widht: 3\n", "model/stray.yaml: model.widht: no such setting; allowed: "),
+        ("model/kind.yaml", f"{MODEL}stem: huge\n", "model.stem=huge: allowed: imagenet, small"),
+        ("model/resnet18.yaml", MODEL, "model/resnet18.yaml has the name of one of the project's"),
+        ("model/mine.yml", MODEL, "model/mine.yml is not read; allowed: model/mine.yaml"),
+    ],
+)
+def test_file_is_checked_as_the_projects_are(folder: Path, refuse: Refuse, file: str, text: str, line: str) -> None:
+    (folder / "conf" / file).write_text(text)
+    assert line in refuse("--config-dir", "conf", f"model={Path(file).stem}")
+
+
+def test_lines_to_type_next_name_the_folder() -> None:
+    typed = command([of_config_dir(Path("/my folder's/conf")), "+experiment=mine", "seed=1,2"], "-m")
+    assert typed == "python -m pipeline -m --config-dir '/my folder'\"'\"'s/conf' +experiment=mine seed=1,2"
+
+
+@pytest.mark.parametrize("launcher", ["basic", "submitit_local"])
+def test_jobs_of_a_sweep_have_the_folder_too(folder: Path, launcher: str) -> None:
+    asked = ["--config-dir", "conf", "-m", "+experiment=mine", "seed=0,1", f"hydra/launcher={launcher}"]
+    small = [*SMALL, "stages=[train]", "tracking=off"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *asked, *small],
+        env={"PYTHONPATH": str(PROJECT_ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((folder / "outputs" / "artifacts").glob("train-*/model.pt"))) == 2
