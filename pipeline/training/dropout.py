@@ -13,6 +13,7 @@ def drop_out_over_all(model: nn.Module) -> None:
     """Let every dropout of `model` take its part of the mask that all processes, seeded alike, draw for the batch."""
     for module in model.modules():
         if type(module) is nn.Dropout:
+            # The module as it is, with another forward: whoever converts the model knows it as what it is.
             module.__class__ = _DropoutOverAll
 
 
