@@ -75,7 +75,7 @@ def _locate(arguments: argparse.Namespace) -> Path:
     """The file or folder of the model: of a registered one, in the store."""
     if not (arguments.model or "").startswith(_REGISTERED):
         return exported.locate(arguments.model, arguments.outputs, arguments.runtime)
-    # Of mlflow it imports something only where the store is no SQLite file.
+    # It imports mlflow, which takes seconds.
     from pipeline.settings.config import TrackingConfig
     from pipeline.tracking.registry import find_registered
 

@@ -181,21 +181,6 @@ def test_logged_file_is_the_exported_one_to_its_outputs_when_found_by_its_alias(
     assert np.array_equal(load(folder).predictor(images), exported)
 
 
-def test_registered_model_is_found_through_mlflow_when_the_tables_are_not_as_they_are_known(
-    registering: Register, name: str, outputs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    from pipeline.tracking import registry as module
-
-    registering(same_file=True)
-    monkeypatch.setattr(module, "_QUERY", "select * from a_table_of_another_schema")
-    folder = find_registered(f"models:/{name}@champion", TrackingConfig(), outputs)
-    assert not folder.is_relative_to(outputs)  # downloaded
-    assert capfd.readouterr() == ("", "")
-    assert load(folder).preprocessing.class_names == ("left", "right")
-    with pytest.raises(UserError, match="cannot be had from"):
-        find_registered("models:/nit@champion", TrackingConfig(), outputs)
-
-
 def test_model_is_refused_in_one_line_when_the_registry_does_not_have_it(
     registering: Register, name: str, outputs: Path
 ) -> None:
@@ -212,6 +197,6 @@ def test_model_is_refused_in_one_line_when_the_registry_does_not_have_it(
     assert f"did you mean '{name}'?" in refusal(f"models:/{name}t/1")
     assert f"{name} has no /2" in refusal(f"models:/{name}/2")
     assert "allowed: models:/NAME@ALIAS" in refusal(f"models:/{name}")
-    assert "there is no store" in refusal(f"models:/{name}/1", outputs / "nowhere")
+    assert "there is no such database" in refusal(f"models:/{name}/1", outputs / "nowhere")
     mlflow.MlflowClient().delete_model_version(name, "1")
     assert f"{name} has no /1" in refusal(f"models:/{name}/1")
