@@ -353,6 +353,6 @@ def test_cifar10_is_refused_when_a_batch_has_a_label_beyond_its_classes(
     meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
     monkeypatch.setattr(CIFAR10, "meta", meta)
     config = dataclasses.replace(composed("dataset=cifar10"), root=str(tmp_path))
-    assert refusal(lambda: catalogue.load_test(config)) == (
+    assert refusal(lambda: catalogue.load_test(config, check=TASK.check)) == (
         "dataset=cifar10: the test part has the label -1 at image 2 (of 3, from 0); allowed: 0 to 9, its 10 classes"
     )

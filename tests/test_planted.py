@@ -24,18 +24,21 @@ from pipeline.run.request import Request
 from pipeline.run.runner import Outcome, check_parts, run
 from pipeline.settings.config import TrackingConfig
 from pipeline.tracking.reading import read_runs
-from tests.conftest import SMALL, TRAINED
+from tests.conftest import SMALL
 
 TASK = "task=tests.planted.task:TASK"
 FLOW = "backend.flow=tests.planted.flow:FLOW"
 RUNTIME = "runtime.names=[eager,torchscript,tests.planted.runtime:RUNTIME]"
-QUICK = [f"benchmark.{given}" for given in ("max_seconds=1", "min_repeats=2", "passes=2", "batch_sizes=[1]")]
+QUICK = [
+    *("dataset.image_size=16", "dataset.max_train_samples=120", "train.epochs=2", "train.batch_size=20"),
+    *("sensitivity.samples=10", "ptq.calibration_samples=20", "export.min_agreement=90"),
+    *(f"benchmark.{given}" for given in ("max_seconds=1", "min_repeats=2", "passes=2", "batch_sizes=[1]")),
+]
 EVERYTHING = "stages=[train,finetune,fuse,qat,convert,ptq,sensitivity,evaluate,export,benchmark]"
 
 
 def walk(outputs: Path, *overrides: str) -> Outcome:
-    few = ["sensitivity.samples=20", "ptq.calibration_samples=50", "export.min_agreement=90"]
-    return run(compose_request([*SMALL, *TRAINED, *QUICK, *few, f"outputs={outputs}", *overrides]))
+    return run(compose_request([*SMALL, *QUICK, f"outputs={outputs}", *overrides]))
 
 
 def folder_of(outputs: Path, stage: str) -> Path:
@@ -70,8 +73,8 @@ def test_task_of_ones_own_is_judged_by_its_metric_from_training_to_the_benchmark
     )
     assert metrics["int8_vs_fp32/won_images"] == (apart < 0).sum()
     assert metrics["int8_vs_fp32/lost_images"] == (apart > 0).sum()
-    # The test of signs and ranks sees as much here, or as little.
-    assert metrics["sign_flip_p"] == pytest.approx(scipy.stats.wilcoxon(apart).pvalue, abs=0.25)
+    flipped = np.random.default_rng(1).choice([-1, 1], (20_000, len(apart))) @ apart
+    assert metrics["sign_flip_p"] == pytest.approx((np.abs(flipped) >= abs(apart.sum())).mean(), abs=0.02)
     assert metrics["qat/kept_val_int8_absolute_error"] <= metrics["qat/start_val_int8_absolute_error"]
     assert metrics["torchscript/int8/absolute_error"] == pytest.approx(metrics["int8/absolute_error"], abs=1e-5)
     assert metrics["traced/int8/parity"] == 1
@@ -85,7 +88,7 @@ def test_epoch_with_the_lowest_error_is_kept_when_lower_is_better(regression: tu
     outputs, metrics = regression
     history = json.loads((folder_of(outputs, "train") / "manifest.json").read_text())["metrics"]
     errors = [value for name, value, _ in history if name == "train/val_absolute_error"]
-    assert len(errors) == 4
+    assert len(errors) == 2
     assert errors[int(metrics["train/kept_epoch"]) - 1] == min(errors)
     assert min(errors) < max(errors)
 
@@ -127,7 +130,8 @@ def test_runs_of_ones_own_task_are_compared_by_its_metric_and_apart_from_others(
 
 def test_flow_of_ones_own_takes_a_network_to_every_runtime(outputs: Path) -> None:
     stages = "stages=[train,fuse,qat,convert,ptq,evaluate,export,benchmark]"
-    metrics = walk(outputs, FLOW, "runtime.names=[torchscript,tests.planted.runtime:RUNTIME]", stages).metrics
+    names = "runtime.names=[torchscript,tests.planted.runtime:RUNTIME]"
+    metrics = walk(outputs, FLOW, names, stages, "benchmark.memory=false", "tracking=off").metrics
     assert metrics["ptq_int8/accuracy_pct"] == metrics["fp32/accuracy_pct"]
     assert metrics["compression"] == pytest.approx(1, abs=0.01)
     assert metrics["traced/int8/parity"] == metrics["torchscript/int8/parity"] == 1
