@@ -147,7 +147,7 @@ def test_validation_split_is_the_test_part_and_it_is_said_when_there_is_no_split
 ) -> None:
     config = settings(f"dataset.target={module}:load", "dataset.kwargs.path=x")
     assert len(catalogue.load_test(config)) == 100
-    assert "has no split test; its validation is the test part" in capsys.readouterr().out
+    assert "Unknown split test; its split validation is the test part" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["text", "palette", "rgba", "deep", "array", "rgb", "tensor", "dict"])

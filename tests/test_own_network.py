@@ -11,7 +11,7 @@ import torch
 
 from pipeline import models
 from pipeline.commands.command_line import tell_error
-from pipeline.commands.composition import compose_request
+from pipeline.commands.composition import check_command_line, compose_request, with_own
 from pipeline.datasets.spec import DatasetInfo
 from pipeline.host.errors import UserError
 from pipeline.models import weights
@@ -161,6 +161,14 @@ def test_weights_in_a_file_keep_a_fresh_head_when_they_are_of_other_classes(pack
     network = models.build(config, digits)
     assert weights.load_into(network, config, digits).fresh == ["head.weight", "head.bias"]
     assert torch.equal(network.state_dict()["first.0.weight"], trained.state_dict()["first.0.weight"])
+
+
+def test_arguments_of_ones_own_network_can_be_searched() -> None:
+    pytest.importorskip("optuna")
+    asked = ["hydra/sweeper=optuna", "model.target=own.nets:Net", "model.kwargs.width=range(4,13,4)"]
+    widths = [config.model.kwargs["width"] for _, config in check_command_line(with_own(asked), multirun=True)]
+    assert (min(widths), max(widths)) == (4, 12)
+    assert all(isinstance(width, int) for width in widths)
 
 
 def test_torchvisions_own_pair_serves_by_import_path() -> None:

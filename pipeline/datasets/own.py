@@ -91,7 +91,7 @@ def _call(target: str, kwargs_json: str) -> dict[str, Any]:
     if "train" in names and "train" not in kwargs:  # as most of torchvision's have it
         parts = {"train": call(train=True), "test": call(train=False)}
     elif "split" in names and "split" not in kwargs:  # as Hugging Face's and the rest of torchvision's
-        parts = {"train": call(split="train"), "test": _test_split(what, call)}
+        parts = {"train": call(split="train"), "test": _test_split(call)}
     else:
         parts = _named(what, call())
     for part, source in parts.items():
@@ -102,7 +102,7 @@ def _call(target: str, kwargs_json: str) -> dict[str, Any]:
     return parts
 
 
-def _test_split(what: str, call: Callable[..., Any]) -> Any:
+def _test_split(call: Callable[..., Any]) -> Any:
     first: UserError | None = None
     for name in _TEST:
         try:
@@ -110,8 +110,8 @@ def _test_split(what: str, call: Callable[..., Any]) -> Any:
         except UserError as error:
             first = first or error
             continue
-        if name != _TEST[0]:
-            terminal.say(f"{what}: has no split test; its {name} is the test part")
+        if first is not None:
+            terminal.say(f"{first}; its split {name} is the test part")
         return found
     assert first is not None
     raise first
@@ -250,7 +250,11 @@ def _features(source: Any) -> Any:
 
 
 def _labels(config: DatasetConfig, part: PartName) -> np.ndarray:
-    given = _content(config, part).labels
+    given, trained = _content(config, part).labels, _content(config, "train").labels
+    if isinstance(given[0], str) is not isinstance(trained[0], str):
+        raise UserError(
+            f"{_KEY}={config.target}: the labels of one part alone are text; allowed: those of both, or none"
+        )
     if not isinstance(given[0], str):
         return np.array(given, dtype=np.int64)
     places = {name: place for place, name in enumerate(_class_names(config))}

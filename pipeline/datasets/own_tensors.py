@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from pipeline.host.machine import Machine
 
@@ -44,8 +45,6 @@ class OwnTensors:
         self, chosen: Sequence[Tensor], device: torch.device, machine: Machine
     ) -> Generator[Tensor, None, None]:
         """For each of `chosen`, int64 indices (B), its images: float32 (B, C, S, S) on `device`."""
-        from torch.utils.data import DataLoader
-
         _seed(int(torch.randint(2**31, ())))  # transforms of other libraries then draw the same in each epoch too
         places = [self.places[indices.numpy()].tolist() for indices in chosen]
         made = iter(DataLoader(_Made(self.make), batch_sampler=places, num_workers=self.workers or 0))
@@ -55,7 +54,7 @@ class OwnTensors:
             yield images.to(device)
 
 
-class _Made(torch.utils.data.Dataset[Tensor]):
+class _Made(Dataset[Tensor]):
     def __init__(self, make: Callable[[int], Tensor]) -> None:
         self._make = make
 

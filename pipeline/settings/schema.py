@@ -50,6 +50,10 @@ def _alternatives(key: str) -> set[Any]:
     kind, _ = _settings().get(key, (None, ()))
     section, dot, _ = key.rpartition(".")
     if dot and kind is None:
+        parts = key.split(".")
+        above = (_settings().get(".".join(parts[:length])) for length in range(1, len(parts)))
+        if any(found is not None and typing.get_origin(found[0]) is dict for found in above):
+            return {float}  # of the user's own code; a whole one is typed, and read, as such
         names = [name for name in _settings() if name.startswith(f"{section}.")]
         raise UserError(f"{key}: no such setting; {suggestion(key, names or _settings())}")
     return set(typing.get_args(kind)) if isinstance(kind, types.UnionType) else {kind}
