@@ -20,7 +20,7 @@ BRIEF = [
     "evaluate.warmup=1",
     "evaluate.repeats=3",
 ]
-TINY = ["model=own", "model.target=tests.tiny:Tiny", "model.quantizable_target=tests.tiny:QuantizableTiny"]
+TINY = ["model=own", "model.target=tests.tiny:Tiny", "model.quantizable_target=tests.tiny_twin:QuantizableTiny"]
 SMALL = [*BRIEF, *TINY]
 
 
@@ -31,8 +31,8 @@ def shrunk(*overrides: str) -> list[str]:
 
 
 # Trained so far that most classes are clear. Of 60 images, six that rounding changes are allowed.
-TRAINED = ["dataset.max_train_samples=400", "train.epochs=6", "train.batch_size=20", "train.learning_rate=0.01"]
-TRAINED += ["export.min_agreement=90"]
+LEARNED = ["dataset.max_train_samples=400", "train.epochs=6", "train.batch_size=20", "train.learning_rate=0.01"]
+TRAINED = [*LEARNED, "export.min_agreement=90"]
 
 
 # The files that take longest, the longest first: begun last, they would leave one of two workers without work.

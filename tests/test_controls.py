@@ -116,12 +116,16 @@ def test_finetune_goes_on_from_the_float_model_and_freezes_batch_norm_when_qat_d
     assert 0 < float((after["fc.weight"] - before["fc.weight"]).abs().max()) < 0.05
 
 
+# A rate at which QAT moves far from the float model.
+APART = ["train.epochs=4", "train.learning_rate=0.01", "qat.learning_rate=0.01", "qat.keep=last"]
+
+
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Context:
     """Every form evaluated; the int8 model stands for that of post-training quantization, whose stage is another's."""
     silence_known_warnings()
     names = "train,fuse,finetune,ptq,qat,convert,evaluate"
-    config = compose_request([*SMALL, f"stages=[{names}]", "evaluate.fake_quantized=true"]).config
+    config = compose_request([*SMALL, f"stages=[{names}]", "evaluate.fake_quantized=true", *APART]).config
     bench = Bench(tmp_path_factory.mktemp("controls"), config)
     for name in ("train", "fuse", "finetune", "qat", "convert"):
         bench.run(name)

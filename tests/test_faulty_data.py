@@ -167,7 +167,7 @@ from pipeline.datasets import catalogue
 from pipeline.commands.command_line import run_command
 from pipeline.settings.config import DatasetConfig
 
-run_command(lambda: catalogue.load_training(DatasetConfig("image_folder", sys.argv[1])))
+run_command(lambda: catalogue.load_training(DatasetConfig(name="image_folder", root=sys.argv[1])))
 """
 
 

@@ -143,7 +143,7 @@ def test_predict_refuses_in_one_line_when_the_model_cannot_be_used(
     assert "does not take what preprocessing.json makes" in refusal(model)
     assert "no such file or folder; allowed: " in refusal("~nobody-of-that-name/model")
     (model / PREPROCESSING_FILE).unlink()
-    assert f"{model / PREPROCESSING_FILE}: cannot be read: No such file" in refusal(model)
+    assert f"{model / PREPROCESSING_FILE}: it is not there" in refusal(model)
     write_brightness_model(model)
     (model / "model.onnx").write_bytes(b"damaged")
     assert f"{model / 'model.onnx'}: onnxruntime cannot load it" in refusal(model)

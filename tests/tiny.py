@@ -1,11 +1,9 @@
-"""A network that is trained in a second, ResNet-18 of few channels with half of its blocks, and its twin."""
+"""A network that is trained in a second, ResNet-18 of few channels with half of its blocks."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from pipeline.flows.eager.twins.between_stubs import BetweenStubs
-from pipeline.flows.eager.twins.resnet import QuantizableBasicBlock
 from pipeline.models.resnet import ResNet18
 
 
@@ -27,9 +25,3 @@ class Dropping(Tiny):
     def __init__(self, *, in_channels: int, num_classes: int) -> None:
         super().__init__(in_channels=in_channels, num_classes=num_classes)
         self.avgpool = nn.Sequential(self.avgpool, nn.Dropout(0.2))
-
-
-class QuantizableTiny(BetweenStubs, Tiny):
-    """The twin of the whole network."""
-
-    block, stem = QuantizableBasicBlock, ("conv1", "bn1", "relu")
