@@ -12,12 +12,12 @@ from pipeline.host.machine import Machine
 from pipeline.measure.pairs import difference
 from pipeline.measure.statistics import SIGNIFICANCE
 from pipeline.runtimes.contract import Predictor
-from pipeline.settings.config import DatasetConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.datasets.spec import Part
+    from pipeline.settings.config import DatasetConfig
     from pipeline.tasks.contract import Task
 
 # In the folder of exported models: {form: {runtime: whether it has parity}}.
