@@ -238,6 +238,7 @@ def artifact(config: Config, stage: str) -> Path:
     return Path(config.outputs) / "artifacts" / name / MODEL_FILE
 
 
+@pytest.mark.operations
 def test_defective_recipe_has_no_fake_quantize_modules_and_the_right_one_has(outputs: Path) -> None:
     small = ["dataset=digits", "dataset.image_size=80", "dataset.max_train_samples=120", f"outputs={outputs}"]
     small += ["train.epochs=1", "qat.epochs=1", "train.batch_size=16", "qat.batch_size=16", "tracking=off"]

@@ -24,6 +24,8 @@ import pytest
 from pipeline.host.files import PROJECT_ROOT
 from tests.shipped_models import Shipped, ship
 
+pytestmark = pytest.mark.operations
+
 pytest.importorskip("onnxruntime")
 
 # Where nginx buffers, by the names of its settings; its defaults lie where only root may write.

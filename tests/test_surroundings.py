@@ -20,6 +20,7 @@ from pipeline.settings.config import TrackingConfig
 from pipeline.tracking import RunRecord, open_run
 from pipeline.tracking.parents import open_parent
 from pipeline.tracking.reading import read_runs
+from tests import forked
 
 RECORD = RunRecord("a run", {}, {}, "seed: 0\n", ("digits", "0123", "nowhere"))
 
@@ -202,7 +203,7 @@ def test_run_goes_on_when_its_store_is_locked_in_its_middle(outputs: Path, monke
 def test_sweep_ends_with_status_2_and_one_line_when_its_store_is_text(outputs: Path) -> None:
     outputs.mkdir()
     _text(outputs / "mlflow.db")
-    ended = command("-m", "pipeline", "seed=0,1", f"outputs={outputs}", "stages=[train]", "-m")
+    ended = forked.run([sys.executable, "-m", "pipeline", "seed=0,1", f"outputs={outputs}", "stages=[train]", "-m"])
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(f"error: tracking.uri=sqlite:///{outputs / 'mlflow.db'}: no database of MLflow's")
     assert ended.stderr.count("\n") == 1
@@ -212,14 +213,14 @@ def test_sweep_ends_with_status_2_and_one_line_when_its_store_is_text(outputs: P
 def test_sweep_runs_its_jobs_when_the_flag_stands_behind_settings(flag: str, place: int, outputs: Path) -> None:
     words = ["seed=0,1", "stages=[train]", "tracking=off", "dataset.max_train_samples=60", f"outputs={outputs}"]
     words.insert(place, flag)
-    ended = command("-m", "pipeline", *words)
+    ended = forked.run([sys.executable, "-m", "pipeline", *words])
     assert ended.returncode == 1, ended.stderr
     assert "error: 2 of 2 jobs failed:" in ended.stderr  # begun, and refused for their 60 images
     assert "usage:" not in ended.stderr
 
 
 def test_configuration_is_shown_when_the_flag_stands_among_settings() -> None:
-    ended = command("-m", "pipeline", "seed=7", "--cfg", "job", "train.epochs=3", "--resolve")
+    ended = forked.run([sys.executable, "-m", "pipeline", "seed=7", "--cfg", "job", "train.epochs=3", "--resolve"])
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "seed: 7\n" in ended.stdout
 

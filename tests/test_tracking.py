@@ -23,6 +23,7 @@ from pipeline.run.runner import Outcome, run
 from pipeline.settings.config import TrackingConfig
 from pipeline.tracking import RunRecord, open_run
 from pipeline.tracking.views import results
+from tests import forked
 from tests.conftest import SMALL
 
 RECORD = RunRecord("a run", {}, {}, "seed: 0\n", ("digits", "0123", "nowhere"))
@@ -244,7 +245,7 @@ def test_outputs_lie_in_the_working_directory_when_their_path_is_relative(tmp_pa
         "OMP_NUM_THREADS": "1",
     }
     (tmp_path / "here").mkdir()
-    subprocess.run(command, cwd=tmp_path / "here", check=True, capture_output=True, env=environment)
+    forked.run(command, cwd=tmp_path / "here", check=True, env=environment)
     (found,) = runs(tmp_path / "here" / "outputs")
     assert found.info.artifact_uri.startswith((tmp_path / "here" / "outputs" / "mlartifacts").as_uri())
 
