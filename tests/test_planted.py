@@ -14,7 +14,7 @@ import scipy.stats
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from pipeline.commands.composition import compose_request
+from pipeline.commands.composition import check_command_line, compose_request
 from pipeline.host.errors import UserError
 from pipeline.host.files import PROJECT_ROOT
 from pipeline.reports.comparison import write_comparison
@@ -176,6 +176,14 @@ def test_choice_by_import_path_is_refused_in_one_line_when_it_is_none(overrides:
         check_parts(compose_request([*overrides, "tracking=off"]).config)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_search_goes_by_the_metric_of_ones_own_task() -> None:
+    searched = ["hydra/sweeper=optuna", "qat.learning_rate=tag(log,interval(1e-5,1e-3))", TASK]
+    with pytest.raises(UserError, match="no run reports 'val/int8_accuracy_pct'"):
+        check_command_line(searched, multirun=True)
+    objectives = "{val/int8_accuracy_pct: null, val/int8_absolute_error: minimize}"
+    assert check_command_line([*searched, f"++hydra.sweeper.objectives={objectives}"], multirun=True)
 
 
 def test_flow_is_not_asked_when_no_stage_goes_by_it(
