@@ -88,7 +88,8 @@ def search(outputs: Path) -> Searcher:
         folder.mkdir(exist_ok=True)
         storage = f"sqlite:///{folder / 'optuna.db'}"
         sweeper = Search(**{"objectives": OBJECTIVES, "n_trials": 4, "storage": storage, **settings})
-        sweeper.config = SimpleNamespace(outputs=str(folder), task="classification")  # type: ignore[assignment]
+        typed = SimpleNamespace(overrides=SimpleNamespace(hydra=[]))
+        sweeper.config = SimpleNamespace(outputs=str(folder), task="classification", hydra=typed)  # type: ignore[assignment]
         sweeper.hydra_context = SimpleNamespace(config_loader=None)  # type: ignore[assignment]
         launcher = ComputingLauncher(compute)
         sweeper.launcher = launcher  # type: ignore[assignment]
