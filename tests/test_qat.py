@@ -248,8 +248,8 @@ def test_qat_begins_as_the_model_of_ptq_when_asked(
 
 
 def test_qat_that_does_harm_returns_the_model_of_ptq_and_says_so(small_request: Callable[..., Request]) -> None:
-    harm = ["qat.learning_rate=0.3", "qat.optimizer=sgd", "qat.distill_weight=0", "qat.freeze_bn_epoch=null"]
-    request = small_request("stages=[train,fuse,ptq,qat,convert,evaluate]", *LEARNED, "qat.epochs=2", *harm)
+    harm = ["qat.learning_rate=1", "qat.optimizer=sgd", "qat.distill_weight=0", "qat.freeze_bn_epoch=null"]
+    request = small_request("stages=[train,fuse,ptq,qat,convert,evaluate]", *LEARNED, "qat.epochs=1", *harm)
     metrics = run(request).metrics
     assert metrics["qat/kept_epoch"] == 0
     assert metrics["qat/kept_val_int8_accuracy_pct"] == metrics["qat/start_val_int8_accuracy_pct"]
