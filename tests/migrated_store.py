@@ -31,12 +31,13 @@ def copy_from_now_on() -> None:
 
     if VARIABLE not in os.environ:
         return
+    file = os.environ[VARIABLE]  # a command may be given another environment
     make_tables = store._initialize_tables
 
     def initialize(engine: store.sqlalchemy.engine.Engine) -> None:
         if engine.url.get_backend_name() == "sqlite" and store._is_empty_database(engine):
             engine.dispose()
-            shutil.copyfile(os.environ[VARIABLE], engine.url.database)
+            shutil.copyfile(file, engine.url.database)
         else:
             make_tables(engine)
 
