@@ -10,7 +10,7 @@ but without a removal version: when it goes, this is the room to refurnish.
     graph.py           the forms of a model: fuse, prepare, convert, rebuild
     ranges.py          what observers hold: moved to what is seen, or taken from calibrated ones
     fake_quantize.py   switching observers and fake-quantize modules of a prepared model
-    vectorized.py      fake-quantize modules that compute with straight_through.py, the arithmetic on the CPU, to
+    vectorized.py      fake-quantize modules that compute with ../straight_through.py, the arithmetic on the CPU, to
                        torch's bits in a fraction of its time
 """
 
