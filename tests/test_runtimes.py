@@ -178,7 +178,7 @@ def test_runtime_fails_its_gate_and_others_go_on_when_its_export_is_broken(
         "openvino": dataclasses.replace(real["openvino"], export=no_export),
     }
     monkeypatch.setattr(runtimes, "registry", lambda: registry_with_faults)
-    monkeypatch.setattr(quantization, "has_vnni", lambda: False)
+    monkeypatch.setattr(quantization.flow, "has_vnni", lambda: False)
     metrics = walk(trained, "backend.activation_bits=8")
     assert metrics["torchscript/int8/parity"] == 1
     assert metrics["onnxruntime/int8/parity"] == metrics["openvino/int8/parity"] == 0

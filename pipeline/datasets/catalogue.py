@@ -67,7 +67,7 @@ def find(config: DatasetConfig) -> DatasetSpec:
 
 def info(config: DatasetConfig) -> DatasetInfo:
     """Channels (as many as `dataset.mean` has) and class names."""
-    return DatasetInfo(len(config.mean), find(config).class_names(config))
+    return DatasetInfo(len(config.mean), find(config).class_names(config), config.image_size)
 
 
 def class_order(config: DatasetConfig) -> str | None:

@@ -20,10 +20,11 @@ PartName = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a model must know of a data set: `channels` (1 or 3) and the names of its classes."""
+    """What a model must know of a data set: `channels` (1 or 3), the names of its classes, and pixels of a side."""
 
     channels: int
     class_names: tuple[str, ...]
+    image_size: int = 32
 
     @property
     def num_classes(self) -> int:

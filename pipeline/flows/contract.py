@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.datasets.spec import DatasetInfo
 from pipeline.flows import Form
@@ -54,6 +54,9 @@ class Flow(Trainable, Protocol):
     def warning(self, config: Config) -> str | None:
         """A line where this processor cannot compute int8 faithfully, or None."""
 
+    def saturates(self, config: Config) -> bool:
+        """Whether kernels may saturate with these settings on this processor."""
+
     def fuse(self, model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:
         """The form `fused` of a float network."""
 
@@ -88,7 +91,10 @@ class Flow(Trainable, Protocol):
         """The layers of a prepared model that hold weights and become quantized, by name, in their order."""
 
     def switch(self, layer: nn.Module, weight: bool, activation: bool) -> None:
-        """Quantize (simulated) the weights, or the output, of one layer, or leave them float."""
+        """Quantize (simulated) the weights, or the activations that belong to one layer, or leave them float."""
+
+    def quantized_output(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        """What one layer, of a model in which nothing is quantized, gives for float inputs when it is quantized."""
 
     def switch_all(self, model: nn.Module, enabled: bool) -> None:
         """Quantize (simulated) everything in a prepared model, or nothing."""

@@ -66,7 +66,9 @@ class BackendConfig:
 
     null keeps the default of `qconfig`: bits of activations, weights by channel, the activations' observer,
     their scheme. `skip_layers` stay float. With `fake_quantize=false` QAT takes the post-training qconfig,
-    whose observers alone do not simulate int8. `flow` is the way from float to int8 (pipeline/flows).
+    whose observers alone do not simulate int8. `flow` is the way from float to int8 (pipeline/flows): in the export
+    flow `qconfig` says where is quantized, `engine` which runtime it is for, and whole blocks of the network may stay
+    float (`float_modules`).
     """
 
     name: str = setting()
@@ -78,6 +80,7 @@ class BackendConfig:
     observer: str | None = setting(None, choices=OBSERVERS)
     symmetric: bool | None = setting(None)
     skip_layers: list[str] = setting([])
+    float_modules: list[str] = setting([])
     fake_quantize: bool = setting(True)
 
 

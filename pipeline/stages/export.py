@@ -19,7 +19,7 @@ from torch import nn
 
 from pipeline.datasets import catalogue
 from pipeline.flows import FORMS, FormSpec, forms
-from pipeline.flows import eager as quantization
+from pipeline.flows.contract import Flow
 from pipeline.host import terminal
 from pipeline.host.errors import UserError
 from pipeline.host.faults import fault
@@ -107,17 +107,17 @@ def _ship(runtime: Runtime, reference: _Reference, fp32: _Reference, config: Con
     if passed:
         terminal.say(f"  {line}")
     else:
-        cause = _likely_cause(found, reference, fp32, labels, config) if reference.form.is_int8 else ""
+        cause = _likely_cause(found, reference, fp32, labels, config, context.flow) if reference.form.is_int8 else ""
         terminal.warn(f"{line}; export.min_agreement={config.export.min_agreement:g}: fails{cause}")
         shutil.rmtree(folder)  # nobody shall take it for the model
     return passed
 
 
 def _likely_cause(
-    found: parity.Parity, reference: _Reference, fp32: _Reference, labels: np.ndarray, config: Config
+    found: parity.Parity, reference: _Reference, fp32: _Reference, labels: np.ndarray, config: Config, flow: Flow
 ) -> str:
     """What is known to set runtimes apart in int8, as the end of a line."""
-    if quantization.activation_levels(config.backend) > 128 and not quantization.has_vnni():
+    if flow.saturates(config):
         return (
             "; likely cause: activations of 8 bits saturate in its kernels on this processor, which lacks VNNI: "
             "backend.activation_bits=7"

@@ -43,7 +43,6 @@ from pipeline.flows.eager.graph import (
 from pipeline.flows.eager.layers import check_skip_layers, quantizable_layers
 from pipeline.flows.eager.qconfig import (
     activation_levels,
-    has_vnni,
     resolved_ptq_qconfig,
     resolved_qconfig,
     saturation_warning,

@@ -14,14 +14,17 @@ from pipeline.flows.eager.fake_quantize import (
     freeze_batch_norm,
     freeze_observers,
     observers_off,
+    quantized_output,
     switch,
     switch_all,
 )
 from pipeline.flows.eager.layers import check_skip_layers
 from pipeline.flows.eager.layers import quantizable_layers as layers
-from pipeline.flows.eager.qconfig import resolved_ptq_qconfig, resolved_qconfig, saturation_warning
+from pipeline.flows.eager.qconfig import activation_levels, resolved_ptq_qconfig, resolved_qconfig, saturation_warning
 from pipeline.flows.eager.ranges import take_ranges
 from pipeline.flows.eager.vectorized import observe_over_all
+from pipeline.flows.processor import has_vnni
+from pipeline.host.errors import UserError
 from pipeline.settings.config import Config
 
 __all__ = [
@@ -38,7 +41,9 @@ __all__ = [
     "prepare",
     "prepare_ptq",
     "prepare_simulation",
+    "quantized_output",
     "rebuild",
+    "saturates",
     "set_mode",
     "switch",
     "switch_all",
@@ -51,6 +56,12 @@ __all__ = [
 def check(config: Config, info: DatasetInfo) -> None:
     silence_known_warnings()
     check_backend(config.backend)
+    if config.backend.float_modules:
+        names = ",".join(config.backend.float_modules)
+        raise UserError(
+            f"backend.float_modules=[{names}]: allowed: [] with backend.flow=eager, which leaves layers float, by "
+            "backend.skip_layers; or a backend of the export flow"
+        )
     twins.check(config.model)
     if config.backend.skip_layers:
         fused = graph.fuse(twins.build(config.model, info), "eval")
@@ -69,6 +80,10 @@ def describe(config: Config, method: Method) -> dict[str, str]:
 
 def warning(config: Config) -> str | None:
     return saturation_warning(config.backend)
+
+
+def saturates(config: Config) -> bool:
+    return activation_levels(config.backend) > 128 and not has_vnni()
 
 
 def _twin(model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:
