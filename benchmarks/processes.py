@@ -36,6 +36,7 @@ from pipeline.flows.eager import flow, twins
 from pipeline.host import terminal, torchrun
 from pipeline.host.files import PROJECT_ROOT
 from pipeline.host.world import join
+from pipeline.tasks.classification import TASK
 from pipeline.training import loop as training
 from pipeline.training.context import Context
 
@@ -116,7 +117,7 @@ def _worker(stage: str, dtype: str, activation: str, result: str, folder: str, *
         return loss
 
     with join(_CPU) as world:
-        context = Context(Path(folder), _CPU, info, lambda: parts, lambda: parts[1], flow, world=world)
+        context = Context(Path(folder), _CPU, info, lambda: parts, lambda: parts[1], flow, TASK, world=world)
         with contextlib.suppress(_Enough):
             training.fit(model, settings, config.dataset, config.seed, context, stage, loss_of=loss_of)
         mean = [float(world.mean(loss)) for loss in losses]

@@ -38,6 +38,7 @@ from pipeline.flows.eager import flow, twins
 from pipeline.host import environment
 from pipeline.host.files import in_project
 from pipeline.settings.config import Config, OptimizationConfig
+from pipeline.tasks.classification import TASK
 from pipeline.training import loop as training
 from pipeline.training import optimization
 from pipeline.training.compilation import CompiledForward
@@ -210,6 +211,7 @@ def _fit(model: nn.Module, config: Config, part: Part, validation: Part, note: C
             load_training=lambda: (part, validation.select(np.arange(10))),
             load_test=lambda: part,
             flow=flow,
+            task=TASK,
         )
         training.fit(model, config.train, config.dataset, 0, context, "train", lambda model, done: note())
 

@@ -38,7 +38,8 @@ def _parser() -> argparse.ArgumentParser:
         "--max-drop-pct",
         type=float,
         default=0.5,
-        help="points of accuracy that int8 may lose before a run goes behind the others (default: %(default)s)",
+        help="what int8 may lose, in points of accuracy or the unit of what else runs are judged by, before a run goes "
+        "behind the others (default: %(default)s)",
     )
     return parser
 

@@ -35,7 +35,7 @@ def main() -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m pipeline.predict",
-        description="The most probable classes of images, PNG or JPEG of any size.",
+        description="The most probable classes of images, PNG or JPEG of any size; or else the outputs.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -44,6 +44,7 @@ def _parser() -> Parser:
         "--model", help="models:/NAME@ALIAS, models:/NAME/VERSION, or a path (default: the int8 model exported last)"
     )
     parser.add_argument("--top", type=int, default=3, help="how many classes of each (default: %(default)s)")
+    parser.add_argument("--runtime", help="which one runs the model; of your own: package.module:name")
     parser.add_argument("--outputs", default="outputs", help="the folder of the runs (default: %(default)s)")
     parser.add_argument("--tracking-uri", help="the store of models:/… (default: mlflow.db in --outputs)")
     return parser
@@ -54,18 +55,18 @@ def _run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--top {arguments.top}: allowed: at least 1")
     # torch, where it is imported, tells of each start that its quantized tensors are deprecated.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    model = exported.load(_locate(arguments))
+    model = exported.load(_locate(arguments), runtime=arguments.runtime)
     # Of transparency in palettes, which is ignored, and of images that are large but not refused.
     warnings.filterwarnings("ignore", module="PIL")
     unreadable = 0
     for path in arguments.images:
         try:
-            probabilities = model.probabilities(path)
+            text = _text(path, model, arguments.top)
         except UserError as error:
             tell_error(error)
             unreadable += 1
         else:
-            print(_text(path, probabilities, model.preprocessing.class_names, arguments.top), flush=True)
+            print(text, flush=True)
     if unreadable:
         sys.exit(2)
 
@@ -73,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def _locate(arguments: argparse.Namespace) -> Path:
     """The file or folder of the model: of a registered one, in the store."""
     if not (arguments.model or "").startswith(_REGISTERED):
-        return exported.locate(arguments.model, arguments.outputs)
+        return exported.locate(arguments.model, arguments.outputs, arguments.runtime)
     # Of mlflow it imports something only where the store is no SQLite file.
     from pipeline.settings.config import TrackingConfig
     from pipeline.tracking.registry import find_registered
@@ -81,8 +82,15 @@ def _locate(arguments: argparse.Namespace) -> Path:
     return find_registered(arguments.model, TrackingConfig(uri=arguments.tracking_uri), in_project(arguments.outputs))
 
 
-def _text(path: Path, probabilities: np.ndarray, class_names: tuple[str, ...], top: int) -> str:
-    """The image and below it its classes, the most probable first; equal ones in the order of the classes."""
+def _text(path: Path, model: exported.ExportedModel, top: int) -> str:
+    """The image and below it its classes, the most probable first; equal ones in the order of the classes.
+
+    Of a model that names no classes: its outputs.
+    """
+    class_names = model.preprocessing.class_names
+    if not class_names:
+        return f"{path}\n  {np.array2string(model.outputs(path), precision=4, max_line_width=120)}"
+    probabilities = model.probabilities(path)
     order = np.argsort(-probabilities, kind="stable")[:top]
     return "\n".join([str(path), *(f"  {100 * probabilities[index]:6.2f} %  {class_names[index]}" for index in order)])
 

@@ -21,6 +21,7 @@ from pipeline.flows.eager import flow, twins
 from pipeline.host import terminal, torchrun
 from pipeline.host.world import World, join
 from pipeline.settings.config import Config
+from pipeline.tasks.classification import TASK
 from pipeline.training import loop as training
 from pipeline.training.context import Context
 
@@ -63,7 +64,7 @@ def _train(stage: str, config: Config, world: World) -> dict[str, Any]:
         return loss
 
     with tempfile.TemporaryDirectory() as folder:
-        context = Context(Path(folder), device, info, lambda: parts, lambda: parts[1], flow, world=world)
+        context = Context(Path(folder), device, info, lambda: parts, lambda: parts[1], flow, TASK, world=world)
         training.fit(model, settings, config.dataset, config.seed, context, stage, loss_of=loss_of)
         files = len(list(Path(folder).iterdir()))
     state = torch.cat([value.double().flatten() for value in model.state_dict().values()])

@@ -27,6 +27,7 @@ from pipeline.host.errors import UserError
 from pipeline.host.files import PROJECT_ROOT
 from pipeline.host.machine import UNSHARED
 from pipeline.settings.config import DatasetConfig
+from pipeline.tasks.classification import TASK
 
 
 @pytest.fixture
@@ -314,7 +315,7 @@ def test_mnist_is_refused_when_its_training_labels_cannot_be(
     train: list[int], line: str, mnist: Callable[..., DatasetConfig]
 ) -> None:
     config = mnist(train, DIGITS)
-    assert refusal(lambda: catalogue.load_training(config)) == f"dataset=mnist: {line}"
+    assert refusal(lambda: catalogue.load_training(config, check=TASK.check)) == f"dataset=mnist: {line}"
 
 
 @pytest.mark.parametrize(
@@ -329,7 +330,7 @@ def test_mnist_is_refused_when_its_test_labels_cannot_be(
     test: list[int], images: int | None, line: str, mnist: Callable[..., DatasetConfig]
 ) -> None:
     config = mnist(DIGITS, test, images)
-    assert refusal(lambda: catalogue.load_test(config)) == f"dataset=mnist: the test part {line}"
+    assert refusal(lambda: catalogue.load_test(config, check=TASK.check)) == f"dataset=mnist: the test part {line}"
 
 
 def test_cifar10_is_refused_when_a_batch_has_a_label_beyond_its_classes(

@@ -17,6 +17,7 @@ from pipeline.flows.eager import twins
 from pipeline.run.request import Request
 from pipeline.run.runner import artifacts_of, run
 from pipeline.settings.config import Config
+from pipeline.tasks.classification import TASK
 from pipeline.training import calibration
 from pipeline.training.context import MODEL_FILE
 from tests.array_images import all_pixels
@@ -102,7 +103,7 @@ def test_calibration_observes_float_activations_when_the_model_is_prepared_for_q
     model = quantization.prepare(fused, config.backend)
     part = Part(torch.randint(0, 255, (32, 1, 32, 32), dtype=torch.uint8), torch.zeros(32, dtype=torch.long))
     before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
-    context = Context(tmp_path, torch.device("cpu"), info, lambda: (part, part), lambda: part, flow)
+    context = Context(tmp_path, torch.device("cpu"), info, lambda: (part, part), lambda: part, flow, TASK)
     calibration.calibrate(model, config, context)
     state = model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in before.items())

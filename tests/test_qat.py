@@ -23,6 +23,7 @@ from pipeline.run.plan import Step, make_plan
 from pipeline.run.request import Request
 from pipeline.run.runner import run
 from pipeline.stages import qat
+from pipeline.tasks.classification import TASK
 from pipeline.training import loop as training
 from pipeline.training.context import PROGRESS_FILE, Context
 from pipeline.training.distillation import distillation_loss
@@ -56,6 +57,7 @@ def run_qat(fused: Bench, folder: Path, **changes: object) -> tuple[dict[str, Te
         load_training=lambda: load_training(config.dataset),
         load_test=lambda: pytest.fail("qat reads the test part"),
         flow=flow,
+        task=TASK,
     )
     folder.mkdir(exist_ok=True)
     qat.run(config, fused.models, context)
@@ -132,8 +134,8 @@ def test_converted_accuracy_is_that_of_the_int8_model_and_both_are_in_the_epochs
     model = forms.load("qat", tmp_path / "qat.pt", fused.config, fused.info)
     int8 = quantization.convert(model, fused.config.backend)
     _, validation = load_training(fused.config.dataset)
-    predicted = training.predict(int8, validation, fused.config.dataset, 7, CPU, "test", flow, Machine())
-    expected = training.accuracy_pct(predicted, validation)
+    predicted = training.predict(int8, validation, fused.config.dataset, 7, CPU, "test", flow, Machine(), TASK)
+    expected = TASK.value(predicted, validation.labels)
     assert curves["qat/val_int8_accuracy_pct"] == expected
     line = capsys.readouterr().err
     assert f"val_accuracy {curves['qat/val_accuracy_pct']:.2f} %  val_int8_accuracy {expected:.2f} %" in line
@@ -164,8 +166,8 @@ def test_distillation_is_the_weighted_sum_of_both_losses() -> None:
     wanted, given = (functional.softmax(values / 2.5, dim=1) for values in (teacher(images).detach(), logits))
     divergence = (wanted * (wanted.log() - given.log())).sum(1).mean()
     expected = 0.7 * functional.cross_entropy(logits, labels) + 0.3 * 2.5**2 * divergence
-    torch.testing.assert_close(distillation_loss(teacher, 0.3, 2.5, 0.0)(images, logits, labels), expected)
-    same = distillation_loss(teacher, 1.0, 2.5, 0.0)(images, teacher(images), labels)
+    torch.testing.assert_close(distillation_loss(TASK, teacher, 0.3, 2.5, 0.0)(images, logits, labels), expected)
+    same = distillation_loss(TASK, teacher, 1.0, 2.5, 0.0)(images, teacher(images), labels)
     assert float(same.detach()) == pytest.approx(0, abs=1e-6)
 
 

@@ -16,6 +16,7 @@ from pipeline.flows import eager as quantization
 from pipeline.flows.eager import flow, twins
 from pipeline.settings.config import Config
 from pipeline.stages.qat import freeze_on_schedule
+from pipeline.tasks.classification import TASK
 
 BACKENDS = sorted(path.stem for path in (CONFIG_FOLDER / "backend").glob("*.yaml"))
 INFO = DatasetInfo(1, tuple("0123456789"))
@@ -144,6 +145,8 @@ def test_validation_leaves_ranges_as_they_are_when_observers_still_learn() -> No
     model = trained_qat(config_of("fbgemm"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     bright = Part(torch.full((4, 1, 32, 32), 255, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
-    predict(model, bright, DatasetConfig(name="made", std=[0.01]), 2, torch.device("cpu"), "test", flow, Machine())
+    predict(
+        model, bright, DatasetConfig(name="made", std=[0.01]), 2, torch.device("cpu"), "test", flow, Machine(), TASK
+    )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(value == 1 for name, value in model.state_dict().items() if name.endswith("observer_enabled"))

@@ -77,7 +77,7 @@ def champion(name: str) -> int | None:
 
 
 def test_champion_is_the_first_that_qualifies_when_the_registry_is_empty(registering: Register, name: str) -> None:
-    assert not registering(accuracy_drop_pct=0.6).verdict.wins
+    assert not registering(drop=0.6).verdict.wins
     assert champion(name) is None
     assert not registering(parity=False).verdict.wins
     assert champion(name) is None
@@ -89,7 +89,7 @@ def test_champion_changes_hands_when_a_version_is_faster_and_stays_when_it_ties(
     registering: Register, name: str
 ) -> None:
     registering()
-    assert not registering(accuracy_drop_pct=0.0).verdict.wins  # a tie
+    assert not registering(drop=0.0).verdict.wins  # a tie
     assert champion(name) == 1
     assert not registering(latency_ms=2.5).verdict.wins
     assert not registering(latency_ms=1.0, parity=False).verdict.wins
@@ -146,7 +146,7 @@ def test_first_that_qualifies_is_champion_when_the_champion_was_deleted(register
 
 
 def test_champion_stays_when_it_was_registered_by_other_means(registering: Register, name: str) -> None:
-    registering(accuracy_drop_pct=0.6)
+    registering(drop=0.6)
     client = mlflow.MlflowClient()
     source = client.get_model_version(name, "1").source
     client.create_model_version(name, source)

@@ -10,6 +10,7 @@ from torch import nn
 
 from pipeline import models
 from pipeline.datasets.spec import DatasetInfo
+from pipeline.flows.eager import FLOW
 from pipeline.measure import roofline
 from pipeline.measure.roofline import Peak
 from pipeline.reports.runtime_report import Measured
@@ -30,7 +31,7 @@ def test_macs_of_resnet18_are_the_published_ones() -> None:
 
 def test_peak_is_the_best_time_of_each_product(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count(0, 0.5)
-    peak = roofline.measure_peak(1, clock=lambda: next(ticks))
+    peak = roofline.measure_peak(1, FLOW, clock=lambda: next(ticks))
     assert peak.fp32_gmacs == pytest.approx(512**3 / 1e9 / 0.5)
     assert peak.memory_gbytes == pytest.approx(2 * 2**28 / 1e9 / 0.5)
     assert peak.threads == 1

@@ -31,6 +31,7 @@ from pipeline.host.files import PROJECT_ROOT
 from pipeline.reports import runtime_report
 from pipeline.run import runner
 from pipeline.runtimes import Runtime, eager, memory, parity, registry
+from pipeline.tasks.classification import TASK
 from tests.conftest import SMALL, TRAINED
 from tests.machine_lock import could_measure
 
@@ -178,7 +179,7 @@ def test_runtime_fails_its_gate_and_others_go_on_when_its_export_is_broken(
         "openvino": dataclasses.replace(real["openvino"], export=no_export),
     }
     monkeypatch.setattr(runtimes, "registry", lambda: registry_with_faults)
-    monkeypatch.setattr(quantization.flow, "has_vnni", lambda: False)
+    monkeypatch.setattr(qconfig, "has_vnni", lambda: False)
     metrics = walk(trained, "backend.activation_bits=8")
     assert metrics["torchscript/int8/parity"] == 1
     assert metrics["onnxruntime/int8/parity"] == metrics["openvino/int8/parity"] == 0
@@ -215,24 +216,24 @@ def test_run_fails_when_no_int8_export_agrees(trained: Path, monkeypatch: pytest
 
 
 def test_rounding_is_named_as_the_cause_only_when_it_explains_the_disagreement() -> None:
-    labels = np.repeat(np.arange(10), 10)
-    fp32 = np.eye(10, dtype=np.float32)[labels]
+    labels = torch.arange(10).repeat_interleave(10)
+    fp32 = np.eye(10, dtype=np.float32)[labels.numpy()]
     int8, exported, wrong = fp32.copy(), fp32.copy(), fp32.copy()
     int8[::10] = np.roll(int8[::10], 1, axis=1)  # quantization changes 10 classes of 100
     exported[::20] = np.roll(exported[::20], 1, axis=1)  # 5 of them come back
     wrong[1::2] = np.roll(wrong[1::2], 1, axis=1)
-    assert parity.is_rounding(parity.compare(exported, int8, labels), int8, fp32)
-    assert not parity.is_rounding(parity.compare(wrong, int8, labels), int8, fp32)
+    assert parity.is_rounding(parity.compare(exported, int8, labels, TASK), int8, fp32, TASK)
+    assert not parity.is_rounding(parity.compare(wrong, int8, labels, TASK), int8, fp32, TASK)
     # As many other classes as quantization changes, but all of them wrong.
     worse = int8.copy()
     worse[1::10] = np.roll(worse[1::10], 1, axis=1)
-    assert not parity.is_rounding(parity.compare(worse, int8, labels), int8, fp32)
+    assert not parity.is_rounding(parity.compare(worse, int8, labels, TASK), int8, fp32, TASK)
 
 
 def test_gate_counts_an_output_that_is_no_number_as_different() -> None:
     reference = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)
     exported = np.array([[1.0, np.nan], [1.0, 0.0]], np.float32)
-    found = parity.compare(exported, reference, np.array([0, 0]))
+    found = parity.compare(exported, reference, torch.tensor([0, 0]), TASK)
     assert found.agreement_pct == 50
     assert found.max_difference == np.inf
 
@@ -295,17 +296,18 @@ def test_vnni_is_looked_for_under_both_its_names() -> None:
     assert not qconfig.has_vnni({"avx2": True})
 
 
-def test_benchmark_reports_every_runtime_that_has_parity_and_one_that_was_just_declared(
+def test_benchmark_reports_every_runtime_that_has_parity_and_one_of_ones_own(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick = [f"benchmark.{given}" for given in ("max_seconds=1", "min_repeats=3", "passes=2", "batch_sizes=[1,2]")]
     stages = "stages=[train,fuse,qat,convert,evaluate,export,benchmark]"
     real = dict(registry())
-    planted = dataclasses.replace(real["torchscript"], name="planted")
-    faulty = {**real, "openvino": broken(real["openvino"], lambda logits: -logits), "planted": planted}
+    faulty = {**real, "openvino": broken(real["openvino"], lambda logits: -logits)}
     monkeypatch.setattr(runtimes, "registry", lambda: faulty)
-    metrics = walk(trained, stages, "runtime.names=[eager,torchscript,onnxruntime,openvino,planted]", *quick)
-    for name in ("eager/fp32", "eager/int8", "torchscript/int8", "onnxruntime/int8", "openvino/fp32", "planted/int8"):
+    metrics = walk(
+        trained, stages, "runtime.names=[eager,torchscript,onnxruntime,openvino,tests.planted.runtime:RUNTIME]", *quick
+    )
+    for name in ("eager/fp32", "eager/int8", "torchscript/int8", "onnxruntime/int8", "openvino/fp32", "traced/int8"):
         assert metrics[f"{name}/latency_ms"] > 0
         assert metrics[f"{name}/latency_ci_low_ms"] <= metrics[f"{name}/latency_ms"]
         assert metrics[f"{name}/throughput_t1_b2_ips"] == pytest.approx(2000 / metrics[f"{name}/latency_t1_b2_ms"])

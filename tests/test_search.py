@@ -23,10 +23,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from pipeline.commands.composition import CONFIG_FOLDER, check_command_line
 from pipeline.host.errors import UserError
 from pipeline.host.files import PROJECT_ROOT
-from pipeline.reports.results import METRICS
+from pipeline.reports.results import compared
 from pipeline.run.artifact_store import Store
 from pipeline.sweeps.search import Search
 from pipeline.sweeps.search_space import read_search_space
+from pipeline.tasks import ACCURACY
 from tests.conftest import SMALL
 
 RATE = "qat.learning_rate=tag(log,interval(1e-5,1e-3))"
@@ -193,7 +194,7 @@ def test_every_bound_and_choice_is_checked_when_a_search_is_asked_for() -> None:
 def test_objectives_of_the_configuration_are_the_known_metrics() -> None:
     written = yaml.safe_load((CONFIG_FOLDER / "hydra" / "sweeper" / "optuna.yaml").read_text())["objectives"]
     assert {name: direction for name, direction in written.items() if direction} == OBJECTIVES
-    assert set(written) == set(METRICS)
+    assert set(written) == set(compared(ACCURACY))
 
 
 def test_suggestions_repeat_when_the_seed_does(search: Searcher, tmp_path: Path) -> None:
@@ -361,4 +362,4 @@ def test_real_search_reaches_its_total_when_killed_and_typed_again(outputs: Path
     # And every metric that may be an objective is one that a run reports.
     evaluation = Store(outputs / "artifacts").find(next(outputs.glob("artifacts/evaluate-*")).name)
     assert evaluation is not None
-    assert set(METRICS) <= {name for name, _, _ in evaluation.metrics}
+    assert set(compared(ACCURACY)) <= {name for name, _, _ in evaluation.metrics}

@@ -21,6 +21,8 @@ from pipeline.measure.sensitivity import LayerSensitivity, Sensitivity, analyse
 from pipeline.reports.sensitivity_report import advice
 from pipeline.run.request import Request
 from pipeline.run.runner import artifacts_of, check_parts, run
+from pipeline.tasks import ACCURACY
+from pipeline.tasks.classification import TASK
 from tests.test_qconfig import Twin, backend_of, batch
 
 Compose = Callable[..., Request]
@@ -46,7 +48,7 @@ def analysed(spoil: str | None) -> tuple[Sensitivity, nn.Module, Tensor, Tensor]
     def batches() -> list[tuple[Tensor, Tensor]]:
         return [(batch(), labels)]
 
-    return analyse(model, flow, batches, batches, Machine()), model, batch(), labels
+    return analyse(model, flow, TASK, batches, batches, Machine()), model, batch(), labels
 
 
 def test_spoilt_layer_is_ranked_worst_and_recovers_when_it_alone_stays_float() -> None:
@@ -56,10 +58,10 @@ def test_spoilt_layer_is_ranked_worst_and_recovers_when_it_alone_stays_float() -
     assert worst.name == "fc"
     assert worst.weight_snr_db > 40  # the one weight outweighs all others: why weights alone do not rank
     assert worst.activation_snr_db < min(layer.activation_snr_db for layer in found.layers[1:])
-    assert found.float_pct == 100
-    assert worst.alone_int8_pct < 80
-    assert worst.alone_float_pct > found.int8_pct + 10
-    assert all(layer.alone_int8_pct > worst.alone_int8_pct for layer in found.layers[1:])
+    assert found.all_float == 100
+    assert worst.alone_int8 < 80
+    assert worst.alone_float > found.all_int8 + 10
+    assert all(layer.alone_int8 > worst.alone_int8 for layer in found.layers[1:])
 
 
 def test_ratios_and_accuracies_are_those_of_a_plain_computation() -> None:
@@ -72,7 +74,7 @@ def test_ratios_and_accuracies_are_those_of_a_plain_computation() -> None:
     expected = 10 * torch.log10(weight.square().sum() / (weight - rounded).square().sum())
     assert by_name["fc"].weight_snr_db == pytest.approx(float(expected), abs=0.05)
     with torch.no_grad():
-        assert found.int8_pct == pytest.approx(100 * float((model(images).argmax(1) == labels).double().mean()))
+        assert found.all_int8 == pytest.approx(100 * float((model(images).argmax(1) == labels).double().mean()))
         with quantization.fake_quantize_off(model):
             clean = model(images)
             quantization.switch(model.fc, weight=True, activation=True)
@@ -83,16 +85,16 @@ def test_ratios_and_accuracies_are_those_of_a_plain_computation() -> None:
 
 def test_ranking_is_by_accuracy_first_and_ratio_second() -> None:
     found, _, _, _ = analysed("fc")
-    order = [(layer.alone_int8_pct, layer.activation_snr_db) for layer in found.layers]
+    order = [(layer.alone_int8, layer.activation_snr_db) for layer in found.layers]
     assert order == sorted(order)
 
 
 def test_advice_keeps_layers_that_are_skipped_already_and_says_when_int8_loses_nothing() -> None:
     layers = tuple(LayerSensitivity(name, 30, 20, 90, 95) for name in "abcd")
-    lossy = advice(Sensitivity(layers, float_pct=96, int8_pct=90), ["z"])
+    lossy = advice(Sensitivity(ACCURACY, layers, all_float=96, all_int8=90), ["z"])
     assert "backend.skip_layers=[z,a,b,c]" in lossy
     assert "nothing to win back" not in lossy
-    assert "nothing to win back" in advice(Sensitivity(layers, float_pct=96, int8_pct=96), [])
+    assert "nothing to win back" in advice(Sensitivity(ACCURACY, layers, all_float=96, all_int8=96), [])
 
 
 def test_decibels_are_infinite_without_noise() -> None:

@@ -19,6 +19,7 @@ from pipeline.flows import Form, forms
 from pipeline.flows.eager import flow, silence_known_warnings
 from pipeline.run.plan import visible_config
 from pipeline.settings.config import Config
+from pipeline.tasks.classification import TASK
 from pipeline.training.context import MODEL_FILE, Context
 from tests.conftest import SMALL
 
@@ -49,6 +50,7 @@ class Bench:
             ),
             load_test=lambda: catalogue.load_test(self.config.dataset) if reads_test else forbidden(),
             flow=flow,
+            task=TASK,
         )
         inputs = {form: self.models[form] for form in stage.inputs(self.config)}
         stage.run(visible_config(stage, self.config), inputs, context)

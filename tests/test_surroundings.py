@@ -240,9 +240,9 @@ def test_plots_are_drawn_when_the_environment_names_a_backend_that_there_is_not(
     # A command as all begin, and nothing but a plot: a whole run takes too long for this alone.
     script = (
         "from pathlib import Path; import sys, torch; from pipeline.commands.command_line import run_command\n"
-        "from pipeline.reports.plots import confusion_matrix\n"
+        "from pipeline.tasks.confusion_matrix import draw\n"
         "labels = torch.tensor([0, 1])\n"
-        "run_command(lambda: confusion_matrix(labels, labels, ('a', 'b'), Path(sys.argv[1])))"
+        "run_command(lambda: draw(labels, labels, ('a', 'b'), Path(sys.argv[1])))"
     )
     ended = command("-c", script, str(tmp_path / "plot.png"), MPLBACKEND=backend)
     assert ended.returncode == 0, ended.stderr

@@ -17,6 +17,7 @@ from pipeline.host.faults import told
 from pipeline.host.machine import Machine
 from pipeline.host.world import World
 from pipeline.settings.config import DatasetConfig, TrainConfig
+from pipeline.tasks.classification import TASK
 from pipeline.training import loop as training
 from pipeline.training import optimization
 from pipeline.training.context import PROGRESS_FILE, Context
@@ -40,6 +41,7 @@ def context(folder: Path) -> Context:
         load_training=lambda: (part(64, 0), part(32, 1)),
         load_test=lambda: part(0, 0),
         flow=flow,
+        task=TASK,
     )
 
 
@@ -210,9 +212,8 @@ def test_best_epoch_is_kept_when_a_later_one_is_worse(tmp_path: Path) -> None:
     validation = part(32, 1)
 
     def accuracy(model: nn.Module) -> float:
-        return training.accuracy_pct(
-            training.predict(model, validation, DATA, 16, torch.device("cpu"), "test", flow, Machine()), validation
-        )
+        predicted = training.predict(model, validation, DATA, 16, torch.device("cpu"), "test", flow, Machine(), TASK)
+        return TASK.value(predicted, validation.labels)
 
     assert accuracy(best) == max(curve)
     last, _ = fit(tmp_path / "last", settings(keep="last"), before_step=ruin_last_epoch)
@@ -243,9 +244,9 @@ def test_predict_gives_every_image_its_class_in_order_when_the_last_batch_is_sho
             return -(level[:, None] - torch.arange(4)).abs()
 
     sample = part(30, 3)
-    predicted = training.predict(Brightness(), sample, DATA, 7, torch.device("cpu"), "test", flow, Machine())
+    predicted = training.predict(Brightness(), sample, DATA, 7, torch.device("cpu"), "test", flow, Machine(), TASK)
     assert torch.equal(predicted, sample.labels)
-    assert training.accuracy_pct(predicted, sample) == 100
+    assert TASK.value(predicted, sample.labels) == 100
 
 
 def test_checkpoint_is_kept_when_memory_runs_out_while_it_is_loaded(

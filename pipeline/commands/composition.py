@@ -220,6 +220,9 @@ def _check_launching(of_hydra: list[str], loader: ConfigLoader) -> None:
 
 
 def _check_search(overrides: list[Override]) -> list[Config]:
+    from pipeline.reports.results import compared
+    from pipeline.tasks.catalogue import find as find_task
+
     search.import_optuna()
     searched = (override for override in overrides if not override.is_hydra_override())
     jobs = search_space.read_search_space(searched).corners()
@@ -227,7 +230,8 @@ def _check_search(overrides: list[Override]) -> list[Config]:
     for config in checked:
         search.check_reports(config)
     of_hydra = [str(override.input_line) for override in overrides if override.is_hydra_override()]
-    search.read_settings(hydra.compose(CONFIG_NAME, [*of_hydra, *jobs[0]], return_hydra_config=True).hydra.sweeper)
+    sweeper = hydra.compose(CONFIG_NAME, [*of_hydra, *jobs[0]], return_hydra_config=True).hydra.sweeper
+    search.read_settings(sweeper, compared(find_task(checked[0].task).primary))
     return checked
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import pipeline.host.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
 from pipeline.datasets.preprocessing import Preprocessing, fit, from_array
-from pipeline.datasets.spec import DatasetInfo, DatasetSpec, Part, PartName
+from pipeline.datasets.spec import Check, DatasetInfo, DatasetSpec, Part, PartName
 from pipeline.datasets.splitting import chosen_to_test, training_and_validation
 from pipeline.datasets.unmade import Unmade
 from pipeline.host.declared import modules_of
@@ -28,8 +28,8 @@ _ROOM = "pipeline.datasets"
 # Bytes of a part's prepared images that are kept. More come of large images: there a batch is prepared in far less
 # time than a network takes for it, and all of them would take gigabytes (docs/data.md).
 _KEPT = 1_000_000_000
-# Of the classes in their order so many are named, and of those that are lacking.
-_SHOWN, _NAMED = 12, 5
+# Of the classes in their order so many are named.
+_SHOWN = 12
 
 
 @functools.cache
@@ -66,8 +66,8 @@ def find(config: DatasetConfig) -> DatasetSpec:
 
 
 def info(config: DatasetConfig) -> DatasetInfo:
-    """Channels (as many as `dataset.mean` has) and class names."""
-    return DatasetInfo(len(config.mean), find(config).class_names(config), config.image_size)
+    """Channels (as many as `dataset.mean` has), class names and image size."""
+    return DatasetInfo(len(config.mean), find(config).class_names(config), image_size=config.image_size)
 
 
 def class_order(config: DatasetConfig) -> str | None:
@@ -96,24 +96,30 @@ def preprocessing(config: DatasetConfig) -> Preprocessing:
     )
 
 
-def load_training(config: DatasetConfig, machine: Machine = UNSHARED) -> tuple[Part, Part]:
+def _check_nothing(targets: Tensor, name: PartName, class_names: tuple[str, ...], told: str) -> None: ...
+
+
+def load_training(
+    config: DatasetConfig, machine: Machine = UNSHARED, check: Check = _check_nothing
+) -> tuple[Part, Part]:
     """The training and the validation part, read and later decoded on `machine` while nobody measures.
 
     Raises:
-        UserError: when the images or their labels cannot be, or a class has too few images to appear in both.
+        UserError: when the images or their labels cannot be, `check` refuses these, or a class has too few images to
+            appear in both.
     """
-    part = _load(config, "train", machine)
+    part = _load(config, "train", machine, check)
     training, validation = training_and_validation(part.labels.numpy(), config)
     return part.select(training), part.select(validation)
 
 
-def load_test(config: DatasetConfig, machine: Machine = UNSHARED) -> Part:
+def load_test(config: DatasetConfig, machine: Machine = UNSHARED, check: Check = _check_nothing) -> Part:
     """The test part, or `max_test_samples` of it, the same for every seed; of `machine` as above.
 
     Raises:
-        UserError: when the images or their labels cannot be.
+        UserError: when the images or their labels cannot be, or `check` refuses these.
     """
-    part = _load(config, "test", machine)
+    part = _load(config, "test", machine, check)
     chosen = chosen_to_test(len(part), config)
     return part if len(chosen) == len(part) else part.select(chosen)
 
@@ -141,11 +147,13 @@ def look_again() -> None:
         spec.look_again()
 
 
-def _load(config: DatasetConfig, name: PartName, machine: Machine) -> Part:
+def _load(config: DatasetConfig, name: PartName, machine: Machine, check: Check) -> Part:
     spec = find(config)
     spec.prepare(config)
     part = spec.read(config, name, machine)
-    _check_labels(part, config.name, name, spec.class_names(config))
+    told, class_names = f"dataset={config.name}: the {name} part", spec.class_names(config)
+    _check_count(part, told, len(class_names))
+    check(part.labels, name, class_names, told)
     return replace(prepared(part, config), machine=machine)
 
 
@@ -163,38 +171,15 @@ def _prepare(pixels: np.ndarray, channels: int, size: int) -> np.ndarray:
     return fit(from_array(pixels, channels), size)
 
 
-def _check_labels(part: Part, dataset: str, name: PartName, class_names: tuple[str, ...]) -> None:
-    """Refuse a part without images, with labels beyond the classes, or, to train on, without some of the classes.
-
-    That every class is in the train part also says that the test part has none which it lacks.
+def _check_count(part: Part, told: str, classes: int) -> None:
+    """Refuse a part without images, or with another number of labels.
 
     Raises:
-        UserError: naming the data set, the part, the label and what is allowed.
+        UserError: naming the data set, the part and what is allowed.
     """
-    of_part, classes = f"dataset={dataset}: the {name} part", len(class_names)
-    allowed = f"allowed: images of each of its {classes} classes"
     if len(part) != part.pixels.shape[0]:
         raise UserError(
-            f"{of_part} has {part.pixels.shape[0]:,} images and {len(part):,} labels; allowed: one label an image"
+            f"{told} has {part.pixels.shape[0]:,} images and {len(part):,} labels; allowed: one label an image"
         )
     if len(part) == 0:
-        raise UserError(f"{of_part} has no images; {allowed}")
-    wrong = ((part.labels < 0) | (part.labels >= classes)).nonzero().flatten()
-    if len(wrong):
-        first = int(wrong[0])
-        more = f", and {len(wrong) - 1:,} more such" if len(wrong) > 1 else ""
-        raise UserError(
-            f"{of_part} has the label {int(part.labels[first])} at image {first:,} (of {len(part):,}, from 0){more}; "
-            f"allowed: 0 to {classes - 1}, its {classes} classes"
-        )
-    present = part.labels.unique().tolist()
-    if name == "train" and len(present) == 1:
-        raise UserError(
-            f"{of_part} has one class only: its {len(part):,} images have the label {present[0]} "
-            f"('{class_names[present[0]]}'); {allowed}"
-        )
-    lacking = [label for label in range(classes) if label not in present]
-    if name == "train" and lacking:
-        shown = ", ".join(f"{label} ('{class_names[label]}')" for label in lacking[:_NAMED])
-        more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
-        raise UserError(f"{of_part} has no images with the label {shown}{more}; {allowed}")
+        raise UserError(f"{told} has no images; allowed: images of each of its {classes} classes")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import torch
 import torch.nn.functional as functional
@@ -18,12 +18,37 @@ from pipeline.datasets.spec import Part
 from pipeline.host.world import SOLO, World
 from pipeline.settings.config import DatasetConfig
 
+# Changes images and their labels together: `crop_and_flip`, or what a task has in its place.
+Augment = Callable[[Tensor, Tensor, DatasetConfig, int, slice, torch.Generator], tuple[Tensor, Tensor]]
+
 
 def count_batches(part: Part, batch_size: int, training: bool) -> int:
     """How many batches an epoch has."""
     if training:
         return max(1, len(part) // batch_size)
     return math.ceil(len(part) / batch_size)
+
+
+def crop_and_flip(
+    images: Tensor, labels: Tensor, config: DatasetConfig, count: int, mine: slice, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Move the windows of images, uint8 (B, C, S, S), and mirror some, as `config` says; labels stay.
+
+    Drawn for the `count` images of the whole batch, of which these are `mine`.
+    """
+    padding = config.crop_padding
+    if padding:
+        offsets = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
+        # A random window of the padded image, one offset an image, in one gather.
+        padded = functional.pad(images, (padding,) * 4)
+        rows, columns = (offsets[:, mine] + torch.arange(config.image_size)).to(images.device)
+        batch = torch.arange(len(images), device=images.device).view(-1, 1, 1)
+        # Advanced indices around a slice: the channel axis comes last and is moved back.
+        images = padded[batch, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
+    if config.horizontal_flip:
+        flipped = (torch.rand(count, generator=generator) < 0.5)[mine].to(images.device)
+        images = torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
+    return images, labels
 
 
 def training_batches(
@@ -33,6 +58,7 @@ def training_batches(
     device: torch.device,
     generator: torch.Generator,
     world: World = SOLO,
+    augment: Augment = crop_and_flip,
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """One epoch in random order, augmented: images float (B, C, S, S) and labels int64 (B) on `device`.
 
@@ -47,9 +73,9 @@ def training_batches(
     chosen = [batch[mine] for batch, mine in zip(batches, shares, strict=True)]
     with contextlib.closing(part.batches(chosen, device)) as fetched:
         for batch, mine, indices, pixels in zip(batches, shares, chosen, fetched, strict=True):
-            drawn = _draw(len(batch), config, generator)
-            images = _augment(pixels, config, drawn, mine)
-            yield _normalize(images, config), part.labels[indices].to(device)
+            labels = part.labels[indices].to(device)
+            images, labels = augment(pixels, labels, config, len(batch), mine, generator)
+            yield _normalize(images, config), labels
 
 
 def evaluation_batches(
@@ -60,33 +86,6 @@ def evaluation_batches(
     with contextlib.closing(part.batches(chosen, device)) as fetched:
         for indices, pixels in zip(chosen, fetched, strict=True):
             yield _normalize(pixels, config), part.labels[indices].to(device)
-
-
-def _draw(count: int, config: DatasetConfig, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
-    """The random choices of a whole batch: offsets of the crops (2, count, 1), and which images to flip (count)."""
-    offsets = flips = None
-    if config.crop_padding:
-        offsets = torch.randint(0, 2 * config.crop_padding + 1, (2, count, 1), generator=generator)
-    if config.horizontal_flip:
-        flips = torch.rand(count, generator=generator) < 0.5
-    return offsets, flips
-
-
-def _augment(images: Tensor, config: DatasetConfig, drawn: tuple[Tensor | None, Tensor | None], mine: slice) -> Tensor:
-    offsets, flips = drawn
-    count, size = len(images), config.image_size
-    if offsets is not None:
-        # A random window of the padded image, one offset an image, in one gather.
-        padding = config.crop_padding
-        padded = functional.pad(images, (padding,) * 4)
-        rows, columns = (offsets[:, mine] + torch.arange(size)).to(images.device)
-        batch = torch.arange(count, device=images.device).view(-1, 1, 1)
-        # Advanced indices around a slice: the channel axis comes last and is moved back.
-        images = padded[batch, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
-    if flips is not None:
-        flipped = flips[mine].to(images.device)
-        images = torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
-    return images
 
 
 def _normalize(pixels: Tensor, config: DatasetConfig) -> Tensor:

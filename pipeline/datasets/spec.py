@@ -16,24 +16,31 @@ from pipeline.host.machine import UNSHARED, Machine
 from pipeline.settings.config import DatasetConfig
 
 PartName = Literal["train", "test"]
+# Refuses what no model can learn: the targets of a part, which one it is, the classes, and how the line begins.
+Check = Callable[[Tensor, PartName, tuple[str, ...], str], None]
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a model must know of a data set: `channels` (1 or 3), the names of its classes, and pixels of a side."""
+    """What a model must know of a data set: `channels` (1 or 3), the names of its classes, and how many `outputs`.
+
+    `outputs`: None where it has one a class. `image_size`: of a side, in pixels.
+    """
 
     channels: int
     class_names: tuple[str, ...]
+    outputs: int | None = None
     image_size: int = 32
 
     @property
     def num_classes(self) -> int:
-        return len(self.class_names)
+        """How many outputs a model has, by the name that networks have for it."""
+        return len(self.class_names) if self.outputs is None else self.outputs
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images and their labels, int64 (N).
+    """Images and their labels, int64 (N); what those mean is the task's affair.
 
     `pixels`: in memory uint8 (N, C, H, W), or where they can be had batch by batch. Who wants images asks for
     `batches`, which are the same bit for bit wherever the pixels are. Those of a part that stages get are prepared:

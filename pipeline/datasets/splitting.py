@@ -1,4 +1,4 @@
-"""Which images go to which part: stratified and seeded, by their labels alone."""
+"""Which images go to which part: seeded, and stratified by their labels where these are whole numbers, one an image."""
 
 from __future__ import annotations
 
@@ -46,6 +46,11 @@ def held_out_to_test(labels: np.ndarray, config: DatasetConfig, part: PartName) 
     return training if part == "train" else test
 
 
+def _classes(labels: np.ndarray) -> np.ndarray:
+    """What each side of a choice shall have its share of: the labels; of amounts, and of many an image, all are one."""
+    return labels if labels.ndim == 1 and labels.dtype.kind in "iu" else np.zeros(len(labels), np.int64)
+
+
 def split_indices(labels: np.ndarray, second: int, seed: int, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Split off `second` positions of `labels` (N); both sides keep the classes' shares, and are sorted.
 
@@ -57,7 +62,7 @@ def split_indices(labels: np.ndarray, second: int, seed: int, key: str) -> tuple
     # Not needed by the processes that decode images, and half of what they would load.
     from sklearn.model_selection import train_test_split
 
-    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    _, codes, counts = np.unique(_classes(labels), return_inverse=True, return_counts=True)
     able = np.flatnonzero(counts[codes] > 1)
     try:
         chosen, held_out = train_test_split(able, test_size=second, random_state=seed, stratify=codes[able])
@@ -81,6 +86,7 @@ def take_indices(labels: np.ndarray, count: int, seed: int, key: str) -> np.ndar
     Raises:
         UserError: naming `key`, when there are fewer images than classes.
     """
+    labels = _classes(labels)
     classes = len(np.unique(labels))
     if count < classes:
         raise UserError(f"{key}: too few for a stratified choice of {classes} classes; allowed: at least {classes}")

@@ -6,6 +6,7 @@ network itself; the others are the flow's. A checkpoint holds a `state_dict`, an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
@@ -33,7 +34,7 @@ class Trainable(Protocol):
 
 
 class Flow(Trainable, Protocol):
-    """A way from float to int8: these functions, in the package of this room that `backend.flow` names.
+    """A way from float to int8: these functions, in the package that `backend.flow` names, or the user's own.
 
     Models may be changed in place by whatever is given them to make another one.
     """
@@ -54,8 +55,14 @@ class Flow(Trainable, Protocol):
     def warning(self, config: Config) -> str | None:
         """A line where this processor cannot compute int8 faithfully, or None."""
 
-    def saturates(self, config: Config) -> bool:
-        """Whether kernels may saturate with these settings on this processor."""
+    def unfaithful(self, config: Config) -> str | None:
+        """Why a runtime may compute int8 otherwise than torch on this processor, and the way out; None: no reason."""
+
+    def int8_products(self, side: int) -> dict[str, Callable[[], object]]:
+        """Products of two matrices (side, side) in int8, ready to run, by the kernel that does it; none: it has none.
+
+        They tell what this machine does at most.
+        """
 
     def fuse(self, model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:
         """The form `fused` of a float network."""
@@ -89,6 +96,9 @@ class Flow(Trainable, Protocol):
 
     def layers(self, model: nn.Module) -> dict[str, nn.Module]:
         """The layers of a prepared model that hold weights and become quantized, by name, in their order."""
+
+    def quantized_weight(self, layer: nn.Module) -> Tensor:
+        """The weight of one of `layers` with int8 simulated in float."""
 
     def switch(self, layer: nn.Module, weight: bool, activation: bool) -> None:
         """Quantize (simulated) the weights, or the activations that belong to one layer, or leave them float."""

@@ -19,6 +19,20 @@ def modules_of(package: str) -> tuple[ModuleType, ...]:
     return tuple(importlib.import_module(f"{package}.{found.name}") for found in pkgutil.iter_modules(path))
 
 
+def declared_in(package: str, name: str) -> dict[str, Any]:
+    """What the modules of a package declare under a name, by the module's own name."""
+    return {
+        module.__name__.rpartition(".")[2]: getattr(module, name)
+        for module in modules_of(package)
+        if hasattr(module, name)
+    }
+
+
+def module_named(name: str, package: str) -> str:
+    """The module that a chosen name is declared in: the user's own, or that of this name in a package of ours."""
+    return name.partition(":")[0] if is_import_path(name) else f"{package}.{name}"
+
+
 def is_import_path(name: str) -> bool:
     """Whether a name is one of the user's own code: `package.module:name`."""
     return ":" in name
@@ -55,14 +69,29 @@ def import_named(key: str, path: str) -> Any:
     return found
 
 
-def choose(key: str, name: str, declared: Mapping[str, Any]) -> Any:
+def choose(key: str, name: str, declared: Mapping[str, Any], contract: type | None = None) -> Any:
     """What is declared by this name, or stands under it where it is an import path.
 
     Raises:
-        UserError: when there is nothing.
+        UserError: when there is nothing, or what stands there is not what `contract` asks for.
     """
     if is_import_path(name):
-        return import_named(key, name)
+        found = import_named(key, name)
+        if contract is not None:
+            _check_kept(f"{key}={name}", found, contract)
+        return found
     if name not in declared:
         raise UserError(f"{key}={name}: {suggestion(name, declared)}; or package.module:name of your own")
     return declared[name]
+
+
+def _check_kept(told: str, found: Any, contract: type) -> None:
+    """See that something has what a protocol names, or is an object of another class."""
+    what, where = contract.__name__, f"{contract.__module__.replace('.', '/')}.py"
+    if not getattr(contract, "_is_protocol", False):
+        if not isinstance(found, contract):
+            raise UserError(f"{told}: is a {type(found).__name__}; allowed: a {what}, as {where} has it")
+        return
+    lacks = [name for name in dir(contract) if not name.startswith("_") and not hasattr(found, name)]
+    if lacks:
+        raise UserError(f"{told}: is no {what}, for it lacks {', '.join(lacks)}; allowed: what {where} names")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.flows.eager import int8_products
+from pipeline.flows.contract import Flow
 from pipeline.measure.measurement import threads
 
 # Large enough that arithmetic, not memory, is the limit; so quick that one of many is undisturbed by other programs.
@@ -41,13 +41,17 @@ def count_macs(model: nn.Module, example: Tensor) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def measure_peak(thread_count: int, clock: Callable[[], float] = time.perf_counter) -> Peak:
-    """Measure the limits with so many threads, each as the best of a fraction of a second."""
+def measure_peak(thread_count: int, flow: Flow, clock: Callable[[], float] = time.perf_counter) -> Peak:
+    """Measure the limits with so many threads, each as the best of a fraction of a second.
+
+    That of int8 is that of the flow's kernels; of one that has none, that of fp32.
+    """
     macs = _SIDE**3 / 1e9
     with threads(thread_count), torch.inference_mode():
         one, other, out = (torch.randn(_SIDE, _SIDE) for _ in range(3))
         fp32 = macs / _best(lambda: torch.mm(one, other, out=out), clock)
-        int8 = {name: macs / _best(call, clock) for name, call in int8_products(_SIDE).items()}
+        int8 = {name: macs / _best(call, clock) for name, call in flow.int8_products(_SIDE).items()}
+        int8 = int8 or {"fp32": fp32}
         source = torch.zeros(_COPY_BYTES // 4)
         target = torch.empty_like(source)
         memory = 2 * _COPY_BYTES / 1e9 / _best(lambda: target.copy_(source), clock)  # read and written

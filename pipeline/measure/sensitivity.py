@@ -1,4 +1,4 @@
-"""Which layers lose most by int8: each one's signal-to-noise ratio, and the accuracy that hangs on it alone.
+"""Which layers lose most by int8: each one's signal-to-noise ratio, and what of the primary metric hangs on it alone.
 
 Int8 is simulated by one model with fake-quantize modules, calibrated once, that are switched on and off a
 layer at a time (Krishnamoorthi 2018, "Quantizing deep convolutional networks for efficient inference",
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from pipeline.flows.contract import Flow
 from pipeline.host import terminal
 from pipeline.host.machine import Machine
+from pipeline.tasks import Metric
+from pipeline.tasks.contract import Task
 
-# Gives the batches of a part anew: images float (B, C, S, S) and labels int64 (B).
+# Gives the batches of a part anew: images float (B, C, S, S) and targets (B, …).
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
@@ -32,75 +34,80 @@ class LayerSensitivity:
         weight_snr_db: of the float weights against the quantized ones.
         activation_snr_db: of the layer's float output against its output with quantized weights and
             activations, on the same float input.
-        alone_int8_pct: accuracy when this layer alone is quantized, weights and activations.
-        alone_float_pct: accuracy when everything but its weights is quantized, as `backend.skip_layers` does.
+        alone_int8: the primary metric when this layer alone is quantized, weights and activations.
+        alone_float: the same when everything but its weights is quantized, as `backend.skip_layers` does.
     """
 
     name: str
     weight_snr_db: float
     activation_snr_db: float
-    alone_int8_pct: float
-    alone_float_pct: float
+    alone_int8: float
+    alone_float: float
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The layers, worst first, between the accuracies of the float and of the whole quantized network."""
+    """The layers, worst first, between what the metric is of the float and of the whole quantized network."""
 
+    metric: Metric
     layers: tuple[LayerSensitivity, ...]
-    float_pct: float
-    int8_pct: float
+    all_float: float
+    all_int8: float
 
-
-# How `analyse` ranks, for the reader of a table.
-RANK_RULE = (
-    "ranked by the accuracy with the layer alone in int8 (lowest first), then by the signal-to-noise ratio of its "
-    "activations (lowest first)"
-)
+    @property
+    def rule(self) -> str:
+        """How `analyse` ranks, for the reader of a table."""
+        return (
+            f"ranked by the {self.metric.label} with the layer alone in int8 "
+            f"({'lowest' if self.metric.higher_is_better else 'highest'} first), then by the signal-to-noise ratio of "
+            "its activations (lowest first)"
+        )
 
 
 @torch.no_grad()
-def analyse(model: nn.Module, flow: Flow, calibration: Batches, validation: Batches, machine: Machine) -> Sensitivity:
-    """Measure every quantizable layer of a simulated, calibrated model, and rank them by `RANK_RULE`.
+def analyse(
+    model: nn.Module, flow: Flow, task: Task, calibration: Batches, validation: Batches, machine: Machine
+) -> Sensitivity:
+    """Measure every quantizable layer of a simulated, calibrated model, and rank them by `Sensitivity.rule`.
 
-    Accuracies are those of `validation`, signal-to-noise ratios those of `calibration`. Leaves everything
+    The primary metric is that of `validation`, signal-to-noise ratios are those of `calibration`. Leaves everything
     quantized and the observers off.
     """
     flow.freeze(model, batch_norm=False, ranges=True)
     layers = flow.layers(model)
     with terminal.bar("sensitivity", 3 + 2 * len(layers), unit="pass") as bar:
 
-        def accuracy() -> float:
-            right = []
-            for images, labels in validation():
+        def value() -> float:
+            scores = []
+            for images, targets in validation():
                 with machine.computing():
-                    right.append(model(images).argmax(1) == labels)
+                    scores.append(task.score(task.decide(model(images)), targets))
             bar.update(1)
-            return 100 * float(torch.cat(right).double().mean())
+            return task.primary.scale * float(torch.cat(scores).double().mean())
 
         flow.switch_all(model, False)
         snr = _activation_snr_db(model, flow, layers, calibration, machine)
         bar.update(1)
-        float_pct = accuracy()
+        all_float = value()
         alone_int8 = {}
         for name, layer in layers.items():
             flow.switch(layer, weight=True, activation=True)
-            alone_int8[name] = accuracy()
+            alone_int8[name] = value()
             flow.switch(layer, weight=False, activation=False)
         flow.switch_all(model, True)
-        int8_pct = accuracy()
+        all_int8 = value()
         alone_float = {}
         for name, layer in layers.items():
             flow.switch(layer, weight=False, activation=True)
-            alone_float[name] = accuracy()
+            alone_float[name] = value()
             flow.switch(layer, weight=True, activation=True)
     with machine.computing():
-        weight_snr = {name: _weight_snr_db(layer) for name, layer in layers.items()}
+        weight_snr = {name: _weight_snr_db(layer, flow) for name, layer in layers.items()}
     found = [
         LayerSensitivity(name, weight_snr[name], snr[name], alone_int8[name], alone_float[name]) for name in layers
     ]
-    ranked = sorted(found, key=lambda layer: (layer.alone_int8_pct, layer.activation_snr_db))
-    return Sensitivity(tuple(ranked), float_pct, int8_pct)
+    ranked = sorted(found, key=lambda layer: (task.primary.drop(layer.alone_int8, 0), layer.activation_snr_db))
+    return Sensitivity(task.primary, tuple(ranked), all_float, all_int8)
 
 
 def snr_db(signal: float, noise: float) -> float:
@@ -112,9 +119,9 @@ def _squares(values: Tensor) -> float:
     return float(values.double().square().sum())
 
 
-def _weight_snr_db(layer: nn.Module) -> float:
+def _weight_snr_db(layer: nn.Module, flow: Flow) -> float:
     weight: Tensor = layer.weight  # type: ignore[assignment]
-    quantized = layer.weight_fake_quant(weight)  # type: ignore[operator]
+    quantized = flow.quantized_weight(layer)
     return snr_db(_squares(weight), _squares(quantized - weight))
 
 

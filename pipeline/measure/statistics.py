@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SIGNIFICANCE = 0.05
 """Below this p a difference is called one."""
@@ -27,6 +31,17 @@ def accuracy_interval(accuracy_pct: float, test_images: float | None) -> tuple[f
     return 100 * float(interval.low), 100 * float(interval.high)
 
 
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a mean by Student's t (Student 1908), from its values (N); two NaN of fewer than two."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    from scipy.stats import t
+
+    mean = float(values.mean())
+    half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return mean - half, mean + half
+
+
 def mcnemar_p(only_first: int, only_second: int) -> float:
     """The two-sided p of McNemar's exact test (McNemar 1947), from the images that only one of two models gets right.
 
@@ -39,6 +54,23 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     if disagreements == 0:
         return 1.0
     return float(binomtest(only_first, disagreements, 0.5).pvalue)
+
+
+def sign_flip_p(differences: np.ndarray) -> float:
+    """The two-sided p of the permutation test of paired amounts (Fisher 1935), from their differences (N).
+
+    Were the models equally good, each difference would have either sign: of all ways to flip them, or of 9,999 drawn
+    ones where there are more, how many give a mean as far from 0. Without a difference p is 1.
+    """
+    import numpy as np
+    from scipy.stats import permutation_test
+
+    if not differences.any():
+        return 1.0
+    tested = permutation_test(
+        (differences,), np.mean, permutation_type="samples", batch=100, random_state=np.random.default_rng(0)
+    )
+    return float(tested.pvalue)
 
 
 def paired_interval(only_first: int, only_second: int, images: int) -> tuple[float, float]:

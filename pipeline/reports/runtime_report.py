@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from pipeline import runtimes
 from pipeline.flows import BY_PREFIX
 from pipeline.measure.latency import Interval
 from pipeline.measure.roofline import Peak
@@ -149,16 +148,15 @@ def draw_bars(rows: Sequence[Measured], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_roofline(rows: Sequence[Measured], weights: int, path: Path) -> None:
+def draw_roofline(rows: Sequence[Measured], weights: int, markers: Mapping[str, str], path: Path) -> None:
     """Draw what each runtime reaches below the machine's roofs (Williams, Waterman and Patterson 2009), a panel for
     each number of threads.
 
     The arithmetic intensity counts the bytes that a batch must read at least: every weight once, 4 bytes each in fp32
-    and 1 in int8. What lies between the layers is left out, since caches may hold it.
+    and 1 in int8. What lies between the layers is left out, since caches may hold it. `markers`: by runtime.
     """
     import matplotlib.figure
 
-    markers = {name: runtime.marker for name, runtime in runtimes.registry().items()} | {runtimes.EAGER: "o"}
     peaks = list(dict.fromkeys(row.peak for row in rows))
     figure = matplotlib.figure.Figure(figsize=(7.5 * len(peaks), 5.2), layout="constrained")
     for axes, peak in zip(np.atleast_1d(figure.subplots(1, len(peaks))), peaks, strict=True):

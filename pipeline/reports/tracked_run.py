@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from pipeline.tasks import ACCURACY, Metric
+
+METRIC_TAG = "primary_metric"
+"""The tag that says by what a run's models are judged: the fields of `Metric`."""
 
 
 @dataclass(frozen=True)
@@ -25,3 +31,8 @@ class TrackedRun:
     parameters: Mapping[str, str]
     metrics: Mapping[str, float]
     tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def metric(self) -> Metric:
+        """By what its models are judged; runs from before there were tasks by accuracy."""
+        return Metric(**json.loads(self.tags[METRIC_TAG])) if METRIC_TAG in self.tags else ACCURACY

@@ -17,9 +17,11 @@ from pipeline.host.files import in_project
 from pipeline.host.machine import UNSHARED
 from pipeline.host.world import World
 from pipeline.run.artifact_store import Store
-from pipeline.run.plan import Plan, Step, visible_config
+from pipeline.run.plan import Plan, Step, visible_config, visible_task
 from pipeline.settings.config import Config
 from pipeline.stages.contract import Inputs
+from pipeline.tasks.catalogue import find as find_task
+from pipeline.tasks.catalogue import info as task_info
 from pipeline.training.context import Context
 
 
@@ -69,23 +71,25 @@ def follow(config: Config, plan: Plan, world: World, device: torch.device) -> No
 
     @functools.cache
     def load_training() -> tuple[Part, Part]:
-        training, validation = catalogue.load_training(config.dataset, Store(outputs / "artifacts").machine())
+        machine = Store(outputs / "artifacts").machine()
+        training, validation = catalogue.load_training(config.dataset, machine, find_task(config.task).check)
         # No batch waits for a measurement: rank 0 may wait for it within `computing`, and the measurement for rank 0.
         return replace(training, machine=UNSHARED), replace(validation, machine=UNSHARED)
 
     while (announced := world.tell()) is not None:
         artifact, inputs, folder = announced
         _agree(world, artifact, planned=artifact in steps)
+        stage = steps[artifact].stage
         context = Context(
             folder=folder,
             device=device,
-            info=catalogue.info(config.dataset),
+            info=task_info(config),
             flow=find_flow(config.backend),
+            task=visible_task(stage, config),
             load_training=load_training,
             load_test=undeclared_part,
             world=world,  # and no lock of the machine to train: rank 0 has it, and the others wait for rank 0
         )
-        stage = steps[artifact].stage
         stage.run(visible_config(stage, config), inputs, context)
 
 

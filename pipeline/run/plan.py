@@ -25,10 +25,11 @@ from pipeline.run.artifact_store import Artifact, Store, seen_folder
 from pipeline.run.sources import code_of
 from pipeline.settings.config import Config
 from pipeline.stages.contract import Product, Stage
+from pipeline.tasks.catalogue import find as find_task
+from pipeline.tasks.catalogue import module_of as task_module
+from pipeline.tasks.contract import Task
 
 _KEY_LENGTH = 16
-# Stages that read one of these go by the backend's flow; `fuse` reads no other setting of the backend.
-_FLOWING = {"fuse", "backend"}
 # What a key holds besides settings.
 _NOT_ASKED_FOR = {"sources", "libraries", "data", "weights", "parents", "machine"}
 # Of the files that changed, so many are named.
@@ -57,13 +58,12 @@ class Plan:
     earlier: tuple[Step, ...]
 
 
-def make_plan(config: Config) -> Plan:
-    """Check the wiring of `config.stages` and key each of them.
+def wire(config: Config) -> dict[str, dict[Product, Stage]]:
+    """The stages of `config.stages` and those before them, each after what it needs, and who makes it what.
 
     Raises:
         UserError: for a stage that does not exist or that stands before one it needs.
     """
-    catalogue.look_again()
     declared = stages.registry()
     for name in config.stages:
         if name not in declared:
@@ -85,23 +85,44 @@ def make_plan(config: Config) -> Plan:
                     f"stages=[{','.join(config.stages)}]: {name} needs {form}, which {producer} makes only "
                     f"after it; allowed: {producer} before {name}"
                 )
+    wired: dict[str, dict[Product, Stage]] = {}
+
+    def add(stage: Stage) -> None:
+        if stage.name not in wired:
+            needs = {form: producers[form] for form in stage.inputs(config)}
+            for producer in needs.values():
+                add(producer)
+            wired[stage.name] = needs
+
+    for name in config.stages:
+        add(declared[name])
+    return wired
+
+
+def make_plan(config: Config) -> Plan:
+    """Wire the stages, and key each of them.
+
+    Raises:
+        UserError: as `wire`.
+    """
+    catalogue.look_again()
+    declared = stages.registry()
     steps: dict[str, Step] = {}
-
-    def add(stage: Stage) -> Step:
-        """Key a stage, those before it first; every step once."""
-        if stage.name not in steps:
-            parents = {form: add(producers[form]) for form in stage.inputs(config)}
-            hashed = _hashed(stage, config) | {"parents": [parent.key for parent in parents.values()]}
-            text = json.dumps(hashed, sort_keys=True)
-            key = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:_KEY_LENGTH]
-            consumes = {form: parent.artifact for form, parent in parents.items()}
-            steps[stage.name] = Step(stage, key, hashed, consumes)
-        return steps[stage.name]
-
+    for name, needs in wire(config).items():
+        parents = {form: steps[producer.name] for form, producer in needs.items()}
+        hashed = _hashed(declared[name], config) | {"parents": [parent.key for parent in parents.values()]}
+        text = json.dumps(hashed, sort_keys=True)
+        key = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:_KEY_LENGTH]
+        steps[name] = Step(declared[name], key, hashed, {form: parent.artifact for form, parent in parents.items()})
     return Plan(
-        steps=tuple(add(declared[name]) for name in config.stages),
+        steps=tuple(steps[name] for name in config.stages),
         earlier=tuple(step for name, step in steps.items() if name not in config.stages),
     )
+
+
+def goes_by_flow(stage: Stage, config: Config) -> bool:
+    """Whether what a stage does is the backend's flow's; `fuse` reads no other setting of the backend."""
+    return bool({"fuse", "backend"} & set(stage.reads(config)))
 
 
 def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
@@ -110,7 +131,11 @@ def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
     modules = [stage.run.__module__]
     if "model" in stage.sections:
         modules.append(models.module_of(config.model))
-    if _FLOWING & set(stage.reads(config)):
+    if "task" in stage.sections:
+        modules.append(task_module(config.task))
+    if "runtime" in stage.sections:
+        modules += runtimes.modules_of(config.runtime.names)
+    if goes_by_flow(stage, config):
         modules += find_flow(config.backend).modules_of(config)
     if stage.parts:  # which are loaded outside the stage
         modules += [catalogue.__name__, catalogue.module_of(config.dataset)]
@@ -121,7 +146,7 @@ def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
     hashed: dict[str, Any] = {"stage": stage.name, "sources": code.files, "libraries": libraries}
     for section in stage.reads(config):
         hashed[section] = _settings(section, getattr(config, section), stage.ignores)
-    if _FLOWING & set(stage.reads(config)):
+    if goes_by_flow(stage, config):
         hashed["flow"] = config.backend.flow
     if "model" in stage.sections:
         hashed["weights"] = weights.fingerprint(config.model)
@@ -198,3 +223,10 @@ def visible_config(stage: Stage, config: Config) -> Config:
     """The configuration as a stage sees it: the sections that make its key, and no others."""
     hidden = {spec.name for spec in dataclasses.fields(config)} - set(stage.reads(config))
     return dataclasses.replace(config, **{name: _Undeclared(stage.name, name) for name in hidden})  # type: ignore[arg-type]
+
+
+def visible_task(stage: Stage, config: Config) -> Task:
+    """The task as a stage sees it: it too has to stand in its declaration."""
+    if "task" in stage.sections:
+        return find_task(config.task)
+    return _Undeclared(stage.name, "task")  # type: ignore[return-value]

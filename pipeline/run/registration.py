@@ -17,13 +17,14 @@ from pipeline.host import environment, terminal
 from pipeline.host.errors import UserError
 from pipeline.host.files import in_project
 from pipeline.settings.config import Config
+from pipeline.tasks.catalogue import find as find_task
 from pipeline.tracking import Tracker
 from pipeline.tracking.champion import Contender
 from pipeline.tracking.models import ModelRecord
 
 # The runtimes whose files MLflow can serve, the preferred one first.
 SERVED = ("onnxruntime", "torchscript")
-# What the champion's rule reads is theirs: the model, and its accuracy and latency beside fp32.
+# What the champion's rule reads is theirs: the model, and what it is worth and its latency beside fp32.
 _NEEDED = ("export", "evaluate")
 
 
@@ -76,16 +77,18 @@ def keep_model(config: Config, exports: Path | None, metrics: Mapping[str, float
 
 
 def _contender(config: Config, runtime: str, metrics: Mapping[str, float]) -> Contender:
+    metric = find_task(config.task).primary
     latency = next(name for name in (f"{runtime}/int8/latency_ms", "int8/latency_ms") if name in metrics)
     # The stage benchmark's headline is that of 1 thread.
     how, threads = ("eager", config.evaluate.threads) if latency == "int8/latency_ms" else ("exported", 1)
     return Contender(
-        # Of torch's int8: parity says that the file chooses the same classes.
-        accuracy_drop_pct=metrics["val/accuracy_drop_pct"],
-        accuracy_pct=metrics["val/int8_accuracy_pct"],
-        largest_class_pct=metrics["val/largest_class_pct"],
+        # Of torch's int8: parity says that the file decides the same.
+        drop=metrics[f"val/{metric.of('drop')}"],
+        value=metrics[f"val/int8_{metric.name}"],
+        floor=metrics.get("val/largest_class_pct"),
         latency_ms=metrics[latency],
         parity=bool(metrics[f"{runtime}/int8/parity"]),
+        metric=metric,
         conditions=", ".join(
             [
                 f"{how}, {threads} thread{'s' if threads > 1 else ''}",

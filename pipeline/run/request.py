@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from pipeline.host import environment, terminal, torchrun
 from pipeline.host.files import in_project
 from pipeline.host.machine import Machine
 from pipeline.host.redaction import mask_text
+from pipeline.reports.tracked_run import METRIC_TAG
 from pipeline.run.artifact_store import seen_folder
 from pipeline.run.plan import Plan
 from pipeline.settings.config import Config
+from pipeline.tasks.catalogue import find as find_task
 from pipeline.tracking import RunRecord
 from pipeline.tracking.parents import JOB_TAG
 
@@ -89,6 +91,7 @@ def describe(request: Request, plan: Plan, warnings: Mapping[str, str] = {}) -> 
         "latency_threads": str(config.evaluate.threads),
         **{f"{name}_version": version for name, version in versions.items()},
         "backend": config.backend.name,
+        METRIC_TAG: json.dumps(asdict(find_task(config.task).primary)),
         **{f"{name}.{role}": text for name, found in qconfigs(config, plan).items() for role, text in found.items()},
         **{f"warning.{name}": line for name, line in warnings.items()},
         **{f"artifact.{step.stage.name}": step.artifact for step in (*plan.earlier, *plan.steps)},

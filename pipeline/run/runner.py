@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import models
+from pipeline import models, stages
 from pipeline.datasets import catalogue
 from pipeline.flows.catalogue import find as find_flow
 from pipeline.host import environment, terminal, torchrun
@@ -21,11 +21,24 @@ from pipeline.models import weights
 from pipeline.reports import results as report
 from pipeline.run.artifact_store import Artifact, Store, note_tracking
 from pipeline.run.followers import announce, check_processes, follow, undeclared_part
-from pipeline.run.plan import Plan, Step, input_hashes, is_current, make_plan, visible_config, what_changed
+from pipeline.run.plan import (
+    Plan,
+    Step,
+    goes_by_flow,
+    input_hashes,
+    is_current,
+    make_plan,
+    visible_config,
+    visible_task,
+    what_changed,
+    wire,
+)
 from pipeline.run.registration import check_registration, keep_model
 from pipeline.run.request import Request, describe, tell_data, tell_qconfigs
 from pipeline.runtimes import check_runtimes
 from pipeline.settings.config import Config
+from pipeline.tasks.catalogue import find as find_task
+from pipeline.tasks.catalogue import info as task_info
 from pipeline.tracking import Tracker, find_earlier, open_run
 from pipeline.tracking.store import store_uri
 from pipeline.training.context import Context
@@ -98,16 +111,20 @@ def check_parts(config: Config) -> Plan:
     device = environment.resolve_device(config.device)
     check_processes(config, torchrun.world_size())
     catalogue.find(config.dataset)
+    info = task_info(config)
     models.check_model(config.model, config.dataset.image_size)
-    find_flow(config.backend).check(config, catalogue.info(config.dataset))
+    flow, wired = find_flow(config.backend), [stages.registry()[name] for name in wire(config)]
+    if any(goes_by_flow(stage, config) for stage in wired):
+        flow.check(config, info)
     if config.train.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("train.precision=bf16: this GPU does not have it; allowed: auto, fp32")
     if config.qat.compile:
         raise UserError("qat.compile=true: fake-quantize is not compiled, which did not pay; allowed: false")
     if config.model.weights is not None:
-        weights.load_into(models.build(config.model, catalogue.info(config.dataset)), config.model)
+        weights.load_into(models.build(config.model, info), config.model)
     _forced(config)
-    check_runtimes(config.runtime.names, config.stages)
+    exports = any("runtime" in stage.sections for stage in wired)
+    check_runtimes(config.runtime.names, config.stages, config.backend.flow if exports else None)
     check_registration(config)
     return make_plan(config)
 
@@ -149,8 +166,9 @@ class _Walk:
         self.metrics: dict[str, float] = {}
         self.machine = store.machine()
         self.device = environment.resolve_device(config.device)
-        self.load_training = functools.cache(lambda: catalogue.load_training(config.dataset, self.machine))
-        self.load_test = functools.cache(lambda: catalogue.load_test(config.dataset, self.machine))
+        check = find_task(config.task).check
+        self.load_training = functools.cache(lambda: catalogue.load_training(config.dataset, self.machine, check))
+        self.load_test = functools.cache(lambda: catalogue.load_test(config.dataset, self.machine, check))
 
     def folder_of(self, stage: str) -> Path | None:
         """The folder of a stage's result, or None where the walk has not been there."""
@@ -197,8 +215,9 @@ class _Walk:
         context = Context(
             folder=folder,
             device=self.device,
-            info=catalogue.info(self.config.dataset),
+            info=task_info(self.config),
             flow=find_flow(self.config.backend),
+            task=visible_task(step.stage, self.config),
             load_training=self.load_training if "train" in step.stage.parts else undeclared_part,
             load_test=self.load_test if "test" in step.stage.parts else undeclared_part,
             machine=self.machine,
@@ -233,13 +252,17 @@ def _report(request: Request, metrics: dict[str, float], tracker: Tracker) -> No
     """Show the results table where there is one: in the terminal and on the run's page."""
     if "speedup" not in metrics:
         return
-    words = report.in_words(metrics)
-    conditions = report.conditions(request.config.evaluate, metrics, environment.cpu_name())
+    metric = find_task(request.config.task).primary
+    words = report.in_words(metrics, metric)
+    conditions = report.conditions(request.config.evaluate, metrics, environment.cpu_name(), metric)
+
+    def tables(style: str) -> str:
+        return f"{report.results_table(metrics, style, metric)}\n\n{report.pairs_table(metrics, style, metric)}"
+
     below = "\n\n".join(f"{words}\n{conditions}".splitlines())  # Markdown joins lines that follow each other
-    markdown = f"{report.results_table(metrics, 'github')}\n\n{report.pairs_table(metrics, 'github')}\n\n{below}\n"
+    markdown = f"{tables('github')}\n\n{below}\n"
     tracker.describe(markdown)
     tracker.text(markdown, "results.md")
-    tables = f"{report.results_table(metrics, 'simple')}\n\n{report.pairs_table(metrics, 'simple')}"
-    terminal.say(f"\n{tables}\n\n{words}\n{conditions}\n")
+    terminal.say(f"\n{tables('simple')}\n\n{words}\n{conditions}\n")
     if request.job is None:
         terminal.say(report.next_lines(request.overrides, tracker.way_to_runs))

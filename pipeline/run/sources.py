@@ -29,6 +29,7 @@ _COMPUTE_NOTHING = frozenset(
         *(f"pipeline.host.{name}" for name in ("declared", "environment", "errors", "faults", "files", "interruption")),
         *(f"pipeline.host.{name}" for name in ("machine", "redaction", "remembered", "terminal", "torchrun")),
         *(f"pipeline.datasets.{name}" for name in ("archives", "folder_findings")),
+        "pipeline.tasks.confusion_matrix",
         *("filelock", "mlflow", "tabulate", "tqdm"),
     }
 )

@@ -5,8 +5,9 @@
     onnx.py          ONNX (int8 in QDQ form), run by onnxruntime
     openvino.py      OpenVINO's IR, made from the ONNX file
 
-Importing this imports none of them: each file imports its runtime where it uses it, so that a program which
-predicts with one starts without the others.
+A runtime is a file that ends with its declaration `RUNTIME`, found here by that, or the user's own by import path.
+To find them every module of this room is imported, so each imports torch, and its runtime, where it uses it: a program
+that predicts with one starts without the others.
 """
 
 from __future__ import annotations
@@ -14,13 +15,24 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import itertools
 from collections.abc import Sequence
 
-from pipeline.host.errors import UserError, suggestion
-from pipeline.runtimes import onnx, openvino, torchscript
+from pipeline.host.declared import choose, declared_in, is_import_path
+from pipeline.host.errors import UserError
 from pipeline.runtimes.contract import Predictor, Runtime
 
-__all__ = ["EAGER", "Predictor", "Runtime", "check_runtimes", "exported_to", "registry", "versions"]
+__all__ = [
+    "EAGER",
+    "Predictor",
+    "Runtime",
+    "check_runtimes",
+    "exported_to",
+    "find",
+    "modules_of",
+    "registry",
+    "versions",
+]
 
 # Needs no file: the stages have the model itself.
 EAGER = "eager"
@@ -28,13 +40,34 @@ EAGER = "eager"
 
 @functools.cache
 def registry() -> dict[str, Runtime]:
-    """The runtimes that a model is exported for, by name; the one that starts soonest first."""
-    return {runtime.name: runtime for runtime in (onnx.RUNTIME, openvino.RUNTIME, torchscript.RUNTIME)}
+    """The runtimes of this project that a model is exported for, by name; in the order of their files' names."""
+    return {runtime.name: runtime for runtime in declared_in(__name__, "RUNTIME").values()}
+
+
+def find(name: str, key: str = "runtime.names") -> Runtime:
+    """The runtime, other than `EAGER`, that a name in the setting `key` stands for.
+
+    Raises:
+        UserError: when there is none, or the user's own has a name that it cannot have.
+    """
+    found: Runtime | None = choose(key, name, {EAGER: None, **registry()}, Runtime)
+    if found is None:
+        raise UserError(f"{key}={name}: has no file to load; allowed: {', '.join(registry())}")
+    if is_import_path(name) and (found.name in (EAGER, *registry()) or not found.name.isidentifier()):
+        taken = ", ".join((EAGER, *registry()))
+        raise UserError(f"{key}={name}: is named '{found.name}'; allowed: a plain name other than {taken}")
+    return found
 
 
 def exported_to(names: Sequence[str]) -> list[Runtime]:
     """Those of `runtime.names` that need a file, each once."""
-    return [registry()[name] for name in dict.fromkeys(names) if name != EAGER]
+    return [find(name) for name in dict.fromkeys(names) if name != EAGER]
+
+
+def modules_of(names: Sequence[str]) -> list[str]:
+    """The modules that declare those."""
+    ours = {runtime.name: f"{__name__}.{module}" for module, runtime in declared_in(__name__, "RUNTIME").items()}
+    return [name.partition(":")[0] if is_import_path(name) else ours[name] for name in names if name != EAGER]
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
@@ -43,20 +76,27 @@ def versions(names: Sequence[str]) -> dict[str, str]:
     return {module: importlib.metadata.version(module) for module in sorted(modules)}
 
 
-def check_runtimes(names: Sequence[str], stages: Sequence[str] = ()) -> None:
+def check_runtimes(names: Sequence[str], stages: Sequence[str] = (), flow: str | None = None) -> None:
     """Refuse a runtime that does not exist or is not installed, and stages that would have nothing to do.
+
+    Args:
+        flow: as `backend.flow` names it; where given, a runtime that cannot take its models is refused too.
 
     Raises:
         UserError: for the first one, with the nearest name or the line that installs it.
     """
     key = f"runtime.names=[{','.join(names)}]"
-    for name in names:
-        if name not in (EAGER, *registry()):
-            raise UserError(f"{key}: {name}: {suggestion(name, [EAGER, *registry()])}")
-    for runtime in exported_to(names):
+    asked = exported_to(names)
+    for runtime in asked:
         missing = [module for module in runtime.modules if importlib.util.find_spec(module) is None]
         if missing:
             how = f"pip install -e '.[{runtime.extra}]'" if runtime.extra else f"pip install {' '.join(missing)}"
             raise UserError(f"{key}: {runtime.name} is not installed here; {how} brings it")
-    if "export" in stages and not exported_to(names):
+        if flow is not None and not runtime.takes(flow):
+            able = ", ".join([EAGER, *(each.name for each in registry().values() if each.takes(flow))])
+            raise UserError(f"{key}: {runtime.name} cannot take the models of backend.flow={flow}; allowed: {able}")
+    for first, second in itertools.combinations(asked, 2):
+        if first.name == second.name:
+            raise UserError(f"{key}: two runtimes are named '{first.name}'; allowed: names that differ")
+    if "export" in stages and not asked:
         raise UserError(f"{key}: nothing to export; allowed: runtime=all, or the stage export left out")

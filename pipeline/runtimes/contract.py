@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.host.declared import is_import_path
+
 if TYPE_CHECKING:  # a program that predicts with onnxruntime does not import torch
     from torch import Tensor, nn
 
-# Normalized images, float32 (N, C, H, W), to logits, float32 (N, classes); any N.
+# Normalized images, float32 (N, C, H, W), to the network's outputs, float32 (N, …); any N.
 Predictor = Callable[[np.ndarray], np.ndarray]
 
 
@@ -28,6 +30,8 @@ class Runtime:
         export: writes a model (on the CPU, in evaluation mode) for an example (1, C, H, W) into a folder.
         load: gives the predictor of what is in a folder, with so many threads.
         marker: of its points in plots, as matplotlib names it.
+        flows: the flows of this project whose int8 models it can take; None: of any. Those of a flow of the user's own
+            are tried: export and parity tell.
     """
 
     name: str
@@ -37,3 +41,8 @@ class Runtime:
     export: Callable[[nn.Module, Tensor, Path], None]
     load: Callable[[Path, int], Predictor]
     marker: str = "P"
+    flows: frozenset[str] | None = None
+
+    def takes(self, flow: str) -> bool:
+        """Whether it may take the models of a flow, by the name that `backend.flow` has."""
+        return self.flows is None or flow in self.flows or is_import_path(flow)

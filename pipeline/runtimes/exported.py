@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.datasets.preprocessing import PREPROCESSING_FILE, Preprocessing
 from pipeline.host.errors import UserError
 from pipeline.host.files import in_project
-from pipeline.runtimes import Predictor, Runtime, check_runtimes, registry
+from pipeline.runtimes import Predictor, Runtime, check_runtimes, find, registry
 
 # Where MLflow's flavours keep a model's file and what goes with it.
 _PLACES = ("", "extra_files", "artifacts")
@@ -29,18 +29,27 @@ class ExportedModel:
     preprocessing: Preprocessing
     predictor: Predictor
 
-    def probabilities(self, image: Path) -> np.ndarray:
-        """The probability of each class, float64 (classes), for the image in a file.
+    def outputs(self, image: Path) -> np.ndarray:
+        """What the network gives for the image in a file, float32 (…).
 
         Raises:
             UserError: when the image cannot be read, or the model does not take it.
         """
         images = self.preprocessing.apply(image)
         try:
-            (logits,) = self.predictor(images)
+            (made,) = self.predictor(images)
         except Exception as error:  # whatever the runtime raises on images of another shape
             reason = " ".join(str(error).split())
             raise UserError(f"{self.file}: does not take what {PREPROCESSING_FILE} makes: {reason}") from error
+        return made
+
+    def probabilities(self, image: Path) -> np.ndarray:
+        """The probability of each class, float64 (classes), for the image in a file; of a model that names classes.
+
+        Raises:
+            UserError: as `outputs`, and when it gives another number of them.
+        """
+        logits = self.outputs(image)
         names = self.preprocessing.class_names
         if logits.shape != (len(names),):
             raise UserError(f"{self.file}: gives {logits.size} outputs, where {PREPROCESSING_FILE} names {len(names)}")
@@ -48,8 +57,8 @@ class ExportedModel:
         return odds / odds.sum()
 
 
-def locate(model: str | None, outputs: str) -> Path:
-    """The file or folder of a model: a path, or None for the int8 model exported last.
+def locate(model: str | None, outputs: str, runtime: str | None = None) -> Path:
+    """The file or folder of a model: a path, or None for the int8 model exported last; for `runtime`, where given.
 
     Raises:
         UserError: when it is not there.
@@ -57,48 +66,56 @@ def locate(model: str | None, outputs: str) -> Path:
     if model is not None:
         path = Path(os.path.expanduser(model))
         if not path.exists():
-            raise UserError(f"--model {model}: no such file or folder; allowed: models:/NAME@ALIAS, {_files()}")
+            raise UserError(f"--model {model}: no such file or folder; allowed: models:/NAME@ALIAS, {_files(runtime)}")
         return path
     artifacts = in_project(outputs) / "artifacts"
     exports = [path for path in artifacts.glob("export-*/int8") if not path.parent.name.endswith(".partial")]
     for export in sorted(exports, key=lambda path: path.stat().st_mtime, reverse=True):
-        found = _first(export / name for name in registry())
+        found = _first((export / one.name for one in _those(runtime)), runtime)
         if found is not None:
             return found[1]
     raise UserError(f"no exported int8 model in {artifacts}; a run with stage export makes one; allowed too: --model")
 
 
-def load(path: Path, threads: int = 1) -> ExportedModel:
+def load(path: Path, threads: int = 1, runtime: str | None = None) -> ExportedModel:
     """Load the model in a file or in a folder, with the preprocessing beside it.
+
+    Args:
+        runtime: which one runs it, as `runtime.names` has it; None: that of this project whose file is there.
 
     Raises:
         UserError: when either is missing or cannot be read, or the runtime is not installed.
     """
-    found = _first(path / place for place in _PLACES) if path.is_dir() else _first([path.parent], path.name)
+    places, file = ([path / place for place in _PLACES], None) if path.is_dir() else ([path.parent], path.name)
+    found = _first(places, runtime, file)
     if found is None:
-        raise UserError(f"--model {path}: no exported model; allowed: models:/NAME@ALIAS, {_files()}")
-    runtime, folder = found
-    check_runtimes([runtime.name])
+        raise UserError(f"--model {path}: no exported model; allowed: models:/NAME@ALIAS, {_files(runtime)}")
+    chosen, folder = found
+    check_runtimes([runtime or chosen.name])
     kept_by_mlflow = folder / "extra_files" / PREPROCESSING_FILE
     preprocessing = Preprocessing.read(kept_by_mlflow if kept_by_mlflow.is_file() else folder / PREPROCESSING_FILE)
     try:
-        predictor = runtime.load(folder, threads)
+        predictor = chosen.load(folder, threads)
     except Exception as error:  # whatever the runtime raises on a damaged file
         reason = " ".join(str(error).split())
-        raise UserError(f"{folder / runtime.file}: {runtime.name} cannot load it: {reason}") from error
-    return ExportedModel(folder / runtime.file, preprocessing, predictor)
+        raise UserError(f"{folder / chosen.file}: {chosen.name} cannot load it: {reason}") from error
+    return ExportedModel(folder / chosen.file, preprocessing, predictor)
 
 
-def _first(folders: Iterable[Path], file: str | None = None) -> tuple[Runtime, Path] | None:
+def _those(runtime: str | None) -> list[Runtime]:
+    return list(registry().values()) if runtime is None else [find(runtime, "--runtime")]
+
+
+def _first(folders: Iterable[Path], runtime: str | None = None, file: str | None = None) -> tuple[Runtime, Path] | None:
     """The first runtime whose file is in one of the folders, and the folder; with `file`, only that of this name."""
     places = list(folders)
-    for runtime in registry().values():
+    for one in _those(runtime):
         for folder in places:
-            if (folder / runtime.file).is_file() and file in (None, runtime.file):
-                return runtime, folder
+            if (folder / one.file).is_file() and file in (None, one.file):
+                return one, folder
     return None
 
 
-def _files() -> str:
-    *names, last = (runtime.file for runtime in registry().values())
-    return f"a folder with {', '.join(names)} or {last}, or the path of one"
+def _files(runtime: str | None) -> str:
+    *names, last = (one.file for one in _those(runtime))
+    return f"a folder with {', '.join(names)}{' or ' if names else ''}{last}, or the path of one"

@@ -1,4 +1,4 @@
-"""`python -m pipeline.runtimes.memory FOLDER THREADS BATCH`: the peak memory of predicting with an exported model.
+"""`python -m pipeline.runtimes.memory RUNTIME FOLDER THREADS BATCH`: the peak memory of predicting with a model.
 
 In a process of its own, because a process that has loaded several models cannot tell whose memory is whose. It
 includes the runtime's libraries: what a program that uses them takes.
@@ -6,6 +6,7 @@ includes the runtime's libraries: what a program that uses them takes.
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -17,14 +18,19 @@ from pipeline.host.files import PROJECT_ROOT
 _PREDICTIONS = 3
 
 
-def peak_memory_mb(folder: Path, threads: int, batch_size: int) -> float:
+def peak_memory_mb(runtime: str, folder: Path, threads: int, batch_size: int) -> float:
     """The peak resident memory, in 10^6 bytes, of a fresh process that loads a model and predicts a few times.
+
+    Args:
+        runtime: as `runtime.names` has it.
 
     Raises:
         UserError: when that process fails.
     """
-    command = [sys.executable, "-m", "pipeline.runtimes.memory", str(folder), str(threads), str(batch_size)]
-    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pipeline.runtimes.memory", runtime, str(folder), str(threads), str(batch_size)]
+    # A runtime of the user's own is found where this process has found it.
+    found_in = {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}
+    done = subprocess.run(command, cwd=PROJECT_ROOT, env=os.environ | found_in, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"])[-1]
         raise UserError(f"{folder}: its memory cannot be measured: {reason}")
@@ -37,8 +43,8 @@ def main() -> None:
 
     from pipeline.runtimes import exported
 
-    folder, threads, batch_size = sys.argv[1:]
-    model = exported.load(Path(folder), int(threads))
+    runtime, folder, threads, batch_size = sys.argv[1:]
+    model = exported.load(Path(folder), int(threads), runtime)
     size = model.preprocessing.image_size
     images = np.zeros((int(batch_size), model.preprocessing.channels, size, size), np.float32)
     for _ in range(_PREDICTIONS):

@@ -61,4 +61,6 @@ def _load(folder: Path, threads: int) -> Predictor:
     return predict
 
 
-RUNTIME = Runtime("onnxruntime", ("onnx", "onnxruntime"), "onnxruntime", FILE, _export, _load, marker="D")
+RUNTIME = Runtime(
+    "onnxruntime", ("onnx", "onnxruntime"), "onnxruntime", FILE, _export, _load, marker="D", flows=frozenset({"eager"})
+)

@@ -57,4 +57,6 @@ def _load(folder: Path, threads: int) -> Predictor:
     return predict
 
 
-RUNTIME = Runtime("openvino", ("onnx", "openvino"), "openvino", _FILE, _export, _load, marker="^")
+RUNTIME = Runtime(
+    "openvino", ("onnx", "openvino"), "openvino", _FILE, _export, _load, marker="^", flows=frozenset({"eager"})
+)

@@ -1,19 +1,24 @@
-"""Whether an exported model computes what torch's own does: on the whole test part, by its classes and its outputs."""
+"""Whether an exported model computes what torch's own does: on the whole test part, by decisions and by outputs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from pipeline.datasets.loader import count_batches, evaluation_batches
-from pipeline.datasets.spec import Part
 from pipeline.host import terminal
 from pipeline.host.machine import Machine
-from pipeline.measure.statistics import SIGNIFICANCE, mcnemar_p
-from pipeline.runtimes import Predictor
+from pipeline.measure.pairs import difference
+from pipeline.measure.statistics import SIGNIFICANCE
+from pipeline.runtimes.contract import Predictor
 from pipeline.settings.config import DatasetConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.datasets.spec import Part
+    from pipeline.tasks.contract import Task
 
 # In the folder of exported models: {form: {runtime: whether it has parity}}.
 FILE = "parity.json"
@@ -24,23 +29,27 @@ class Parity:
     """How far two models' outputs for the same images are apart.
 
     Attributes:
-        agreement_pct: images of which both choose the same class.
-        max_difference, mean_difference: of the outputs (logits), absolute.
-        accuracy_pct: of the exported model.
-        mcnemar_p: whether the images show a difference in accuracy.
+        agreement_pct: images on which both decide the same.
+        max_difference, mean_difference: of the outputs, absolute.
+        value: of the primary metric, of the exported model.
+        p: whether the images show a difference in it.
     """
 
     agreement_pct: float
     max_difference: float
     mean_difference: float
-    accuracy_pct: float
-    mcnemar_p: float
+    value: float
+    p: float
 
 
 def outputs(
     predictor: Predictor, part: Part, dataset: DatasetConfig, batch_size: int, description: str, machine: Machine
 ) -> np.ndarray:
-    """The logits for every image of a part, in order: float32 (N, classes)."""
+    """The outputs for every image of a part, in order: float32 (N, …)."""
+    import torch
+
+    from pipeline.datasets.loader import count_batches, evaluation_batches
+
     found = []
     cpu = torch.device("cpu")
     with terminal.bar(description, count_batches(part, batch_size, training=False), unit="batch") as bar:
@@ -51,31 +60,40 @@ def outputs(
     return np.concatenate(found)
 
 
-def compare(exported: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> Parity:
-    """Compare logits (N, classes) of the same images; a value that is no number differs infinitely."""
-    difference = np.nan_to_num(np.abs(exported - reference).astype(np.float64), nan=np.inf)
-    chosen, expected = exported.argmax(1), reference.argmax(1)
-    agree = (chosen == expected) & np.isfinite(difference).all(1)
+def compare(exported: np.ndarray, reference: np.ndarray, targets: Tensor, task: Task) -> Parity:
+    """Compare outputs (N, …) for the same images; a value that is no number differs infinitely."""
+    apart = np.nan_to_num(np.abs(exported - reference).astype(np.float64), nan=np.inf)
+    decided, expected = _decide(exported, task), _decide(reference, task)
+    agree = task.agree(decided, expected).numpy() & np.isfinite(apart).reshape(len(apart), -1).all(1)
+    scores = task.score(decided, targets), task.score(expected, targets)
     return Parity(
         agreement_pct=100 * float(agree.mean()),
-        max_difference=float(difference.max()),
-        mean_difference=float(difference.mean()),
-        accuracy_pct=100 * float((chosen == labels).mean()),
-        mcnemar_p=mcnemar_p(
-            int(((chosen == labels) & (expected != labels)).sum()),
-            int(((chosen != labels) & (expected == labels)).sum()),
-        ),
+        max_difference=float(apart.max()),
+        mean_difference=float(apart.mean()),
+        value=task.value(decided, targets),
+        p=difference(task.primary, *scores).p,
     )
 
 
-def is_rounding(found: Parity, reference: np.ndarray, fp32: np.ndarray) -> bool:
-    """Whether a lack of agreement is no more than int8 itself brings, and costs no accuracy that the images show.
+def value(made: np.ndarray, targets: Tensor, task: Task) -> float:
+    """The primary metric of outputs (N, …)."""
+    return task.value(_decide(made, task), targets)
+
+
+def is_rounding(found: Parity, reference: np.ndarray, fp32: np.ndarray, task: Task) -> bool:
+    """Whether a lack of agreement is no more than int8 itself brings, and costs nothing that the images show.
 
     Runtimes round alike but for values between two levels; a deep network makes of one such value as much noise as
-    quantization has made already. Where that changes classes, rounding changes them too.
+    quantization has made already. Where that changes decisions, rounding changes them too.
 
     Args:
-        reference, fp32: logits (N, classes) of torch's int8 and float models.
+        reference, fp32: outputs (N, …) of torch's int8 and float models.
     """
-    of_quantization = 100 * float((reference.argmax(1) == fp32.argmax(1)).mean())
-    return found.agreement_pct >= of_quantization and found.mcnemar_p > SIGNIFICANCE
+    of_quantization = 100 * float(task.agree(_decide(reference, task), _decide(fp32, task)).double().mean())
+    return found.agreement_pct >= of_quantization and found.p > SIGNIFICANCE
+
+
+def _decide(made: np.ndarray, task: Task) -> Tensor:
+    import torch
+
+    return task.decide(torch.from_numpy(made))

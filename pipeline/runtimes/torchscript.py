@@ -58,4 +58,4 @@ def _without_deprecation() -> Iterator[None]:
         yield
 
 
-RUNTIME = Runtime("torchscript", ("torch",), None, _FILE, _export, _load, marker="s")
+RUNTIME = Runtime("torchscript", ("torch",), None, _FILE, _export, _load, marker="s", flows=frozenset({"eager"}))

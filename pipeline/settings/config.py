@@ -66,9 +66,9 @@ class BackendConfig:
 
     null keeps the default of `qconfig`: bits of activations, weights by channel, the activations' observer,
     their scheme. `skip_layers` stay float. With `fake_quantize=false` QAT takes the post-training qconfig,
-    whose observers alone do not simulate int8. `flow` is the way from float to int8 (pipeline/flows): in the export
-    flow `qconfig` says where is quantized, `engine` which runtime it is for, and whole blocks of the network may stay
-    float (`float_modules`).
+    whose observers alone do not simulate int8. `flow` is the way from float to int8: one of
+    pipeline/flows, or `package.module:name` of the user's own. In the export flow `qconfig` says where is quantized,
+    `engine` for which runtime, and whole blocks of the network may stay float (`float_modules`).
     """
 
     name: str = setting()
@@ -171,14 +171,14 @@ class EvaluateConfig:
 
 @dataclass
 class RuntimeConfig:
-    """Which runtimes the models are exported for and measured on."""
+    """Which runtimes the models are exported for and measured on; `package.module:name` is one of the user's own."""
 
     names: list[str] = setting(["eager", "torchscript"])
 
 
 @dataclass
 class ExportConfig:
-    """How far an exported model may differ from torch's own: the test images, in percent, with the same class."""
+    """How far an exported model may differ from torch's own: the test images, in %, on which both decide alike."""
 
     min_agreement: float = setting(99.9, minimum=0, maximum=100)
 
@@ -201,7 +201,8 @@ class BenchmarkConfig:
 class RegisterConfig:
     """Under which name the int8 model is registered (null: it is not), and which version is its champion.
 
-    The champion loses at most `max_drop_pct` points of accuracy against fp32 and has the lowest latency of those.
+    The champion loses at most `max_drop_pct` points of accuracy (or as much of what else the task judges by) against
+    fp32 and has the lowest latency of those.
     """
 
     name: str | None = setting(None)
@@ -224,7 +225,7 @@ class TrackingConfig:
 
 @dataclass
 class Config:
-    """One run: a choice from each group, a seed, a device and the stages to walk."""
+    """One run: a choice from each group, a task, a seed, a device and the stages to walk."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -240,6 +241,8 @@ class Config:
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     register: RegisterConfig = field(default_factory=RegisterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    # What an output is worth: one of pipeline/tasks, or package.module:name of the user's own.
+    task: str = setting("classification")
     seed: int = setting(0, minimum=0, maximum=2**32 - 1)
     device: str = setting("auto", choices=("auto", "cpu", "cuda"))
     stages: list[str] = setting(["train", "fuse", "qat", "convert", "evaluate"])

@@ -24,6 +24,7 @@ from pipeline.measure.roofline import Peak
 from pipeline.reports import runtime_report
 from pipeline.reports.runtime_report import Measured, runtimes_table
 from pipeline.runtimes import EAGER, Predictor, eager, exported_to, memory, parity
+from pipeline.runtimes import find as find_runtime
 from pipeline.settings.config import Config
 from pipeline.stages.contract import Inputs, Stage
 from pipeline.training.context import Context
@@ -47,7 +48,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
         for threads in dict.fromkeys(settings.threads):
             _warn_if_busy()
             with pinned(threads if settings.pin else None):
-                peak = roofline.measure_peak(threads)
+                peak = roofline.measure_peak(threads, context.flow)
                 for batch_size in dict.fromkeys(settings.batch_sizes):
                     loaders = _loaders(config, inputs, context, threads, images[:batch_size])
                     taken = latency.take_turns_afresh(loaders, settings)
@@ -70,7 +71,8 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     terminal.say(f"\n{runtimes_table(rows, memory_mb, cpu, 'simple')}\n")
     with context.machine.computing():
         runtime_report.draw_bars(rows, context.attach("runtimes.png"))
-        runtime_report.draw_roofline(rows, weights, context.attach("roofline.png"))
+        markers = {EAGER: "o"} | {runtime.name: runtime.marker for runtime in exported_to(config.runtime.names)}
+        runtime_report.draw_roofline(rows, weights, markers, context.attach("roofline.png"))
     context.attach("benchmark_samples_ms.json").write_text(json.dumps(samples))
 
 
@@ -125,12 +127,13 @@ def _rows(taken: Taken, peak: Peak, batch_size: int, macs: int) -> list[Measured
 def _peak_memory(rows: list[Measured], config: Config, inputs: Inputs, context: Context) -> dict[str, float]:
     """Of each exported file that was measured, with the fewest threads and images: MB by `<runtime>/<form>`."""
     threads, batch_size = min(config.benchmark.threads), min(config.benchmark.batch_sizes)
+    asked = {find_runtime(name).name: name for name in config.runtime.names if name != EAGER}
     found = {}
     for row in {row.name: row for row in rows if row.runtime != EAGER}.values():
         folder = inputs["exports"] / row.form / row.runtime
         try:
             with context.machine.computing():
-                found[row.name] = memory.peak_memory_mb(folder, threads, batch_size)
+                found[row.name] = memory.peak_memory_mb(asked[row.runtime], folder, threads, batch_size)
         except UserError as error:  # the latencies are measured and shall not be lost for it
             terminal.warn(f"benchmark: {error}")
     return found

@@ -1,4 +1,4 @@
-"""Measure each form of the model: accuracy on the validation and on the whole test part, latency at batch 1, size.
+"""Measure each form of the model: the primary metric on the validation and on the whole test part, latency, size.
 
 Whatever is chosen between runs is chosen by the validation part's numbers, `val/…`; the test part's are for the
 report. Forms are compared pair by pair on the very images that all of them saw.
@@ -18,13 +18,12 @@ from pipeline.datasets.spec import Part
 from pipeline.flows import BY_PREFIX, FORMS, Form, forms
 from pipeline.measure.latency import measure_latency
 from pipeline.measure.measurement import size_mb
-from pipeline.measure.pairs import pair_metrics
-from pipeline.measure.statistics import accuracy_interval
-from pipeline.reports import plots
+from pipeline.measure.pairs import interval, pair_metrics
 from pipeline.settings.config import Config
 from pipeline.stages.contract import Inputs, Stage
+from pipeline.tasks.contract import Task
 from pipeline.training.context import Context
-from pipeline.training.loop import accuracy_pct, predict
+from pipeline.training.loop import predict
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
@@ -35,17 +34,16 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
             for form in FORMS
             if form.name in inputs
         }
-    validated = {name: _predict(name, model, validation, config, context) for name, model in models.items()}
-    _keep_predictions(validation, validated, "predictions_val.npz", context)
-    predicted = {name: _predict(name, model, test, config, context) for name, model in models.items()}
-    _keep_predictions(test, predicted, "predictions.npz", context)
-    names = context.info.class_names
+    validated = {name: _decide(name, model, validation, config, context) for name, model in models.items()}
+    _keep_decisions(validation, validated, "predictions_val.npz", context)
+    decided = {name: _decide(name, model, test, config, context) for name, model in models.items()}
+    _keep_decisions(test, decided, "predictions.npz", context)
     with context.machine.computing():
-        plots.confusion_matrix(test.labels, predicted["int8"], names, context.attach("confusion_matrix_int8.png"))
+        context.task.show(decided, test.labels, context.info, context.attach)
     timed = {name: model for name, model in models.items() if BY_PREFIX[name].is_shipped}
     latency = _measure_latency(config, timed, test, context)
     _report_validation(validation, validated, context)
-    _report_test(test, predicted, context)
+    _report_test(test, decided, context)
     with context.machine.computing():
         size = {name: size_mb(model) for name, model in models.items()}
     for name in models:
@@ -54,70 +52,78 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     context.metric("compression", size["fp32"] / size["int8"])
 
 
-def _predict(name: str, model: nn.Module, part: Part, config: Config, context: Context) -> Tensor:
-    """The predicted class of every image of `part`; the model is on the CPU afterwards."""
+def _decide(name: str, model: nn.Module, part: Part, config: Config, context: Context) -> Tensor:
+    """What is decided on every image of `part`, (N, …); the model is on the CPU afterwards."""
     device = torch.device("cpu") if BY_PREFIX[name].is_int8 else context.device
     size, description = config.evaluate.batch_size, f"evaluate {name}"
-    predicted = predict(
-        model.to(device), part, config.dataset, size, device, description, context.flow, context.machine
-    )
+    flow, machine = context.flow, context.machine
+    decided = predict(model.to(device), part, config.dataset, size, device, description, flow, machine, context.task)
     model.to("cpu")
-    return predicted
+    return decided
 
 
-def _keep_predictions(part: Part, predicted: Mapping[str, Tensor], file: str, context: Context) -> None:
-    """Write the labels and each form's classes, in the order of the part, so that a later test can be made."""
-    kept = {"labels": part.labels, **predicted}
-    smallest = np.min_scalar_type(len(context.info.class_names))
-    arrays = {name: classes.numpy().astype(smallest) for name, classes in kept.items()}
+def _keep_decisions(part: Part, decided: Mapping[str, Tensor], file: str, context: Context) -> None:
+    """Write the targets and what each form decided, in the order of the part, so that a later test can be made."""
+    smallest = np.min_scalar_type(context.info.num_classes)
+    arrays = {
+        name: values.numpy() if values.is_floating_point() else values.numpy().astype(smallest)
+        for name, values in {"labels": part.labels, **decided}.items()
+    }
     np.savez_compressed(context.attach(file), **arrays)  # type: ignore[arg-type]
 
 
-def _report_validation(part: Part, predicted: Mapping[str, Tensor], context: Context) -> None:
+def _report_validation(part: Part, decided: Mapping[str, Tensor], context: Context) -> None:
     """Report what choices between runs rest on."""
-    for name, classes in predicted.items():
-        context.metric(f"val/{name}_accuracy_pct", accuracy_pct(classes, part))
+    task = context.task
+    for name, values in decided.items():
+        context.metric(f"val/{name}_{task.primary.name}", task.value(values, part.labels))
     context.metric("val/images", len(part))
-    context.metric("val/largest_class_pct", _largest_class_pct(part))
-    _report_drop(pair_metrics(_right(part, predicted)), "val/", context)
+    for what, value in task.of_targets(part.labels).items():
+        context.metric(f"val/{what}", value)
+    _report_drop(pair_metrics(task.primary, _scores(part, decided, task)), "val/", context)
 
 
-def _report_test(part: Part, predicted: Mapping[str, Tensor], context: Context) -> None:
+def _report_test(part: Part, decided: Mapping[str, Tensor], context: Context) -> None:
     """Report what is told of the models, each alone and in pairs."""
-    for name, classes in predicted.items():
-        accuracy = accuracy_pct(classes, part)
-        low, high = accuracy_interval(accuracy, len(part))
-        context.metric(f"{name}/accuracy_pct", accuracy)
-        context.metric(f"{name}/accuracy_ci_low_pct", low)
-        context.metric(f"{name}/accuracy_ci_high_pct", high)
-        context.metric(f"{name}/named_classes", len(classes.unique()))
+    task, metric = context.task, context.task.primary
+    scores = _scores(part, decided, task)
+    for name, values in decided.items():
+        low, high = interval(metric, scores[name])
+        context.metric(f"{name}/{metric.name}", task.value(values, part.labels))
+        context.metric(f"{name}/{metric.of('ci_low')}", low)
+        context.metric(f"{name}/{metric.of('ci_high')}", high)
+        for what, value in task.of_decisions(values).items():
+            context.metric(f"{name}/{what}", value)
     context.metric("test_images", len(part))
-    context.metric("test_largest_class_pct", _largest_class_pct(part))
-    pairs = pair_metrics(_right(part, predicted))
-    for metric, value in pairs.items():
-        context.metric(metric, value)
+    for what, value in task.of_targets(part.labels).items():
+        context.metric(f"test_{what}", value)
+    pairs = pair_metrics(metric, scores)
+    for name, value in pairs.items():
+        context.metric(name, value)
     _report_drop(pairs, "", context)
-    context.metric("mcnemar_fp32_only_right", pairs["int8_vs_fp32/lost_images"])
-    context.metric("mcnemar_int8_only_right", pairs["int8_vs_fp32/won_images"])
-    context.metric("mcnemar_p", pairs["int8_vs_fp32/mcnemar_p"])
-    if "int8_vs_fp32_finetuned/difference_pct" in pairs:
-        context.metric("accuracy_drop_vs_finetuned_pct", 0.0 - pairs["int8_vs_fp32_finetuned/difference_pct"])
+    if metric.is_share:
+        context.metric("mcnemar_fp32_only_right", pairs["int8_vs_fp32/lost_images"])
+        context.metric("mcnemar_int8_only_right", pairs["int8_vs_fp32/won_images"])
+    context.metric(metric.test, pairs[f"int8_vs_fp32/{metric.test}"])
+    tuned = f"int8_vs_fp32_finetuned/{metric.in_unit('difference')}"
+    if tuned in pairs:
+        context.metric(metric.of("drop_vs_finetuned"), metric.drop(0.0, pairs[tuned]))
 
 
 def _report_drop(pairs: Mapping[str, float], before: str, context: Context) -> None:
     """The drop from fp32 to int8, which is the pair's difference seen from the other side."""
-    context.metric(f"{before}accuracy_drop_pct", 0.0 - pairs["int8_vs_fp32/difference_pct"])
-    context.metric(f"{before}accuracy_drop_ci_low_pct", 0.0 - pairs["int8_vs_fp32/difference_ci_high_pct"])
-    context.metric(f"{before}accuracy_drop_ci_high_pct", 0.0 - pairs["int8_vs_fp32/difference_ci_low_pct"])
+    metric = context.task.primary
+    value, *bounds = (
+        metric.drop(0.0, pairs[f"int8_vs_fp32/{metric.in_unit(what)}"])
+        for what in ("difference", "difference_ci_low", "difference_ci_high")
+    )
+    context.metric(f"{before}{metric.of('drop')}", value)
+    context.metric(f"{before}{metric.of('drop_ci_low')}", min(bounds))
+    context.metric(f"{before}{metric.of('drop_ci_high')}", max(bounds))
 
 
-def _right(part: Part, predicted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: classes == part.labels for name, classes in predicted.items()}
-
-
-def _largest_class_pct(part: Part) -> float:
-    """The accuracy of always naming the class that most images have, in percent."""
-    return 100 * float(part.labels.bincount().max()) / len(part)
+def _scores(part: Part, decided: Mapping[str, Tensor], task: Task) -> dict[str, Tensor]:
+    return {name: task.score(values, part.labels) for name, values in decided.items()}
 
 
 def _measure_latency(config: Config, models: dict[str, nn.Module], test: Part, context: Context) -> dict[str, float]:
@@ -149,7 +155,7 @@ def _controls(config: Config) -> tuple[Form, ...]:
 STAGE = Stage(
     name="evaluate",
     run=run,
-    sections=("model", "dataset", "backend", "fuse", "evaluate", "device"),
+    sections=("task", "model", "dataset", "backend", "fuse", "evaluate", "device"),
     consumes=("float", "int8"),
     also_consumes=_controls,
     ignores=(

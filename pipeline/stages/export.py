@@ -1,7 +1,7 @@
 """Export the float and the int8 models to each runtime, and test each file against the model it was made from.
 
-`<form>/<runtime>/` holds the runtime's file and the preprocessing. A runtime whose file does not choose the classes
-that torch's own model chooses fails for that form, with its likely cause; the others go on. `parity.json` tells
+`<form>/<runtime>/` holds the runtime's file and the preprocessing. A runtime whose file does not decide what torch's
+own model decides fails for that form, with its likely cause; the others go on. `parity.json` tells
 later stages which files may be measured and shipped.
 """
 
@@ -19,12 +19,12 @@ from torch import nn
 
 from pipeline.datasets import catalogue
 from pipeline.flows import FORMS, FormSpec, forms
-from pipeline.flows.contract import Flow
 from pipeline.host import terminal
 from pipeline.host.errors import UserError
 from pipeline.host.faults import fault
 from pipeline.host.files import check_space
 from pipeline.measure.measurement import MEGABYTE, threads
+from pipeline.measure.pairs import TESTS
 from pipeline.runtimes import Predictor, Runtime, eager, exported_to, parity
 from pipeline.settings.config import Config
 from pipeline.stages.contract import Inputs, Product, Stage
@@ -33,11 +33,11 @@ from pipeline.training.context import Context
 
 @dataclass(frozen=True)
 class _Reference:
-    """A form of the model as torch runs it, with its logits for the test part (N, classes)."""
+    """A form of the model as torch runs it, with its outputs for the test part (N, …)."""
 
     form: FormSpec
     model: nn.Module
-    logits: np.ndarray
+    outputs: np.ndarray
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
@@ -50,7 +50,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
             with context.machine.computing():
                 model = forms.load(form.name, inputs[form.name], config, context.info).eval()
             predictor = eager.predictor(model, torch.get_num_threads())
-            references.append(_Reference(form, model, _logits(predictor, f"eager {form.prefix}", config, context)))
+            references.append(_Reference(form, model, _outputs(predictor, f"eager {form.prefix}", config, context)))
             verdicts[form.prefix] = {
                 runtime.name: _ship(runtime, references[-1], references[0], config, context)
                 for runtime in exported_to(config.runtime.names)
@@ -63,8 +63,8 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     context.attach(parity.FILE).write_text(json.dumps(verdicts, indent=1))
 
 
-def _logits(predictor: Predictor, description: str, config: Config, context: Context) -> np.ndarray:
-    """Of the whole test part: (N, classes)."""
+def _outputs(predictor: Predictor, description: str, config: Config, context: Context) -> np.ndarray:
+    """Of the whole test part: (N, …)."""
     batch_size = config.evaluate.batch_size
     return parity.outputs(predictor, context.load_test(), config.dataset, batch_size, description, context.machine)
 
@@ -73,16 +73,17 @@ def _ship(runtime: Runtime, reference: _Reference, fp32: _Reference, config: Con
     """Export a form to a runtime and test it there; report the numbers, and say whether it may be shipped."""
     prefix, size = reference.form.prefix, config.dataset.image_size
     name, folder = f"{runtime.name}/{prefix}", context.folder / prefix / runtime.name
-    labels = context.load_test().labels.numpy()
+    targets, metric = context.load_test().labels, context.task.primary
     shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
     folder.mkdir(parents=True)
     try:
         with context.machine.computing():
             runtime.export(reference.model, torch.zeros(1, context.info.channels, size, size), folder)
-        catalogue.preprocessing(config.dataset).write(folder)
+        preprocessing = catalogue.preprocessing(config.dataset)
+        dataclasses.replace(preprocessing, class_names=context.info.class_names).write(folder)
         with context.machine.computing():
             predictor = runtime.load(folder, torch.get_num_threads())
-        logits = _logits(predictor, f"{runtime.name} {prefix}", config, context)
+        outputs = _outputs(predictor, f"{runtime.name} {prefix}", config, context)
     except (UserError, OSError, MemoryError):  # of this machine, now: nothing to keep as a verdict
         raise
     except Exception as error:  # whatever an exporter or a runtime raises for a network that it cannot take
@@ -94,40 +95,38 @@ def _ship(runtime: Runtime, reference: _Reference, fp32: _Reference, config: Con
         shutil.rmtree(folder, ignore_errors=True)
         context.metric(f"{name}/parity", 0)
         return False
-    found = parity.compare(logits, reference.logits, labels)
+    found = parity.compare(outputs, reference.outputs, targets, context.task)
     passed = found.agreement_pct >= config.export.min_agreement
     for what, value in dataclasses.asdict(found).items():
-        context.metric(f"{name}/{what}", value)
+        context.metric(f"{name}/{ {'value': metric.name, 'p': metric.test}.get(what, what) }", value)
     context.metric(f"{name}/file_mb", sum(path.stat().st_size for path in folder.iterdir()) / MEGABYTE)
     context.metric(f"{name}/parity", float(passed))
     line = (
-        f"{name}: agrees on {found.agreement_pct:.2f} % of {len(labels)} test images, outputs differ by "
+        f"{name}: agrees on {found.agreement_pct:.2f} % of {len(targets)} test images, outputs differ by "
         f"{found.max_difference:.3g} at most, {found.mean_difference:.3g} on average"
     )
     if passed:
         terminal.say(f"  {line}")
     else:
-        cause = _likely_cause(found, reference, fp32, labels, config, context.flow) if reference.form.is_int8 else ""
+        cause = _likely_cause(found, reference, fp32, config, context) if reference.form.is_int8 else ""
         terminal.warn(f"{line}; export.min_agreement={config.export.min_agreement:g}: fails{cause}")
         shutil.rmtree(folder)  # nobody shall take it for the model
     return passed
 
 
 def _likely_cause(
-    found: parity.Parity, reference: _Reference, fp32: _Reference, labels: np.ndarray, config: Config, flow: Flow
+    found: parity.Parity, reference: _Reference, fp32: _Reference, config: Config, context: Context
 ) -> str:
     """What is known to set runtimes apart in int8, as the end of a line."""
-    if flow.saturates(config):
+    task, unfaithful = context.task, context.flow.unfaithful(config)
+    if unfaithful is not None:
+        return f"; likely cause: {unfaithful}"
+    if parity.is_rounding(found, reference.outputs, fp32.outputs, task):
+        value = parity.value(reference.outputs, context.load_test().labels, task)
         return (
-            "; likely cause: activations of 8 bits saturate in its kernels on this processor, which lacks VNNI: "
-            "backend.activation_bits=7"
-        )
-    if parity.is_rounding(found, reference.logits, fp32.logits):
-        accuracy = 100 * float((reference.logits.argmax(1) == labels).mean())
-        return (
-            f"; likely cause: rounding, no mistake: accuracy {found.accuracy_pct:.2f} % against {accuracy:.2f} %, "
-            f"McNemar's p = {found.mcnemar_p:.2g}, and quantization alone changes more classes; "
-            f"export.min_agreement={math.floor(found.agreement_pct)} accepts it"
+            f"; likely cause: rounding, no mistake: {task.primary.label} {task.primary.text(found.value)} against "
+            f"{task.primary.text(value)}, {TESTS[task.primary.test]} p = {found.p:.2g}, and quantization alone changes "
+            f"more; export.min_agreement={math.floor(found.agreement_pct)} accepts it"
         )
     return ""
 
@@ -139,7 +138,7 @@ def _controls(config: Config) -> tuple[Product, ...]:
 STAGE = Stage(
     name="export",
     run=run,
-    sections=("model", "dataset", "backend", "fuse", "runtime", "export", "evaluate"),
+    sections=("task", "model", "dataset", "backend", "fuse", "runtime", "export", "evaluate"),
     consumes=("float", "int8"),
     also_consumes=_controls,
     produces="exports",

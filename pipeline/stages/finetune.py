@@ -44,10 +44,10 @@ STAGE = Stage(
     name="finetune",
     run=run,
     # Without the backend: a sweep over backends fine-tunes once.
-    sections=("model", "dataset", "qat", "seed", "device"),
+    sections=("task", "model", "dataset", "qat", "seed", "device"),
     consumes=("float",),
     produces="float_finetuned",
-    # Observers are quantization's alone, and this model learns from the labels alone.
+    # Observers are quantization's alone, and this model learns from the targets alone.
     ignores=(
         "dataset.max_test_samples",
         "qat.freeze_observer_epoch",

@@ -1,7 +1,7 @@
 """Quantization-aware training: prepare the fused model for the backend, and train it with its own schedule.
 
-After each epoch a converted copy is evaluated beside the fake-quantized model: the copy's accuracy is that
-of the model that will run, and decides which epoch is kept. With `qat.init=ptq` training begins from post-training
+After each epoch a converted copy is evaluated beside the fake-quantized model: what the copy is worth is what the
+model that will run is worth, and decides which epoch is kept. With `qat.init=ptq` training begins from post-training
 quantization, whose model is a candidate too: what is kept is never worse than it on the validation part.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.datasets.spec import Part
 from pipeline.flows import forms
 from pipeline.flows.contract import Flow
-from pipeline.measure.statistics import mcnemar_p
+from pipeline.measure.pairs import difference
 from pipeline.settings.config import Config, QatConfig
 from pipeline.stages.contract import Inputs, Stage
 from pipeline.training import loop as training
@@ -31,7 +31,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     fused = forms.load("fused", inputs["fused"], config, context.info)
     model = context.flow.prepare(fused, config)
     _, validation = context.load_training()
-    start, seconds = None, 0.0
+    task, start, seconds = context.task, None, 0.0
     if config.qat.init == "ptq":
         started = time.perf_counter()
         _begin_from_ptq(model, inputs["float"], config, context)
@@ -42,7 +42,8 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
         freeze_on_schedule(model, epochs_done, config.qat, context.flow)
 
     def validate_converted(model: nn.Module, validation: Part) -> dict[str, float]:
-        return {"val_int8_accuracy_pct": training.accuracy_pct(_predict_converted(model, config, context), validation)}
+        decided = _predict_converted(model, config, context)
+        return {f"val_int8_{task.primary.name}": task.value(decided, validation.labels)}
 
     training.fit(
         model,
@@ -54,7 +55,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
         before_step,
         _distillation(config, inputs, context),
         validate_converted,
-        None if start is None else training.accuracy_pct(start, validation),
+        None if start is None else task.value(start, validation.labels),
         context.flow,
     )
     if start is not None:
@@ -64,12 +65,14 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
 
 
 def _predict_converted(model: nn.Module, config: Config, context: Context) -> Tensor:
-    """The class of every validation image, int64 (N), if `model` were converted now; the model stays as it is."""
+    """What is decided on every validation image, (N, …), if `model` were converted now; the model stays as it is."""
     _, validation = context.load_training()
     with context.machine.computing(), torch.random.fork_rng(devices=[]):  # building modules may draw random numbers
         int8 = context.flow.convert(copy.deepcopy(model), config)
     flow, machine, size, cpu = context.flow, context.machine, config.qat.batch_size, torch.device("cpu")
-    return training.predict(int8, validation, config.dataset, size, cpu, "validate int8", flow, machine, context.world)
+    return training.predict(
+        int8, validation, config.dataset, size, cpu, "validate int8", flow, machine, context.task, context.world
+    )
 
 
 def _begin_from_ptq(model: nn.Module, checkpoint: Path, config: Config, context: Context) -> None:
@@ -86,13 +89,14 @@ def _begin_from_ptq(model: nn.Module, checkpoint: Path, config: Config, context:
 
 def _compare_with_start(start: Tensor, kept: Tensor, validation: Part, context: Context) -> None:
     """Report what training was worth: on the validation part, the kept int8 model against the one it began from."""
-    start_right, kept_right = start == validation.labels, kept == validation.labels
-    context.metric("qat/start_val_int8_accuracy_pct", training.accuracy_pct(start, validation))
-    context.metric("qat/kept_val_int8_accuracy_pct", training.accuracy_pct(kept, validation))
-    lost, won = int((start_right & ~kept_right).sum()), int((kept_right & ~start_right).sum())
-    context.metric("qat/val_only_start_right", lost)
-    context.metric("qat/val_only_kept_right", won)
-    context.metric("qat/val_mcnemar_p", mcnemar_p(lost, won))
+    task, targets = context.task, validation.labels
+    metric = task.primary
+    context.metric(f"qat/start_val_int8_{metric.name}", task.value(start, targets))
+    context.metric(f"qat/kept_val_int8_{metric.name}", task.value(kept, targets))
+    apart = difference(metric, task.score(kept, targets), task.score(start, targets))
+    context.metric("qat/val_only_start_right", apart.lost)
+    context.metric("qat/val_only_kept_right", apart.won)
+    context.metric(f"qat/val_{metric.test}", apart.p)
 
 
 def _distillation(config: Config, inputs: Inputs, context: Context) -> training.Loss | None:
@@ -100,7 +104,8 @@ def _distillation(config: Config, inputs: Inputs, context: Context) -> training.
         return None
     teacher = forms.load("float", inputs["float"], config, context.info).to(context.device)
     settings = config.qat
-    return distillation_loss(teacher, settings.distill_weight, settings.distill_temperature, settings.label_smoothing)
+    weight, temperature = settings.distill_weight, settings.distill_temperature
+    return distillation_loss(context.task, teacher, weight, temperature, settings.label_smoothing)
 
 
 def freeze_on_schedule(model: nn.Module, epochs_done: float, settings: QatConfig, flow: Flow) -> None:
@@ -119,7 +124,7 @@ def freeze_on_schedule(model: nn.Module, epochs_done: float, settings: QatConfig
 STAGE = Stage(
     name="qat",
     run=run,
-    sections=("model", "dataset", "backend", "fuse", "qat", "seed", "device"),
+    sections=("task", "model", "dataset", "backend", "fuse", "qat", "seed", "device"),
     also_reads=lambda config: ("ptq",) if config.qat.init == "ptq" else (),
     consumes=("fused",),
     also_consumes=lambda config: ("float",) if config.qat.distill_weight or config.qat.init == "ptq" else (),

@@ -1,6 +1,6 @@
 """Measure what int8 costs layer by layer, and name the layers that are best left float.
 
-Calibrated on training images as `ptq` is; accuracies are those of validation images, never of the test part.
+Calibrated on training images as `ptq` is; the primary metric is that of validation images, never of the test part.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     found = analyse(
         model,
         context.flow,
+        context.task,
         lambda: evaluation_batches(seen, config.dataset, ptq.batch_size, context.device),
         lambda: evaluation_batches(held_out, config.dataset, measured.batch_size, context.device),
         context.machine,
@@ -37,8 +38,8 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     context.attach("sensitivity.csv").write_text(csv_table(found))
     with context.machine.computing():
         plots.sensitivity(found, context.attach("sensitivity.png"))
-    context.metric("sensitivity/float_accuracy_pct", found.float_pct)
-    context.metric("sensitivity/int8_accuracy_pct", found.int8_pct)
+    context.metric(f"sensitivity/float_{found.metric.name}", found.all_float)
+    context.metric(f"sensitivity/int8_{found.metric.name}", found.all_int8)
     context.metric("sensitivity/worst_snr_db", min(layer.activation_snr_db for layer in found.layers))
     context.metric("sensitivity/images", len(held_out))
     terminal.say(advice(found, config.backend.skip_layers))
@@ -47,7 +48,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
 STAGE = Stage(
     name="sensitivity",
     run=run,
-    sections=("model", "dataset", "backend", "ptq", "sensitivity", "seed", "device"),
+    sections=("task", "model", "dataset", "backend", "ptq", "sensitivity", "seed", "device"),
     consumes=("float",),
     ignores=("dataset.max_test_samples", "dataset.crop_padding", "dataset.horizontal_flip", "backend.fake_quantize"),
     parts=("train",),

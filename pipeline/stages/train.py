@@ -32,7 +32,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
 STAGE = Stage(
     name="train",
     run=run,
-    sections=("model", "dataset", "train", "seed", "device"),
+    sections=("task", "model", "dataset", "train", "seed", "device"),
     produces="float",
     ignores=("dataset.max_test_samples",),
     parts=("train",),

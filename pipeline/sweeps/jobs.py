@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import sys
 import time
@@ -18,7 +19,7 @@ from pipeline.host.faults import told
 from pipeline.host.files import in_project
 from pipeline.host.interruption import INTERRUPTIONS
 from pipeline.host.redaction import mask_text
-from pipeline.reports.tracked_run import TrackedRun
+from pipeline.reports.tracked_run import METRIC_TAG, TrackedRun
 from pipeline.run.artifact_store import Store
 from pipeline.run.request import Request
 from pipeline.run.runner import artifacts_of, run
@@ -35,6 +36,7 @@ from pipeline.sweeps.states import (
     status_table,
     sweep_id,
 )
+from pipeline.tasks.catalogue import find as find_task
 from pipeline.tracking import parents
 from pipeline.tracking.failures import ServerAway
 from pipeline.tracking.outbox import of_run
@@ -52,7 +54,8 @@ def sweep_session(overrides: list[str], jobs: list[list[str]], config: Config) -
     sweep = Sweep(outputs / "sweeps" / sweep_id(overrides), overrides, jobs)
     parent = None
     if config.tracking.enabled:
-        parent = parents.open_parent(config.tracking, outputs, sweep.id, sweep.name, _varying(sweep, config))
+        varying, metric = _varying(sweep, config), find_task(config.task).primary
+        parent = parents.open_parent(config.tracking, outputs, sweep.id, sweep.name, varying, metric)
     sweep.parent_run_id = parent.run_id if parent is not None else None
     sweep.save()
     if parent is not None:  # what a killed process left as running, in MLflow, is KILLED
@@ -130,8 +133,9 @@ def _runs_of_jobs(sweep: Sweep, config: Config) -> list[TrackedRun]:
         terminal.warn(f"{why}: what the jobs noted here is compared")
     # What was typed is all that is known here of a job's settings.
     typed = [dict(text.lstrip("+").split("=", 1) for text in record.overrides) for record in records]
+    tags = {METRIC_TAG: json.dumps(dataclasses.asdict(find_task(config.task).primary))}
     return [
-        TrackedRun(record.run_id or record.name, record.name, record.state.upper(), settings, record.metrics, {})
+        TrackedRun(record.run_id or record.name, record.name, record.state.upper(), settings, record.metrics, tags)
         for record, settings in zip(records, typed, strict=True)
     ]
 

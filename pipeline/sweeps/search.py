@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,6 @@ from pipeline.host import terminal
 from pipeline.host.errors import UserError, suggestion
 from pipeline.host.files import in_project
 from pipeline.reports.pareto import FrontTrial, front_table, write_front
-from pipeline.reports.results import METRICS
 from pipeline.settings.config import Config
 from pipeline.settings.setting import check_settings, setting
 from pipeline.sweeps.search_space import SearchSpace, plain, read_search_space
@@ -58,8 +57,11 @@ class SearchConfig:
     storage: str = setting()
 
 
-def read_settings(node: Mapping[Any, Any]) -> SearchConfig:
+def read_settings(node: Mapping[Any, Any], metrics: Sequence[str] | None = None) -> SearchConfig:
     """The typed, checked settings of the sweeper; of the objectives, those that have a direction.
+
+    Args:
+        metrics: what the runs report; None: that was asked before.
 
     Raises:
         UserError: for the first that is wrong.
@@ -68,21 +70,22 @@ def read_settings(node: Mapping[Any, Any]) -> SearchConfig:
     given = {str(name): value for name, value in node.items() if name != "_target_"}
     objectives = given.get("objectives")
     if not isinstance(objectives, Mapping):
-        words = suggestion("", METRICS)
-        raise UserError(f"{_PREFIX}objectives={objectives}: allowed: {{metric: direction}}; of the metrics {words}")
+        words = f"; of the metrics {suggestion('', metrics)}" if metrics else ""
+        raise UserError(f"{_PREFIX}objectives={objectives}: allowed: {{metric: direction}}{words}")
     typed = OmegaConf.create({"hydra": {"sweeper": OmegaConf.structured(SearchConfig)}})
     settings = OmegaConf.to_object(OmegaConf.merge(typed, {"hydra": {"sweeper": given}}).hydra.sweeper)
     assert isinstance(settings, SearchConfig)
     check_settings(settings, _PREFIX)
     for name, direction in settings.objectives.items():
-        if name not in METRICS:
-            raise UserError(f"{_PREFIX}objectives: no run reports '{name}'; {suggestion(name, METRICS)}")
+        if metrics is not None and name not in metrics and direction is not None:
+            raise UserError(f"{_PREFIX}objectives: no run reports '{name}'; {suggestion(name, metrics)}")
         if direction not in ("maximize", "minimize", None):
             allowed = suggestion(str(direction), ("maximize", "minimize", "null"))
             raise UserError(f"{_PREFIX}objectives: {name}: {direction}; {allowed}")
     settings.objectives = {name: direction for name, direction in settings.objectives.items() if direction is not None}
     if not settings.objectives:
-        raise UserError(f"{_PREFIX}objectives: none has a direction; {suggestion('', METRICS)}")
+        words = f"; {suggestion('', metrics)}" if metrics else ""
+        raise UserError(f"{_PREFIX}objectives: none has a direction{words}")
     if settings.study_name is not None and Path(settings.study_name).name != settings.study_name:
         raise UserError(f"{_PREFIX}study_name={settings.study_name}: allowed: a name that a folder can have, or null")
     return settings
@@ -141,6 +144,9 @@ class Search(Sweeper):
         """
         assert self.config is not None
         assert self.hydra_context is not None
+        from pipeline.tasks.catalogue import find as find_task  # imports torch, which --help need not wait for
+
+        metric = find_task(self.config.task).primary
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         space = read_search_space(parser.parse_overrides(arguments))
         settings = self.settings
@@ -149,10 +155,10 @@ class Search(Sweeper):
         # The same whenever the same is asked.
         name = settings.study_name or hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
         for objective in settings.objectives:
-            if objective.endswith("accuracy_pct") and not objective.startswith("val/"):
+            if objective.endswith(metric.name) and not objective.startswith("val/"):
                 terminal.warn(
                     f"{_PREFIX}objectives: {objective} is of the test part, which then says too much good of what is "
-                    "chosen: val/int8_accuracy_pct is of the validation part"
+                    f"chosen: val/int8_{metric.name} is of the validation part"
                 )
         folder = in_project(self.config.outputs) / "search" / name
         folder.mkdir(parents=True, exist_ok=True)

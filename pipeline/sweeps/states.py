@@ -19,9 +19,11 @@ from tabulate import tabulate
 
 from pipeline.host.errors import UserError
 from pipeline.host.files import write_and_rename
+from pipeline.tasks import ACCURACY
 
 FINISHED, FAILED, RUNNING, KILLED, WAITING = "finished", "failed", "running", "killed", "waiting"
 _ID_LENGTH = 8
+_JUDGED = "val/int8_"
 
 
 @dataclass
@@ -186,15 +188,20 @@ def failure_lines(sweep: Sweep) -> str:
 
 
 def status_table(sweep: Sweep) -> str:
-    """Every job with its state, accuracy and latency."""
+    """Every job with its state, what it is judged by, and its latency."""
+    records = sweep.records()
+    # What `evaluate` reports of int8 on the validation part; without a job that has, accuracy.
+    found = (name.removeprefix(_JUDGED) for one in records for name in one.metrics if name.startswith(_JUDGED))
+    metric = next(found, ACCURACY.name)
 
     def row(record: JobRecord) -> list[str]:
         def number(metric: str) -> str:
             return f"{record.metrics[metric]:.2f}" if metric in record.metrics else ""
 
-        validated, tested = number("val/int8_accuracy_pct"), number("int8/accuracy_pct")
+        validated, tested = number(f"{_JUDGED}{metric}"), number(f"int8/{metric}")
         return [record.name, record.state, validated, tested, number("int8/latency_ms"), record.reason]
 
-    headers = ["job", "state", "int8 validation %", "int8 test %", "int8 latency ms", "reason"]
+    unit = ACCURACY.heading if metric == ACCURACY.name else metric
+    headers = ["job", "state", f"int8 validation {unit}", f"int8 test {unit}", "int8 latency ms", "reason"]
     title = f"sweep {sweep.id}: {shlex.join(['python', '-m', 'pipeline', '-m', *sweep.overrides])}"
-    return f"{title}\n{tabulate([row(record) for record in sweep.records()], headers, disable_numparse=True)}"
+    return f"{title}\n{tabulate([row(record) for record in records], headers, disable_numparse=True)}"

@@ -68,7 +68,7 @@ def keep_with_run(client: Any, run_id: str, content: Mapping[str, Any]) -> str:
             uri = _logged_before(client, run_id, record) or log_model(record)
             if content["register"] is None:
                 return ""
-            config, candidate = RegisterConfig(**content["register"]), Contender(**content["candidate"])
+            config, candidate = RegisterConfig(**content["register"]), Contender.read(content["candidate"])
             done = register(config, Path(content["outputs"]), record, uri, candidate)
     finally:  # MLflow takes a run that logs a model for one that begins, and then ends
         if before.status != "RUNNING":
@@ -94,7 +94,8 @@ def log_model(record: ModelRecord) -> str:
 
     preprocessing = Preprocessing.read(record.file.parent / PREPROCESSING_FILE)
     shape = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
-    float32, classes = np.dtype(np.float32), len(preprocessing.class_names)
+    # Of a model without classes nobody has said how many outputs it has.
+    float32, classes = np.dtype(np.float32), len(preprocessing.class_names) or -1
     inputs, outputs = Schema([TensorSpec(float32, (-1, *shape))]), Schema([TensorSpec(float32, (-1, classes))])
     common = {
         "name": _NAME,
@@ -156,8 +157,7 @@ def register(
 
     client, name = mlflow.MlflowClient(), config.name
     assert name is not None
-    tags = {key: str(value) for key, value in dataclasses.asdict(candidate).items()}
-    tags |= {"runtime": record.runtime, _DIGEST: sha256(record.file)}
+    tags = candidate.tags() | {"runtime": record.runtime, _DIGEST: sha256(record.file)}
     outputs.mkdir(parents=True, exist_ok=True)
     # Two jobs of a sweep may come at once; each has to see the champion that the other made.
     with FileLock(outputs / ".register.lock"):
@@ -189,23 +189,7 @@ def register(
 def _judge(candidate: Contender, versions: Mapping[int, Any], champion: Any, max_drop_pct: float) -> Verdict:
     if champion is None or int(champion) not in versions:  # none yet, or its version was deleted
         return judge(candidate, None, max_drop_pct)
-    present = _contender(versions[int(champion)].tags)
+    present = Contender.of_tags(versions[int(champion)].tags)
     if present is None:
-        return Verdict(False, f"the champion, version {champion}, says nothing of its accuracy and latency")
+        return Verdict(False, f"the champion, version {champion}, says nothing of its worth and latency")
     return judge(candidate, present, max_drop_pct)
-
-
-def _contender(tags: Mapping[str, str]) -> Contender | None:
-    """What a version's tags say of it; None where a version was registered by other means."""
-    try:
-        return Contender(
-            accuracy_drop_pct=float(tags["accuracy_drop_pct"]),
-            # Versions registered before there were these tags were chosen on the test part.
-            accuracy_pct=float(tags.get("accuracy_pct", "nan")),
-            largest_class_pct=float(tags.get("largest_class_pct", "nan")),
-            latency_ms=float(tags["latency_ms"]),
-            parity=tags["parity"] == "True",
-            conditions=tags["conditions"],
-        )
-    except (KeyError, ValueError):
-        return None

@@ -10,6 +10,7 @@ from pipeline.host import terminal
 from pipeline.host.errors import UserError
 from pipeline.settings.config import TrackingConfig
 from pipeline.settings.store_address import is_server
+from pipeline.tasks import ACCURACY, Metric
 from pipeline.tracking.channels import channel_to
 from pipeline.tracking.delivery import thing
 from pipeline.tracking.failures import asking, waiting
@@ -50,7 +51,9 @@ class Parent:
     way_to_jobs: str
 
 
-def open_parent(config: TrackingConfig, outputs: Path, sweep_id: str, name: str, varying: Sequence[str]) -> Parent:
+def open_parent(
+    config: TrackingConfig, outputs: Path, sweep_id: str, name: str, varying: Sequence[str], metric: Metric = ACCURACY
+) -> Parent:
     """The parent run of a sweep, made or, for a sweep that goes on, taken up again; its experiment gets its view.
 
     Args:
@@ -59,6 +62,7 @@ def open_parent(config: TrackingConfig, outputs: Path, sweep_id: str, name: str,
         sweep_id: of the sweep.
         name: of the sweep, and of its run.
         varying: the parameters that the jobs differ in.
+        metric: by which they are judged.
 
     Raises:
         UserError: when the store cannot be opened.
@@ -73,7 +77,7 @@ def open_parent(config: TrackingConfig, outputs: Path, sweep_id: str, name: str,
         else:
             made = client.create_run(experiment, run_name=short_name(name), tags={SWEEP_TAG: sweep_id})
             run_id = str(made.info.run_id)
-        view = of_sweep(sweep_id, name, run_id, varying)
+        view = of_sweep(sweep_id, name, run_id, varying, metric)
         client.set_experiment_tag(experiment, view.tag, view.value)
     return Parent(run_id, way_to_view(config, outputs, experiment, view.key))
 

@@ -14,6 +14,7 @@ from pipeline.flows.contract import Flow
 from pipeline.host.files import save_tensors
 from pipeline.host.machine import Machine
 from pipeline.host.world import SOLO, World
+from pipeline.tasks.contract import Task
 
 MODEL_FILE = "model.pt"
 # The checkpoint of a training that is under way, or may go on, and all that belongs to it.
@@ -31,10 +32,11 @@ class Context:
     Attributes:
         folder: the only place to write to; what is in it at the end becomes the artifact.
         device: where to train.
-        info: channels and classes of the data set.
+        info: channels of the data set, and what a network for the task gives.
         load_training: gives the training and the validation part.
         load_test: gives the test part.
         flow: how the backend goes from float to int8.
+        task: what outputs are worth.
         machine: its `computing` and `measuring` keep training and latency measurements apart.
         world: the processes that run this stage together; of them rank 0 alone writes.
         on_metric: is told every metric at once.
@@ -48,6 +50,7 @@ class Context:
     load_training: Callable[[], tuple[Part, Part]]
     load_test: Callable[[], Part]
     flow: Flow
+    task: Task
     machine: Machine = field(default_factory=Machine)
     world: World = SOLO
     on_metric: Callable[[str, float, int | None], None] = lambda name, value, step: None

@@ -10,7 +10,6 @@ of it, and the gradients are averaged, so that they learn what one process would
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 import warnings
 import zlib
@@ -18,7 +17,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,13 +29,15 @@ from pipeline.host.interruption import stop_if_interrupted
 from pipeline.host.machine import Machine
 from pipeline.host.world import SOLO, World
 from pipeline.settings.config import DatasetConfig, OptimizationConfig, QatConfig
+from pipeline.tasks import Metric
+from pipeline.tasks.contract import Task
 from pipeline.training import optimization, progress
 from pipeline.training.batch_norm import normalize_over_all
 from pipeline.training.compilation import CompiledForward
 from pipeline.training.context import Context
 from pipeline.training.dropout import drop_out_over_all
 
-# The loss of a step from images (B, C, S, S), logits (B, classes) and labels int64 (B).
+# The loss of a step from images (B, C, S, S), a network's outputs (B, …) and their targets (B, …).
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -51,23 +51,23 @@ def fit(
     before_step: Callable[[nn.Module, float], None] = lambda model, epochs_done: None,
     loss_of: Loss | None = None,
     validate_further: Callable[[nn.Module, Part], dict[str, float]] = lambda model, validation: {},
-    start_accuracy_pct: float | None = None,
+    start_value: float | None = None,
     flow: Trainable | None = None,
 ) -> None:
     """Train `model` in place, and leave it with the parameters of the epoch that `settings.keep` names.
 
-    Reports `<curve>/loss` and `<curve>/val_accuracy_pct` an epoch, and at the end which epoch is kept
+    Reports `<curve>/loss` and `<curve>/val_<metric>`, the primary metric, an epoch, and at the end which epoch is kept
     (`<curve>/kept_epoch`, counted from 1; 0: the start) and what all epochs take (`<curve>/seconds`). After each epoch
     a checkpoint is written into `context.folder`; where one is found, training goes on from it.
 
     Args:
         before_step: is called before every step with the model and the epochs done so far (2.5: in the
             middle of the third); it must do the same for the same value, for a resumed run's sake.
-        loss_of: the loss of a step; without one, the cross-entropy.
-        validate_further: more accuracies in percent of the model on the validation part, by the name of
+        loss_of: the loss of a step; without one, the task's.
+        validate_further: more values of the primary metric on the validation part, by the name of
             their curve, reported as `<curve>/<name>`; the last of them decides which epoch is the best. It
             must leave the model as it is.
-        start_accuracy_pct: what the decisive accuracy is before any training, where the start is a candidate for
+        start_value: what the decisive value is before any training, where the start is a candidate for
             the best epoch too: then nothing worse than it is kept.
         flow: whose model it is; None: a float network, which is nobody's.
 
@@ -75,7 +75,8 @@ def fit(
         UserError: when the loss or a parameter is no longer finite.
     """
     training, validation = context.load_training()
-    device, flow, world = context.device, flow or _FLOAT, context.world
+    device, flow, world, task = context.device, flow or _FLOAT, context.world, context.task
+    metric = task.primary
     model.to(device)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -83,8 +84,8 @@ def fit(
     optimizer = optimization.make_optimizer(model, settings)
     scheduler = optimization.make_scheduler(optimizer, settings, steps)
     so_far = progress.resume(model, optimizer, scheduler, context)
-    if start_accuracy_pct is not None and so_far.epochs_done == 0 and settings.keep == "best":
-        so_far.keep(model, start_accuracy_pct)
+    if start_value is not None and so_far.epochs_done == 0 and settings.keep == "best":
+        so_far.keep(model, start_value)
     forward = (
         _together(model, context.flow, world)
         if world.size > 1
@@ -93,52 +94,55 @@ def fit(
         else model
     )
     took: list[float] = []
-    loss_of = loss_of or functools.partial(_cross_entropy, settings.label_smoothing)
+    loss_of = loss_of or (lambda images, outputs, targets: task.loss(outputs, targets, settings.label_smoothing))
 
     for epoch in range(so_far.epochs_done, settings.epochs):
         started = time.perf_counter()
         generator = _seed_epoch(seed, curve, epoch)
         losses: list[Tensor] = []
-        correct, seen = torch.zeros((), dtype=torch.long, device=device), 0
+        scored, seen = torch.zeros((), dtype=torch.double, device=device), 0
         flow.set_mode(model, training=True)
         description = f"{curve} epoch {epoch + 1}/{settings.epochs}"
-        drawn = training_batches(training, dataset, settings.batch_size, device, generator, world)
+        drawn = training_batches(training, dataset, settings.batch_size, device, generator, world, task.augment)
         with terminal.bar(description, steps, unit="batch") as bar, contextlib.closing(drawn) as batches:
-            for step, (images, labels) in enumerate(batches):
+            for step, (images, targets) in enumerate(batches):
                 with context.machine.computing():
                     before_step(model, epoch + step / steps)
                     if settings.channels_last:
                         images = images.contiguous(memory_format=torch.channels_last)
                     with optimization.autocast(settings, device):
-                        logits = forward(images)
-                        loss = loss_of(images, logits, labels)
+                        outputs = forward(images)
+                        loss = loss_of(images, outputs, targets)
                     optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                     scheduler.step()
                 losses.append(loss.detach())
-                correct += (logits.argmax(1) == labels).sum()
-                seen += len(labels)
+                scored += task.score(task.decide(outputs.detach()), targets).sum()
+                seen += len(targets)
                 if step % _REPORT_EVERY == 0 or step + 1 == steps:  # each look waits for the device
                     _check_finite(losses, settings, curve, epoch, world)
-                    accuracy = 100 * int(correct) / seen
-                    bar.set_postfix(loss=f"{losses[-1].item():.4f}", accuracy=f"{accuracy:.2f} %", refresh=False)
+                    told = {"loss": f"{losses[-1].item():.4f}", metric.label: _mean_text(metric, scored, seen)}
+                    bar.set_postfix(told, refresh=False)
                 bar.update(1)
                 stop_if_interrupted()
         _check_finite_parameters(model, settings, curve, epoch, steps)
         mean_loss = float(world.mean(torch.stack(losses).double().mean()))
-        predicted = predict(
-            model, validation, dataset, settings.batch_size, device, "validate", flow, context.machine, world
+        decided = predict(
+            model, validation, dataset, settings.batch_size, device, "validate", flow, context.machine, task, world
         )
-        accuracies = {"val_accuracy_pct": accuracy_pct(predicted, validation), **validate_further(model, validation)}
+        values = {f"val_{metric.name}": task.value(decided, validation.labels), **validate_further(model, validation)}
         context.metric(f"{curve}/loss", mean_loss, epoch)
-        for name, accuracy in accuracies.items():
-            context.metric(f"{curve}/{name}", accuracy, epoch)
-        shown = "  ".join(f"{name.removesuffix('_pct')} {accuracy:.2f} %" for name, accuracy in accuracies.items())
-        *_, decisive = accuracies.values()
+        for name, value in values.items():
+            context.metric(f"{curve}/{name}", value, epoch)
+        shown = "  ".join(
+            f"{name.removesuffix(f'_{metric.unit}')} {metric.text(value)}" for name, value in values.items()
+        )
+        *_, decisive = values.values()
         so_far.epochs_done = epoch + 1
         took.append(time.perf_counter() - started)
-        if settings.keep == "last" or decisive >= so_far.best_accuracy:  # of equals the later, better converged
+        # Of equals the later, better converged.
+        if settings.keep == "last" or so_far.best_value is None or metric.drop(so_far.best_value, decisive) <= 0:
             so_far.keep(model, decisive)
         progress.save(so_far, model, optimizer, scheduler, context)  # what is told to be done is kept
         terminal.epoch_line(f"  {description}  loss {mean_loss:.4f}  {shown}  {took[-1]:.1f} s")
@@ -162,8 +166,8 @@ def _together(model: nn.Module, flow: Trainable, world: World) -> nn.Module:
     return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
-def _cross_entropy(label_smoothing: float, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+def _mean_text(metric: Metric, scored: Tensor, seen: int) -> str:
+    return metric.text(metric.scale * float(scored) / seen)
 
 
 @torch.inference_mode()
@@ -176,33 +180,30 @@ def predict(
     description: str,
     flow: Trainable,
     machine: Machine,
+    task: Task,
     world: World = SOLO,
 ) -> Tensor:
-    """The predicted class of every image of `part`: int64 (N), on the CPU; each process of `world` predicts a part.
+    """What the task decides on every image of `part`: (N, …), on the CPU; each process of `world` takes its share.
 
     Leaves the model in evaluation mode and its quantization ranges as they were.
     """
     if world.size > 1:
         mine = np.array_split(np.arange(len(part)), world.size)[world.rank]
-        return world.gather(predict(model, part.select(mine), dataset, batch_size, device, description, flow, machine))
+        chosen = part.select(mine)
+        return world.gather(predict(model, chosen, dataset, batch_size, device, description, flow, machine, task))
     flow.set_mode(model, training=False)
-    predicted, correct, seen = [torch.empty(0, dtype=torch.long)], 0, 0
+    decided = [torch.empty(0, dtype=torch.long)]  # the share of one of many processes may be empty
+    scored, seen = torch.zeros((), dtype=torch.double, device=device), 0
     batches = count_batches(part, batch_size, training=False)
     with flow.observers_off(model), terminal.bar(description, batches, unit="batch") as bar:
-        for images, labels in evaluation_batches(part, dataset, batch_size, device):
+        for images, targets in evaluation_batches(part, dataset, batch_size, device):
             with machine.computing():
-                chosen = model(images).argmax(1)
-            predicted.append(chosen.cpu())
-            correct += int((chosen == labels).sum())
-            seen += len(labels)
-            bar.set_postfix(accuracy=f"{100 * correct / seen:.2f} %", refresh=False)
+                decided.append(task.decide(model(images)))
+            scored += task.score(decided[-1], targets).sum()
+            decided[-1], seen = decided[-1].cpu(), seen + len(targets)
+            bar.set_postfix({task.primary.label: _mean_text(task.primary, scored, seen)}, refresh=False)
             bar.update(1)
-    return torch.cat(predicted)
-
-
-def accuracy_pct(predicted: Tensor, part: Part) -> float:
-    """The share of `predicted` (N) that equals the labels, in percent."""
-    return 100 * float((predicted == part.labels).double().mean())
+    return torch.cat(decided)
 
 
 class _Float:

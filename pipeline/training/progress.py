@@ -7,7 +7,6 @@ better. Until then they are the last epoch's, which `progress.pt` has.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,19 +34,19 @@ class Progress:
 
     Attributes:
         epochs_done: finished epochs.
-        best_accuracy: of the kept epoch, in percent.
+        best_value: of the primary metric, in the kept epoch; None: none is kept.
         best_epoch: which one it is, counted from 1; 0 is the start, before any training.
         best: its `state_dict`, on the CPU; empty before the first epoch is done, where the start does not count.
     """
 
     epochs_done: int = 0
-    best_accuracy: float = -math.inf
+    best_value: float | None = None
     best_epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
 
-    def keep(self, model: nn.Module, accuracy: float) -> None:
+    def keep(self, model: nn.Module, value: float) -> None:
         """Take the last finished epoch for the best."""
-        self.best_accuracy, self.best_epoch = accuracy, self.epochs_done
+        self.best_value, self.best_epoch = value, self.epochs_done
         self.best = _cpu_copy(model.state_dict())
 
 
@@ -64,7 +63,7 @@ def save(progress: Progress, model: nn.Module, optimizer: Optimizer, scheduler: 
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
-        "best_accuracy": progress.best_accuracy,
+        "best_value": progress.best_value,
         "best_epoch": progress.best_epoch,
         "history": context.history,
     }
@@ -126,7 +125,7 @@ def _read(path: Path, parts: tuple[Any, ...]) -> tuple[Progress, list[tuple[str,
             part.load_state_dict(state[name])
         found = Progress(
             epochs_done=int(state["epochs_done"]),
-            best_accuracy=float(state["best_accuracy"]),
+            best_value=float(state["best_value"]),
             best_epoch=int(state["best_epoch"]),
         )
         apart = _best_file(found, path.parent)

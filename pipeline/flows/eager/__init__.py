@@ -3,7 +3,7 @@
 The only package that imports `torch.ao.quantization`, which is deprecated in favour of torchao's PT2E
 but without a removal version: when it goes, this is the room to refurnish.
 
-    engines.py         what this machine runs int8 with, and int8 matrix products, for its peak
+    engines.py         what this machine runs int8 with
     qconfig.py         what is observed and fake-quantized, and how
     layers.py          neighbouring layers in one, the quantizable ones by name, those that stay float
     twins/             the quantizable twin of each model
@@ -18,9 +18,7 @@ from pipeline.flows.contract import Flow
 from pipeline.flows.eager import flow
 from pipeline.flows.eager.engines import (
     check_backend,
-    int8_products,
     silence_known_warnings,
-    supported_engines,
     use_engine,
 )
 from pipeline.flows.eager.fake_quantize import (
@@ -42,12 +40,12 @@ from pipeline.flows.eager.graph import (
 )
 from pipeline.flows.eager.layers import check_skip_layers, quantizable_layers
 from pipeline.flows.eager.qconfig import (
-    activation_levels,
     resolved_ptq_qconfig,
     resolved_qconfig,
     saturation_warning,
 )
 from pipeline.flows.eager.ranges import take_ranges
 from pipeline.flows.eager.vectorized import observe_over_all
+from pipeline.flows.processor import supported_engines
 
 FLOW: Flow = flow

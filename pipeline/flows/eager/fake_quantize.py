@@ -39,6 +39,11 @@ def fake_quantize_off(model: nn.Module) -> AbstractContextManager[None]:
     return _off(model, "fake_quant_enabled")
 
 
+def quantized_weight(layer: nn.Module) -> Tensor:
+    """The weight of a layer of a prepared model, fake-quantized where that is switched on."""
+    return layer.weight_fake_quant(layer.weight)  # type: ignore[operator, no-any-return]
+
+
 def switch(layer: nn.Module, weight: bool, activation: bool) -> None:
     """Quantize (simulated) the weights, or the output, of one layer of a prepared model, or leave them float."""
     layer.weight_fake_quant.enable_fake_quant(weight)  # type: ignore[operator, union-attr]

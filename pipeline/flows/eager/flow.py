@@ -15,15 +15,21 @@ from pipeline.flows.eager.fake_quantize import (
     freeze_observers,
     observers_off,
     quantized_output,
+    quantized_weight,
     switch,
     switch_all,
 )
 from pipeline.flows.eager.layers import check_skip_layers
 from pipeline.flows.eager.layers import quantizable_layers as layers
-from pipeline.flows.eager.qconfig import activation_levels, resolved_ptq_qconfig, resolved_qconfig, saturation_warning
+from pipeline.flows.eager.qconfig import (
+    resolved_ptq_qconfig,
+    resolved_qconfig,
+    saturation_elsewhere,
+    saturation_warning,
+)
 from pipeline.flows.eager.ranges import take_ranges
 from pipeline.flows.eager.vectorized import observe_over_all
-from pipeline.flows.processor import has_vnni
+from pipeline.flows.processor import int8_products
 from pipeline.host.errors import UserError
 from pipeline.settings.config import Config
 
@@ -34,6 +40,7 @@ __all__ = [
     "fake_quantize_off",
     "freeze",
     "fuse",
+    "int8_products",
     "layers",
     "modules_of",
     "observe_over_all",
@@ -42,13 +49,14 @@ __all__ = [
     "prepare_ptq",
     "prepare_simulation",
     "quantized_output",
+    "quantized_weight",
     "rebuild",
-    "saturates",
     "set_mode",
     "switch",
     "switch_all",
     "take_ranges",
     "takes_ranges",
+    "unfaithful",
     "warning",
 ]
 
@@ -82,8 +90,8 @@ def warning(config: Config) -> str | None:
     return saturation_warning(config.backend)
 
 
-def saturates(config: Config) -> bool:
-    return activation_levels(config.backend) > 128 and not has_vnni()
+def unfaithful(config: Config) -> str | None:
+    return saturation_elsewhere(config.backend)
 
 
 def _twin(model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:

@@ -92,6 +92,15 @@ def saturation_warning(backend: BackendConfig, capabilities: Mapping[str, Any] |
     )
 
 
+def saturation_elsewhere(backend: BackendConfig) -> str | None:
+    """Why the kernels of other runtimes may compute otherwise on this processor, and the way out, or None."""
+    if activation_levels(backend) <= 128 or has_vnni():
+        return None
+    return (
+        "activations of 8 bits saturate in its kernels on this processor, which lacks VNNI: backend.activation_bits=7"
+    )
+
+
 def activation_levels(backend: BackendConfig) -> int:
     """How many values a quantized activation may have: 256, or 128 with a bit in reserve."""
     activation = ptq_qconfig(backend).activation()

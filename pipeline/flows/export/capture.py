@@ -123,11 +123,10 @@ def _return_one(graph: fx.Graph) -> None:
 
 
 def _check_output(output: Any, name: str) -> None:
-    if isinstance(output, Tensor) and output.dim() == 2:
+    if isinstance(output, Tensor):
         return
-    kind = f"a tensor of {output.dim()} dimensions" if isinstance(output, Tensor) else f"a {type(output).__name__}"
     raise UserError(
-        f"model: {name} returns {kind}; allowed: one tensor of logits (N, classes), which a module around it can choose"
+        f"model: {name} returns a {type(output).__name__}; allowed: one tensor (N, …), chosen by a module around it"
     )
 
 

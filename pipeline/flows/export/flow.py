@@ -20,6 +20,7 @@ from pipeline.flows.export.fake_quantize import fake_quantize_off, fake_quantize
 from pipeline.flows.export.fake_quantize import observers_off as _observers_off
 from pipeline.flows.export.graph import layers, take_ranges
 from pipeline.flows.export.layers import WeightedLayer
+from pipeline.flows.processor import int8_products
 from pipeline.host import terminal
 from pipeline.host.errors import UserError, first_line, suggestion
 from pipeline.host.world import World
@@ -32,6 +33,7 @@ __all__ = [
     "fake_quantize_off",
     "freeze",
     "fuse",
+    "int8_products",
     "layers",
     "modules_of",
     "observe_over_all",
@@ -40,13 +42,14 @@ __all__ = [
     "prepare_ptq",
     "prepare_simulation",
     "quantized_output",
+    "quantized_weight",
     "rebuild",
-    "saturates",
     "set_mode",
     "switch",
     "switch_all",
     "take_ranges",
     "takes_ranges",
+    "unfaithful",
     "warning",
 ]
 
@@ -111,8 +114,8 @@ def warning(config: Config) -> str | None:
     return None
 
 
-def saturates(config: Config) -> bool:
-    return False
+def unfaithful(config: Config) -> str | None:
+    return None
 
 
 def _observer(config: Config, training: bool) -> str:
@@ -258,6 +261,12 @@ def freeze(model: nn.Module, batch_norm: bool, ranges: bool) -> None:
 def quantized_output(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     assert isinstance(layer, WeightedLayer)
     return layer.quantized(*inputs)
+
+
+def quantized_weight(layer: nn.Module) -> Tensor:
+    assert isinstance(layer, WeightedLayer)
+    quantized: Tensor = layer.weight_fake_quant(layer.weight)
+    return quantized
 
 
 def switch(layer: nn.Module, weight: bool, activation: bool) -> None:

@@ -29,7 +29,8 @@ class WeightedLayer(nn.Module):
             and may be that of other layers too, so it is no submodule here.
     """
 
-    norm: Any
+    bias: Tensor | None
+    norm: Any  # nn.Module's own type of a module or None has no call
 
     def __init__(
         self,

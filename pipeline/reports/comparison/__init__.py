@@ -17,9 +17,10 @@ def write_comparison(comparison: Comparison, folder: Path, title: str = "Compari
     tables, summary = {"comparison.csv": comparison.frame}, over_seeds(comparison)
     if summary is not None:
         tables["over_seeds.csv"] = summary.frame
-    drawings = {"accuracy_latency.png": plots.draw_accuracy_latency}
+    judged_by = comparison.metric.stem
+    drawings = {f"{judged_by}_latency.png": plots.draw_latency}
     if plots.epoch_lines(comparison):
-        drawings["accuracy_epochs.png"] = plots.draw_accuracy_epochs
+        drawings[f"{judged_by}_epochs.png"] = plots.draw_epochs
     for name, table in tables.items():
         with write_and_rename(folder / name) as temporary:
             table.to_csv(temporary, index=False)
@@ -31,6 +32,6 @@ def write_comparison(comparison: Comparison, folder: Path, title: str = "Compari
     with write_and_rename(folder / "comparison.html") as temporary:
         temporary.write_text(page.page(comparison, title, pictures), encoding="utf-8")
     # What an earlier comparison left here would be taken for one of these runs.
-    for name in {"accuracy_epochs.png", "over_seeds.csv"} - {*tables, *drawings}:
+    for name in {f"{judged_by}_epochs.png", "over_seeds.csv"} - {*tables, *drawings}:
         (folder / name).unlink(missing_ok=True)
     return [folder / name for name in ("comparison.html", *tables, *drawings)]

@@ -61,22 +61,23 @@ for (const table of document.querySelectorAll("table")) {
 
 def page(comparison: Comparison, title: str, pictures: Mapping[str, str]) -> str:
     """The whole page as HTML; `pictures` are the plots, by the name of their file."""
-    known = comparison.frame["val/images"].notna().any()
+    metric = comparison.metric
+    known = metric.is_share and comparison.frame["val/images"].notna().any()
     interval = "Vertical bars: 95 % Wilson interval over the validation images. " if known else ""
     notes = {
-        "accuracy_latency.png": (
-            "Accuracy on the validation part. Filled: int8, open: fp32 of the same run, joined. Area: size of the "
-            f"model. {interval}Horizontal bars: from the median latency to the 90th percentile. Dashed: the Pareto "
-            "front, the models that no other one beats."
+        "latency": (
+            f"{metric.label.capitalize()} on the validation part. Filled: int8, open: fp32 of the same run, joined. "
+            f"Area: size of the model. {interval}Horizontal bars: from the median latency to the 90th percentile. "
+            "Dashed: the Pareto front, the models that no other one beats."
         ),
-        "accuracy_epochs.png": (
+        "epochs": (
             f"A line joins runs that differ in nothing but their QAT epochs. {interval}Lines are moved sideways a "
             "little, so that their bars do not cover each other."
         ),
     }
     parts = [f"<h1>{html.escape(title)}</h1>", _note(comparison.counted), _first(comparison)]
     for name, drawn in pictures.items():
-        parts += [drawn, _note(notes[name])]
+        parts += [drawn, _note(notes[name.removesuffix(".png").rpartition("_")[2]])]
     parts += ["<h2>Runs</h2>", _note(f"{comparison.rule} A click on a heading sorts by it.")]
     parts.append(table(runs_cells(comparison, wide=True), "html"))
     summary = over_seeds(comparison)
@@ -116,14 +117,16 @@ def _first(comparison: Comparison) -> str:
     """The run on top of the table, in words."""
     top = comparison.frame.head(1)
     row: dict[str, Any] = top.to_dict("records")[0]  # type: ignore[assignment]
+    metric = comparison.metric
+    better = metric.drop(0.0, row[metric.of("drop")]) + 0.0
     differs = ", ".join(f"{name}={cells(top[name])[0]}" for name in comparison.varying)
     named = f"<strong>{html.escape(row['run'])}</strong>" + (f" ({html.escape(differs)})" if differs else "")
     numbers = (
-        f"int8 at {row['val/int8_accuracy_pct']:.2f} % on validation, by which it is chosen, and at "
-        f"{row['int8/accuracy_pct']:.2f} % on test ({-row['accuracy_drop_pct'] + 0.0:+.2f} points against fp32), "
+        f"int8 at {metric.text(row[f'val/int8_{metric.name}'])} on validation, by which it is chosen, and at "
+        f"{metric.text(row[f'int8/{metric.name}'])} on test ({better:+.2f} {metric.step} against fp32), "
         f"{row['int8/latency_ms']:.2f} ms ({row['speedup']:.2f} times as fast as fp32), "
         f"{row['int8/size_mb']:.2f} MB ({row['compression']:.2f} times smaller)."
     )
-    limit = f"No run loses {comparison.max_drop_pct:g} points or less on validation; the most accurate one is "
+    limit = f"No run loses {comparison.max_drop_pct:g} {metric.step} or less on validation; the best one is "
     lead = "First: " if row["within_max_drop"] else limit
     return f'<p class="first">{lead}{named}: {numbers}</p>'

@@ -1,6 +1,6 @@
 """The plots of a comparison as PNG files, which the page shows too.
 
-Accuracies are those of the validation part, by which the front is found and a run chosen.
+The metric is that of the validation part, by which the front is found and a run chosen.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from pipeline.measure.statistics import accuracy_interval
 from pipeline.reports.comparison.table import Comparison, pareto_front
 from pipeline.reports.comparison.text import cells
+from pipeline.tasks import Metric
 
 WIDTH, HEIGHT = 1200, 750
 """Of every picture, in pixels."""
@@ -41,26 +42,28 @@ class Mark(NamedTuple):
     text: str
 
 
-def draw_accuracy_latency(comparison: Comparison, path: Path) -> list[Mark]:
-    """Draw accuracy in % over latency in ms, with intervals, the front, and fp32 and int8 of a run joined."""
-    models = _models(comparison)
-    figure, axes = _axes("Accuracy against latency", "latency at batch 1, ms (median; bar: to the 90th percentile)")
-    axes.set_ylabel(_accuracy_label(models))
-    latency, accuracy, largest = models["latency_ms"], models["accuracy_pct"], models["size_mb"].max()
+def draw_latency(comparison: Comparison, path: Path) -> list[Mark]:
+    """Draw the metric over latency in ms, with intervals, the front, and fp32 and int8 of a run joined."""
+    models, metric = _models(comparison), comparison.metric
+    figure, axes = _axes(
+        f"{metric.label.capitalize()} against latency", "latency at batch 1, ms (median; bar: to the 90th percentile)"
+    )
+    axes.set_ylabel(_label_of(metric, models))
+    latency, values, largest = models["latency_ms"], models["value"], models["size_mb"].max()
     for backend, colour in _colours(models).items():
         forms = [models[(models["backend"] == backend) & (models["form"] == form)] for form in ("fp32", "int8")]
         axes.plot([], [], "o", ms=8, color=colour, label=_label(backend or "runs"))
-        joined = [np.stack([of_form[name] for of_form in forms]) for name in ("latency_ms", "accuracy_pct")]
+        joined = [np.stack([of_form[name] for of_form in forms]) for name in ("latency_ms", "value")]
         axes.plot(*joined, color=colour, lw=0.8, alpha=0.35)
         for chosen, face, edge in zip(forms, ("none", colour), (colour, "white"), strict=True):
             area = np.maximum(_LARGEST_AREA * chosen["size_mb"] / largest, _SMALLEST_AREA)
             look: dict[str, Any] = {"facecolors": face, "edgecolors": edge, "linewidths": 1.2, "zorder": 3}
-            axes.scatter(chosen["latency_ms"], chosen["accuracy_pct"], area, **look)
+            axes.scatter(chosen["latency_ms"], chosen["value"], area, **look)
             _draw_intervals(axes, chosen, chosen["latency_ms"], colour, chosen["latency_bar"])
     axes.plot([], [], "o", ms=8, color="#444444", label="int8 (area: size)")
     axes.plot([], [], "o", ms=8, color="#444444", markerfacecolor="none", label="fp32 (area: size)")
-    best = models[pareto_front(latency, accuracy)].sort_values("latency_ms")
-    axes.step(best["latency_ms"], best["accuracy_pct"], "--", where="post", color=_GREY, zorder=1, label="Pareto front")
+    best = models[pareto_front(latency, values, metric)].sort_values("latency_ms")
+    axes.step(best["latency_ms"], best["value"], "--", where="post", color=_GREY, zorder=1, label="Pareto front")
     if latency.min() > 0 and latency.max() / latency.min() >= _LOGARITHMIC_FROM:
         axes.set_xscale("log")
     else:
@@ -68,12 +71,12 @@ def draw_accuracy_latency(comparison: Comparison, path: Path) -> list[Mark]:
     return _finish(figure, axes, path, latency, models)
 
 
-def draw_accuracy_epochs(comparison: Comparison, path: Path) -> list[Mark]:
-    """Draw int8 accuracy in % over QAT epochs: the `epoch_lines`, of which there must be one."""
-    models, lines = _models(comparison), epoch_lines(comparison)
+def draw_epochs(comparison: Comparison, path: Path) -> list[Mark]:
+    """Draw the metric of int8 over QAT epochs: the `epoch_lines`, of which there must be one."""
+    models, lines, metric = _models(comparison), epoch_lines(comparison), comparison.metric
     colours, drawn = _colours(models), pd.concat(lines.values())
-    figure, axes = _axes("int8 accuracy against QAT epochs", "QAT epochs")
-    axes.set_ylabel(f"int8 {_accuracy_label(models)}")
+    figure, axes = _axes(f"int8 {metric.label} against QAT epochs", "QAT epochs")
+    axes.set_ylabel(f"int8 {_label_of(metric, models)}")
     counts = sorted(set(drawn["epochs"]))
     # Moved sideways a little, so that the intervals of the lines do not cover each other.
     step = min(np.diff(counts), default=1.0) * min(0.06, 0.5 / len(lines))
@@ -83,12 +86,12 @@ def draw_accuracy_epochs(comparison: Comparison, path: Path) -> list[Mark]:
         backend = line["backend"].iloc[0]
         colour, places_of_line = colours[backend], line["epochs"] + step * (index - (len(lines) - 1) / 2)
         look: dict[str, Any] = {"linestyle": next(styles[backend]), "marker": "o", "mec": "white", "zorder": 3}
-        axes.plot(places_of_line, line["accuracy_pct"], color=colour, label=_label(label), **look)
+        axes.plot(places_of_line, line["value"], color=colour, label=_label(label), **look)
         _draw_intervals(axes, line, places_of_line, colour, None)
         places.append(places_of_line)
-    float_accuracies = models.loc[models["form"] == "fp32", "accuracy_pct"].round(9).unique()
-    if len(float_accuracies) == 1:
-        axes.axhline(float_accuracies[0], color=_GREY, linestyle="--", lw=1.2, zorder=1, label="fp32, without QAT")
+    float_values = models.loc[models["form"] == "fp32", "value"].round(9).unique()
+    if len(float_values) == 1:
+        axes.axhline(float_values[0], color=_GREY, linestyle="--", lw=1.2, zorder=1, label="fp32, without QAT")
     if len(counts) <= _MAX_TICKS:
         axes.set_xticks(counts)
     return _finish(figure, axes, path, pd.concat(places), drawn)
@@ -105,8 +108,8 @@ def epoch_lines(comparison: Comparison) -> dict[str, pd.DataFrame]:
 
 
 def _models(comparison: Comparison) -> pd.DataFrame:
-    """A row for each model, first the fp32 ones, in ms, % and MB; bars are 0 where they are not known."""
-    frame = comparison.frame
+    """A row for each model, first the fp32 ones, in ms, the metric's unit and MB; bars are 0 where not known."""
+    frame, metric = comparison.frame, comparison.metric
     backends = pd.Series(comparison.parameter("backend.name"), dtype=object).fillna("")
     others = [name for name in comparison.varying if name not in ("backend.name", "qat.epochs")]
     shared = [", ".join(filter(None, both)) or "int8" for both in zip(backends, _in_words(frame, others), strict=True)]
@@ -114,11 +117,15 @@ def _models(comparison: Comparison) -> pd.DataFrame:
     forms = []
     for form in ("fp32", "int8"):
         latency, p90 = frame[f"{form}/latency_ms"], frame[f"{form}/latency_p90_ms"]
-        accuracy, size = frame[f"val/{form}_accuracy_pct"], frame[f"{form}/size_mb"]
-        intervals = pd.DataFrame(list(map(accuracy_interval, accuracy, frame["val/images"])))
+        values, size = frame[f"val/{form}_{metric.name}"], frame[f"{form}/size_mb"]
+        # Of means the runs do not tell one.
+        images = frame["val/images"] if metric.is_share else itertools.repeat(None)
+        intervals = pd.DataFrame(list(map(accuracy_interval, values, images)))
         texts = [
-            "\n".join(filter(None, (run, words, f"{form}, validation: {right:.2f} %", f"{ms:.2f} ms, {mb:.2f} MB")))
-            for run, words, right, ms, mb in zip(frame["run"], differs, accuracy, latency, size, strict=True)
+            "\n".join(
+                filter(None, (run, words, f"{form}, validation: {metric.text(value)}", f"{ms:.2f} ms, {mb:.2f} MB"))
+            )
+            for run, words, value, ms, mb in zip(frame["run"], differs, values, latency, size, strict=True)
         ]
         columns = {
             "form": form,
@@ -127,9 +134,9 @@ def _models(comparison: Comparison) -> pd.DataFrame:
             "epochs": pd.to_numeric(pd.Series(comparison.parameter("qat.epochs"), dtype=object), errors="coerce"),
             "latency_ms": latency,
             "latency_bar": (p90 - latency).clip(lower=0).fillna(0),
-            "accuracy_pct": accuracy,
-            "bar_below": (accuracy - intervals[0]).clip(lower=0).fillna(0),
-            "bar_above": (intervals[1] - accuracy).clip(lower=0).fillna(0),
+            "value": values,
+            "bar_below": (values - intervals[0]).clip(lower=0).fillna(0),
+            "bar_above": (intervals[1] - values).clip(lower=0).fillna(0),
             "size_mb": size,
             "text": texts,
         }
@@ -153,9 +160,10 @@ def _label(text: str) -> str:
     return (text if len(text) <= _MAX_LABEL else f"{text[: _MAX_LABEL - 1]}…").replace("$", r"\$")
 
 
-def _accuracy_label(models: pd.DataFrame) -> str:
+def _label_of(metric: Metric, models: pd.DataFrame) -> str:
     known = (models["bar_below"] + models["bar_above"]).any()
-    return "validation accuracy, % (bar: 95 % Wilson interval)" if known else "validation accuracy, %"
+    label = f"validation {metric.label}, %" if metric.unit == "pct" else f"validation {metric.heading}"
+    return f"{label} (bar: 95 % Wilson interval)" if known else label
 
 
 def _axes(title: str, x_label: str) -> tuple[Figure, Axes]:
@@ -173,7 +181,7 @@ def _axes(title: str, x_label: str) -> tuple[Figure, Axes]:
 def _draw_intervals(axes: Axes, models: pd.DataFrame, x: pd.Series, colour: str, latency_bar: pd.Series | None) -> None:
     across = None if latency_bar is None else [0 * latency_bar, latency_bar]
     bars: dict[str, Any] = {"yerr": [models["bar_below"], models["bar_above"]], "xerr": across}
-    axes.errorbar(x, models["accuracy_pct"], fmt="none", ecolor=colour, elinewidth=1, alpha=0.5, zorder=2, **bars)
+    axes.errorbar(x, models["value"], fmt="none", ecolor=colour, elinewidth=1, alpha=0.5, zorder=2, **bars)
 
 
 def _finish(figure: Figure, axes: Axes, path: Path, x: pd.Series, models: pd.DataFrame) -> list[Mark]:
@@ -181,5 +189,5 @@ def _finish(figure: Figure, axes: Axes, path: Path, x: pd.Series, models: pd.Dat
     if len(handles) <= _MAX_LEGEND:
         axes.legend(handles, labels, frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi="figure", format="png")
-    pixels = axes.transData.transform(np.column_stack([x, models["accuracy_pct"]]))
+    pixels = axes.transData.transform(np.column_stack([x, models["value"]]))
     return [Mark(right, HEIGHT - up, text) for (right, up), text in zip(pixels, models["text"], strict=True)]

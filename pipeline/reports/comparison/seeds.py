@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from pipeline.reports.comparison.table import COLUMNS, Column, Comparison
+from pipeline.reports.comparison.table import Column, Comparison
 
 # What draws a run's random choices, of which QAT may have its own.
 SEEDS = ("seed", "qat.seed")
@@ -58,7 +58,7 @@ def over_seeds(comparison: Comparison) -> OverSeeds | None:
     if not seeds_of_runs:
         return None
     others = [name for name in comparison.varying if name not in SEEDS]
-    columns = tuple(column for column in COLUMNS if column.over_seeds and frame[column.name].notna().any())
+    columns = tuple(column for column in comparison.columns if column.over_seeds and frame[column.name].notna().any())
     rows = []
     # In the order in which the first run of each group stands.
     groups = [group for _, group in frame.groupby(others, sort=False, dropna=False)] if others else [frame]

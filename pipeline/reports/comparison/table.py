@@ -19,18 +19,11 @@ from numpy.typing import ArrayLike
 from pipeline.flows import FORMS
 from pipeline.host.errors import UserError
 from pipeline.reports.tracked_run import TrackedRun
+from pipeline.tasks import ACCURACY, Metric
 
 MAX_DROP_PCT = 0.5
-"""How many points of accuracy an int8 model may lose, unless told otherwise."""
+"""How much of its metric an int8 model may lose, in points of a percentage, unless told otherwise."""
 
-# Measured before there were these, a run cannot be chosen.
-VALIDATION = ("val/int8_accuracy_pct", "val/fp32_accuracy_pct", "val/accuracy_drop_pct")
-REQUIRED = (
-    *(f"{form}/{what}" for form in ("int8", "fp32") for what in ("accuracy_pct", "latency_ms", "size_mb")),
-    "accuracy_drop_pct",
-    "speedup",
-    "compression",
-)
 # Where and how a run was measured; they differ between runs as its settings do.
 _CONDITIONS = ("cpu", "torch_version")
 # They change no result: where things lie, how fast data comes, what is evaluated besides, what a run is called.
@@ -61,38 +54,40 @@ class Column:
     digits: int = 2
 
 
-COLUMNS = (
-    Column("val/int8_accuracy_pct", "int8 validation %", "val %", "int8 validation %"),
-    Column("val/accuracy_drop_pct", "drop on validation, points"),
-    Column("int8/accuracy_pct", "int8 test %", "test %", "int8 test %"),
-    Column("int8/accuracy_ci_low_pct"),
-    Column("int8/accuracy_ci_high_pct"),
-    Column("accuracy_drop_pct", "drop on test, points", "drop", "drop"),
-    Column("accuracy_drop_ci_low_pct"),
-    Column("accuracy_drop_ci_high_pct"),
-    *(
-        Column(f"{form.prefix}/accuracy_pct", f"{form.label} test %", f"{form.short} %", f"{form.short} %")
-        for form in FORMS
-        if form.is_control
-    ),
-    Column("accuracy_drop_vs_finetuned_pct", "drop from fine-tuned, points", over_seeds="drop, tuned"),
-    Column("int8/latency_ms", "int8 latency ms", "int8 ms"),
-    Column("int8/latency_p90_ms", "int8 p90 ms"),
-    Column("speedup", "speedup ×", "speedup ×", "speedup ×"),
-    Column("int8/size_mb", "int8 size MB", "int8 MB"),
-    Column("compression", "compression ×", "smaller ×"),
-    Column("fp32/accuracy_pct", "fp32 test %", over_seeds="fp32 %"),
-    Column("fp32/accuracy_ci_low_pct"),
-    Column("fp32/accuracy_ci_high_pct"),
-    Column("fp32/latency_ms", "fp32 latency ms"),
-    Column("fp32/latency_p90_ms"),
-    Column("fp32/size_mb", "fp32 size MB"),
-    Column("mcnemar_p", "McNemar p", digits=4),
-    Column("val/fp32_accuracy_pct"),
-    Column("val/images"),
-    Column("test_images"),
-)
-_OWN = {"run", "run_id", "within_max_drop", "on_front", *(column.name for column in COLUMNS)}
+def columns_of(metric: Metric) -> tuple[Column, ...]:
+    """The columns of runs that are judged by a metric."""
+    unit, drop = metric.heading, metric.of("drop")
+    return (
+        Column(f"val/int8_{metric.name}", f"int8 validation {unit}", f"val {unit}", f"int8 validation {unit}"),
+        Column(f"val/{drop}", f"drop on validation, {metric.step}"),
+        Column(f"int8/{metric.name}", f"int8 test {unit}", f"test {unit}", f"int8 test {unit}"),
+        Column(f"int8/{metric.of('ci_low')}"),
+        Column(f"int8/{metric.of('ci_high')}"),
+        Column(drop, f"drop on test, {metric.step}", "drop", "drop"),
+        Column(metric.of("drop_ci_low")),
+        Column(metric.of("drop_ci_high")),
+        *(
+            Column(f"{form.prefix}/{metric.name}", f"{form.label} test {unit}", short := f"{form.short} {unit}", short)
+            for form in FORMS
+            if form.is_control
+        ),
+        Column(metric.of("drop_vs_finetuned"), f"drop from fine-tuned, {metric.step}", over_seeds="drop, tuned"),
+        Column("int8/latency_ms", "int8 latency ms", "int8 ms"),
+        Column("int8/latency_p90_ms", "int8 p90 ms"),
+        Column("speedup", "speedup ×", "speedup ×", "speedup ×"),
+        Column("int8/size_mb", "int8 size MB", "int8 MB"),
+        Column("compression", "compression ×", "smaller ×"),
+        Column(f"fp32/{metric.name}", f"fp32 test {unit}", over_seeds=f"fp32 {unit}"),
+        Column(f"fp32/{metric.of('ci_low')}"),
+        Column(f"fp32/{metric.of('ci_high')}"),
+        Column("fp32/latency_ms", "fp32 latency ms"),
+        Column("fp32/latency_p90_ms"),
+        Column("fp32/size_mb", "fp32 size MB"),
+        Column(metric.test, "McNemar p" if metric.is_share else "sign-flip p", digits=4),
+        Column(f"val/fp32_{metric.name}"),
+        Column("val/images"),
+        Column("test_images"),
+    )
 
 
 @dataclass(frozen=True)
@@ -100,11 +95,12 @@ class Comparison:
     """Finished runs side by side, the one to ship first.
 
     Attributes:
-        frame: a row a run: the `varying` columns, `run`, those of `COLUMNS`, `within_max_drop`, `on_front`, `run_id`.
+        frame: a row a run: the `varying` columns, `run`, `columns`, `within_max_drop`, `on_front`, `run_id`.
         varying: what differs between the runs: settings, and the conditions of the measurement.
         shared: what is equal in all of them.
-        max_drop_pct: points of accuracy that an int8 model may lose.
+        max_drop_pct: how much an int8 model may lose, in the unit of the metric.
         left_out: how many runs are not compared, by the reason.
+        metric: by which all of them are judged.
     """
 
     frame: pd.DataFrame
@@ -112,15 +108,31 @@ class Comparison:
     shared: Mapping[str, str]
     max_drop_pct: float
     left_out: Mapping[str, int]
+    metric: Metric = ACCURACY
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of `frame` with what came out."""
+        return columns_of(self.metric)
 
     @property
     def rule(self) -> str:
         """The rule of the order, in one sentence."""
         return (
-            f"Sorted by the validation part: runs that lose at most {self.max_drop_pct:g} points of accuracy to int8 "
-            "first, the lowest int8 latency leading; then the others, the highest int8 accuracy leading. The test part "
-            "chooses nothing."
+            f"Sorted by the validation part: runs that lose at most {self.max_drop_pct:g} {self.lost} to int8 first, "
+            f"the lowest int8 latency leading; then the others, the {self.best} int8 {self.metric.label} leading. The "
+            "test part chooses nothing."
         )
+
+    @property
+    def lost(self) -> str:
+        """What a model may lose, in words."""
+        return f"points of {self.metric.label}" if self.metric.unit == "pct" else self.metric.heading
+
+    @property
+    def best(self) -> str:
+        """The end of the metric that leads."""
+        return "highest" if self.metric.higher_is_better else "lowest"
 
     @property
     def counted(self) -> str:
@@ -143,14 +155,17 @@ class Comparison:
 def compare(runs: Sequence[TrackedRun], max_drop_pct: float = MAX_DROP_PCT) -> Comparison:
     """Put the runs that finished with all their metrics side by side; of those with one result, the first alone.
 
+    The newest that finished says by what they are judged.
+
     Args:
         runs: the newest first, as `read_runs` gives them.
-        max_drop_pct: points of accuracy that an int8 model may lose.
+        max_drop_pct: how much an int8 model may lose, in the unit of that.
 
     Raises:
         UserError: when none of them did.
     """
-    reasons = _why_left_out(runs)
+    metric = next((run.metric for run in runs if run.status == "FINISHED"), ACCURACY)
+    reasons = _why_left_out(runs, metric)
     left_out = Counter(reason for reason in reasons if reason)
     compared = [run for run, reason in zip(runs, reasons, strict=True) if reason is None]
     if not compared:
@@ -159,37 +174,45 @@ def compare(runs: Sequence[TrackedRun], max_drop_pct: float = MAX_DROP_PCT) -> C
     differing = [str(name) for name in settings if settings[name].nunique(dropna=False) > 1]
     varying = [name for name in differing if not _follows(settings, name)]
     shared = {str(name): settings[name].iloc[0] for name in settings if name not in differing}
-    numbers = pd.DataFrame([_numbers(run, max_drop_pct) for run in compared])
+    numbers = pd.DataFrame([_numbers(run, max_drop_pct, metric) for run in compared])
     frame = pd.concat([settings[varying].apply(_as_numbers), numbers], axis="columns")
     # Of all models, the fp32 ones among them.
     latency = np.concatenate([frame["int8/latency_ms"], frame["fp32/latency_ms"]])
-    accuracy = np.concatenate([frame["val/int8_accuracy_pct"], frame["val/fp32_accuracy_pct"]])
-    frame["on_front"] = pareto_front(latency, accuracy)[: len(frame)]
+    values = np.concatenate([frame[f"val/{form}_{metric.name}"] for form in ("int8", "fp32")])
+    frame["on_front"] = pareto_front(latency, values, metric)[: len(frame)]
     frame["run_id"] = [run.run_id for run in compared]
-    frame = frame.loc[_order(frame)].reset_index(drop=True)
-    return Comparison(frame, tuple(varying), shared, max_drop_pct, left_out)
+    frame = frame.loc[_order(frame, metric)].reset_index(drop=True)
+    return Comparison(frame, tuple(varying), shared, max_drop_pct, left_out, metric)
 
 
-def pareto_front(latency_ms: ArrayLike, accuracy_pct: ArrayLike) -> np.ndarray:
-    """Which points no other one beats, bool (N): none is as fast and as accurate, and better in one of the two."""
-    latency, accuracy = np.asarray(latency_ms), np.asarray(accuracy_pct)
-    no_worse = (latency <= latency[:, None]) & (accuracy >= accuracy[:, None])
-    better = (latency < latency[:, None]) | (accuracy > accuracy[:, None])
+def pareto_front(latency_ms: ArrayLike, values: ArrayLike, metric: Metric = ACCURACY) -> np.ndarray:
+    """Which points no other one beats, bool (N): none is as fast and as good, and better in one of the two."""
+    latency, lost = np.asarray(latency_ms), metric.drop(0.0, np.asarray(values))
+    no_worse = (latency <= latency[:, None]) & (lost <= lost[:, None])
+    better = (latency < latency[:, None]) | (lost < lost[:, None])
     return np.asarray(~(no_worse & better).any(axis=1))
 
 
-def _why_left_out(runs: Sequence[TrackedRun]) -> list[str | None]:
+def _why_left_out(runs: Sequence[TrackedRun], metric: Metric) -> list[str | None]:
     """A reason for each run that is not compared; one is that an earlier one in the list has its very artifacts."""
     reasons: list[str | None] = []
+    required = (
+        *(f"{form}/{what}" for form in ("int8", "fp32") for what in (metric.name, "latency_ms", "size_mb")),
+        *(metric.of("drop"), "speedup", "compression"),
+    )
+    # Measured before there were these, a run cannot be chosen.
+    validation = (f"val/int8_{metric.name}", f"val/fp32_{metric.name}", f"val/{metric.of('drop')}")
     seen = set()
     for run in runs:
         artifacts = frozenset(item for item in run.tags.items() if item[0].startswith("artifact."))
         reason = None
         if run.status != "FINISHED":
             reason = run.status.lower()
-        elif not all(math.isfinite(run.metrics.get(name, math.nan)) for name in REQUIRED):
+        elif run.metric != metric:
+            reason = "judged by another metric"
+        elif any(_is_lacking(run, name) for name in required):
             reason = "without all metrics"
-        elif not all(math.isfinite(run.metrics.get(name, math.nan)) for name in VALIDATION):
+        elif any(_is_lacking(run, name) for name in validation):
             reason = "without val/ metrics: run again"
         elif artifacts in seen:
             reason = "repeated"
@@ -197,6 +220,10 @@ def _why_left_out(runs: Sequence[TrackedRun]) -> list[str | None]:
             seen.add(artifacts)
         reasons.append(reason)
     return reasons
+
+
+def _is_lacking(run: TrackedRun, name: str) -> bool:
+    return not math.isfinite(run.metrics.get(name, math.nan))
 
 
 def _left_out_text(left_out: Mapping[str, int]) -> str:
@@ -207,7 +234,8 @@ def _left_out_text(left_out: Mapping[str, int]) -> str:
 def _settings(run: TrackedRun) -> dict[str, str]:
     settings = {name: value for name, value in run.parameters.items() if name not in _NOT_COMPARED}
     settings |= {name: run.tags[name] for name in _CONDITIONS if name in run.tags}
-    return {f"{name} (parameter)" if name in _OWN else name: value for name, value in settings.items()}
+    own = {"run", "run_id", "within_max_drop", "on_front", *(column.name for column in columns_of(run.metric))}
+    return {f"{name} (parameter)" if name in own else name: value for name, value in settings.items()}
 
 
 def _follows(settings: pd.DataFrame, name: str) -> bool:
@@ -215,13 +243,14 @@ def _follows(settings: pd.DataFrame, name: str) -> bool:
     return leader in settings and bool((settings.groupby(leader, dropna=False)[name].nunique(dropna=False) == 1).all())
 
 
-def _numbers(run: TrackedRun, max_drop_pct: float) -> dict[str, object]:
+def _numbers(run: TrackedRun, max_drop_pct: float, metric: Metric) -> dict[str, object]:
     found = run.metrics
     # 98.8 - 98.3 is a little more than 0.5 in floating point.
-    within = round(found["val/accuracy_drop_pct"], 9) <= max_drop_pct
+    within = round(found[f"val/{metric.of('drop')}"], 9) <= max_drop_pct
     # A model that always names the largest class loses nothing against another that does.
-    within = within and not found["val/int8_accuracy_pct"] <= found.get("val/largest_class_pct", math.nan)
-    return {"run": run.name, **{c.name: found.get(c.name, math.nan) for c in COLUMNS}, "within_max_drop": within}
+    within = within and not found[f"val/int8_{metric.name}"] <= found.get("val/largest_class_pct", math.nan)
+    values = {column.name: found.get(column.name, math.nan) for column in columns_of(metric)}
+    return {"run": run.name, **values, "within_max_drop": within}
 
 
 def _as_numbers(column: pd.Series) -> pd.Series:
@@ -230,11 +259,11 @@ def _as_numbers(column: pd.Series) -> pd.Series:
     return numbers if numbers.notna().all() else column
 
 
-def _order(frame: pd.DataFrame) -> pd.Index:
-    """The rows by the rule; ties by latency or accuracy, whichever has not been asked, then size, name and id."""
+def _order(frame: pd.DataFrame, metric: Metric) -> pd.Index:
+    """The rows by the rule; ties by latency or the metric, whichever has not been asked, then size, name and id."""
     within = frame["within_max_drop"].astype(bool)
-    latency, accuracy = frame["int8/latency_ms"], -frame["val/int8_accuracy_pct"]
-    keys = pd.DataFrame({"beyond": ~within, "first": latency.where(within, accuracy)})
-    keys["second"] = accuracy.where(within, latency)
+    latency, lost = frame["int8/latency_ms"], metric.drop(0.0, frame[f"val/int8_{metric.name}"])
+    keys = pd.DataFrame({"beyond": ~within, "first": latency.where(within, lost)})
+    keys["second"] = lost.where(within, latency)
     keys = keys.join(frame[["int8/size_mb", "run", "run_id"]])
     return keys.sort_values(list(keys.columns)).index

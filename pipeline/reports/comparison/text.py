@@ -9,7 +9,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from pipeline.reports.comparison.seeds import OverSeeds, mean_and_deviation, over_seeds
-from pipeline.reports.comparison.table import COLUMNS, Comparison
+from pipeline.reports.comparison.table import Comparison
 
 MAX_DESCRIPTION_CHARACTERS = 7500
 """MLflow cuts a description at 8000 characters, in the midst of a row."""
@@ -37,16 +37,17 @@ def text_table(comparison: Comparison, style: str = "simple", max_characters: in
 
 def runs_cells(comparison: Comparison, wide: bool = False) -> pd.DataFrame:
     """The table of runs as text: what differs in front, then what the terminal has room for, or all if `wide`."""
-    frame = comparison.frame
+    frame, metric = comparison.frame, comparison.metric
     names = [*comparison.varying, *([] if comparison.told_apart else ["run"])]
     columns = [(name, cells(frame[name])) for name in names]
-    for column in COLUMNS:
+    for column in comparison.columns:
         heading = column.heading if wide else column.short
         if not heading or frame[column.name].isna().all():
             continue
         columns.append((heading, cells(frame[column.name], column.digits)))
-        low, high = (column.name.replace("_pct", f"_ci_{end}_pct") for end in ("low", "high"))
-        if low != column.name and low in frame and frame[low].notna().any():
+        stem = column.name.removesuffix(f"_{metric.unit}")
+        low, high = (metric.in_unit(f"{stem}_ci_{end}") for end in ("low", "high"))
+        if low in frame and frame[low].notna().any():
             bounds = zip(cells(frame[low], 2), cells(frame[high], 2), strict=True)
             columns.append(("95 % interval", [f"{start} to {end}" if start else "" for start, end in bounds]))
     columns.append(("front", ["yes" if best else "" for best in frame["on_front"]]))
