@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline import models
-from pipeline.commands.composition import CONFIG_FOLDER, compose_request
+from pipeline.commands.composition import compose_request
 from pipeline.datasets.spec import DatasetInfo
 from pipeline.flows import eager as quantization
 from pipeline.flows.eager import twins
@@ -14,7 +14,7 @@ from pipeline.host.errors import UserError
 from pipeline.models import weights
 from pipeline.settings.config import Config
 
-NAMES = sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml"))
+NAMES = sorted(models.registry())
 STEMS = [(name, stem) for name in NAMES for stem in (models.registry()[name].stems or (None,))]
 RGB = DatasetInfo(3, tuple("abcde"))
 GREY = DatasetInfo(1, tuple("0123456789"))
@@ -72,7 +72,7 @@ def test_model_accepts_its_smallest_image_and_fails_one_pixel_below(name: str) -
     network = models.build(config.model, GREY).eval()
     assert network(torch.randn(2, 1, spec.min_image_size, spec.min_image_size)).shape == (2, 10)
     with pytest.raises(UserError, match=f"dataset.image_size={spec.min_image_size - 1}: .*{spec.min_image_size}"):
-        models.check_model(config.model, spec.min_image_size - 1)
+        models.check_model(config.model, GREY, spec.min_image_size - 1)
 
 
 def test_blog_resnet18_has_the_posts_size() -> None:
@@ -103,7 +103,7 @@ def test_weights_are_summed_over_channels_and_keep_a_fresh_classifier_when_the_d
     torch.save(trained.state_dict(), tmp_path / "trained.pt")
     config.model.weights = str(tmp_path / "trained.pt")
     grey = models.build(config.model, GREY).eval()
-    fresh = weights.load_into(grey, config.model).fresh
+    fresh = weights.load_into(grey, config.model, GREY).fresh
     assert fresh == ["fc.weight", "fc.bias"]
     # A grey picture given as RGB and as one channel: the first convolution answers the same.
     picture = torch.randn(1, 1, 32, 32)
@@ -120,5 +120,5 @@ def test_weights_load_when_they_do_not_count_batches(tmp_path) -> None:  # type:
     torch.save(older, tmp_path / "older.pt")
     config.model.weights = str(tmp_path / "older.pt")
     network = models.build(config.model, RGB)
-    assert weights.load_into(network, config.model) == ([], "")
+    assert weights.load_into(network, config.model, RGB) == ([], "")
     assert torch.equal(network.state_dict()["fc.weight"], state["fc.weight"])

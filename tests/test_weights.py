@@ -39,7 +39,7 @@ def load(path: Path) -> tuple[State, str]:
     config = _config()
     config.weights = str(path)
     network = models.build(config, GREY)
-    return dict(network.state_dict()), weights.load_into(network, config).told
+    return dict(network.state_dict()), weights.load_into(network, config, GREY).told
 
 
 def named(state: State, prefix: str) -> State:

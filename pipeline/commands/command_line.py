@@ -72,4 +72,8 @@ def tell_error(error: object) -> None:
     """One line on standard error; below it the traceback of the user's own code, where that raised."""
     print(f"error: {presentable(mask_text(str(error)))}", file=sys.stderr, flush=True)
     if isinstance(error, UserCodeError) and error.__cause__ is not None:
-        traceback.print_exception(error.__cause__, file=sys.stderr)
+        cause = error.__cause__
+        trace = cause.__traceback__
+        while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("pipeline."):
+            trace = trace.tb_next  # ours tells them nothing
+        traceback.print_exception(type(cause), cause, trace, file=sys.stderr)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import re
 import sys
 import typing
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
@@ -49,7 +51,12 @@ _VERSION_BASE = "1.3"
 # Once a run or sweep is under way, what it raises is no matter of what was typed.
 _begun: list[bool] = []
 
-ConfigStore.instance().store(name="schema", node=Config)
+# Groups whose choice may be the user's own code, called with what they say.
+_OWN = ("model", "dataset")
+_SCHEMA = OmegaConf.structured(Config)
+for _group in _OWN:
+    OmegaConf.set_struct(_SCHEMA[_group].kwargs, False)
+ConfigStore.instance().store(name="schema", node=_SCHEMA)
 # Hydra checks conf/hydra/launcher/submitit_*.yaml by the plugin's dataclasses, as it should, and regrets that it does.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/submitit_", category=UserWarning)
 
@@ -62,6 +69,8 @@ def _return_value(returned: JobReturn) -> object:
 
 # Hydra's own prints a line of its own first, and without a setting that would stop it; the end tells every failure.
 JobReturn.return_value = JobReturn.return_value.getter(_return_value)  # type: ignore[method-assign, attr-defined]
+# The name that stands at the end of an import path.
+OmegaConf.register_new_resolver("name_in", lambda path: re.split("[:.]", path or "own")[-1], replace=True)
 OmegaConf.register_new_resolver("in_project", lambda path: str(in_project(path)), replace=True)
 
 
@@ -128,8 +137,39 @@ def _read_arguments() -> argparse.Namespace:
     one_of.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
     arguments = parser.parse_intermixed_args()
     flags = [text for text in sys.argv[1:] if text not in arguments.overrides]
+    arguments.overrides = with_own(arguments.overrides)
     sys.argv[1:] = [*flags, *arguments.overrides]
     return arguments
+
+
+def with_own(overrides: list[str]) -> list[str]:
+    """`overrides`, and before them `model=own` where they name a network of the user's own; likewise a data set.
+
+    What conf/ says of the model or data set that would be chosen else is not said of theirs.
+
+    Raises:
+        UserError: when they cannot be composed.
+    """
+    keys = [text.partition("=")[0].lstrip("+") for text in overrides]
+    asked = [group for group in _OWN if f"{group}.target" in keys and group not in keys]
+    if not asked:
+        return overrides
+    chosen = [text for key, text in zip(keys, overrides, strict=True) if "." not in key and "," not in text]
+    with _initialized():
+        composed = hydra.compose(CONFIG_NAME, chosen)
+    # An experiment may have chosen one of theirs, which is then changed.
+    return [*(f"{group}=own" for group in asked if composed[group].target is None), *overrides]
+
+
+@contextmanager
+def _initialized() -> Iterator[None]:
+    """Composing within the block; what Hydra raises there is one line.
+
+    Raises:
+        UserError: for everything but an interruption.
+    """
+    with composing(), hydra.initialize_config_dir(str(CONFIG_FOLDER), version_base=_VERSION_BASE, job_name="pipeline"):
+        yield
 
 
 def _refuse_settings_of_sweeps(overrides: Iterable[str]) -> None:
@@ -183,7 +223,7 @@ def check_command_line(overrides: list[str], multirun: bool) -> list[tuple[list[
     Raises:
         UserError: for the first mistake.
     """
-    with composing(), hydra.initialize_config_dir(str(CONFIG_FOLDER), version_base=_VERSION_BASE, job_name="pipeline"):
+    with _initialized():
         if not multirun:
             return [(overrides, to_config(hydra.compose(CONFIG_NAME, overrides)))]
         loader = GlobalHydra.instance().config_loader()
@@ -241,7 +281,8 @@ def compose_request(overrides: list[str]) -> Request:
     Raises:
         UserError: as the command would.
     """
-    with composing(), hydra.initialize_config_dir(str(CONFIG_FOLDER), version_base=_VERSION_BASE, job_name="pipeline"):
+    overrides = with_own(overrides)
+    with _initialized():
         return to_request(hydra.compose(CONFIG_NAME, overrides), overrides)
 
 

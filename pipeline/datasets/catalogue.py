@@ -25,6 +25,7 @@ from pipeline.host.machine import UNSHARED, Machine
 from pipeline.settings.config import DatasetConfig
 
 _ROOM = "pipeline.datasets"
+_OWN = "own"
 # Bytes of a part's prepared images that are kept. More come of large images: there a batch is prepared in far less
 # time than a network takes for it, and all of them would take gigabytes (docs/data.md).
 _KEPT = 1_000_000_000
@@ -38,10 +39,11 @@ def registry() -> dict[str, DatasetSpec]:
     return {spec.name: spec for module in modules_of(_ROOM) for spec in getattr(module, "DATASETS", ())}
 
 
-def module_of(config: DatasetConfig) -> str:
-    """The module that declares the data set which `config` names."""
+def loading_modules(config: DatasetConfig) -> list[str]:
+    """The modules that load the data set which `config` names: the one that declares it, and the user's own."""
     spec = find(config)
-    return next(module.__name__ for module in modules_of(_ROOM) if spec in getattr(module, "DATASETS", ()))
+    declaring = next(module.__name__ for module in modules_of(_ROOM) if spec in getattr(module, "DATASETS", ()))
+    return [__name__, declaring, *([config.target.partition(":")[0]] if config.target is not None else [])]
 
 
 def find(config: DatasetConfig) -> DatasetSpec:
@@ -51,23 +53,38 @@ def find(config: DatasetConfig) -> DatasetSpec:
         UserError: when there is none, or it has no files that could be streamed or skipped as `config` says.
     """
     datasets = registry()
-    if config.name not in datasets:
-        raise UserError(f"dataset.name={config.name}: {suggestion(config.name, sorted(datasets))}")
-    found = datasets[config.name]
-    for setting, value, rest in (
-        ("loading", "stream", "is read as a whole; allowed with it: auto, memory"),
-        ("unreadable", "skip", "has no image files; allowed with it: refuse"),
+    if config.target is not None:
+        if config.name in datasets and not re.search(rf"[:.]{config.name}$", config.target):
+            raise UserError(
+                f"dataset.target={config.target}: dataset.name={config.name} is one of ours; allowed: dataset=own"
+            )
+        found = datasets[_OWN]
+    elif config.kwargs:
+        raise UserError(f"dataset.kwargs={config.kwargs}: allowed: with dataset.target")
+    elif config.name not in datasets:
+        raise UserError(
+            f"dataset.name={config.name}: {suggestion(config.name, sorted(datasets))}; or "
+            "dataset.target=package.module:name"
+        )
+    else:
+        found = datasets[config.name]
+    streams = found.has_files or config.target is not None
+    for setting, value, has, rest in (
+        ("loading", "stream", streams, "is read as a whole; allowed with it: auto, memory"),
+        ("unreadable", "skip", found.has_files, "has no image files; allowed with it: refuse"),
     ):
-        if getattr(config, setting) == value and not found.has_files:
+        if getattr(config, setting) == value and not has:
             raise UserError(f"dataset.{setting}={value}: {config.name} {rest}")
-    if config.white_level is not None and not found.has_files:
+    if config.white_level is not None and not streams:
         raise UserError(f"dataset.white_level={config.white_level:g}: {config.name} has no image files; allowed: null")
     return found
 
 
 def info(config: DatasetConfig) -> DatasetInfo:
-    """Channels (as many as `dataset.mean` has), class names and image size."""
-    return DatasetInfo(len(config.mean), find(config).class_names(config), image_size=config.image_size)
+    """Channels (as many as `dataset.mean` has, where images are prepared), class names and image size."""
+    spec = find(config)
+    channels, *sides = spec.tensors(config) or [len(config.mean), config.image_size]
+    return DatasetInfo(channels, spec.class_names(config), image_size=sides[0])
 
 
 def class_order(config: DatasetConfig) -> str | None:
@@ -82,8 +99,13 @@ def _by_numbers(name: str) -> list[tuple[str, int]]:
     return [(text, int(number or -1)) for text, number in re.findall(r"([^0-9]*)([0-9]*)", name)]
 
 
-def preprocessing(config: DatasetConfig) -> Preprocessing:
-    """What `loader.evaluation_batches` does to the images of this data set, for whoever uses the model elsewhere."""
+def preprocessing(config: DatasetConfig) -> Preprocessing | None:
+    """What `loader.evaluation_batches` does to the images of this data set, for whoever uses the model elsewhere.
+
+    None where the user's own code does it.
+    """
+    if find(config).tensors(config) is not None:
+        return None
     mean, std = tuple(map(float, config.mean)), tuple(map(float, config.std))
     return Preprocessing(
         config.image_size,
@@ -160,9 +182,8 @@ def _load(config: DatasetConfig, name: PartName, machine: Machine, check: Check)
 def prepared(part: Part, config: DatasetConfig) -> Part:
     """The part with the channels and the size that `config` says; as it is, where it has them."""
     channels, size = len(config.mean), config.image_size
-    if tuple(part.pixels.shape[1:]) == (channels, size, size):
+    if not isinstance(part.pixels, Tensor) or tuple(part.pixels.shape[1:]) == (channels, size, size):
         return part
-    assert isinstance(part.pixels, Tensor), "what is decoded file by file is prepared already"
     make = functools.partial(_prepare, channels=channels, size=size)
     return replace(part, pixels=Unmade(part.pixels.numpy(), make, (channels, size, size), config.workers, _KEPT))
 

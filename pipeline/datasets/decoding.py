@@ -19,6 +19,7 @@ from pipeline.datasets.pictures import Reading, Unreadable, read_image
 from pipeline.datasets.preprocessing import fit
 from pipeline.host import terminal, torchrun
 from pipeline.host.errors import UserError
+from pipeline.host.files import amount
 from pipeline.host.machine import Machine
 from pipeline.settings.config import DatasetConfig
 
@@ -53,6 +54,30 @@ def worker_count(asked: int | None) -> int:
     """
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return asked or max(1, min(_MOST_WORKERS, processors // torchrun.local_world_size()))
+
+
+def storage(config: DatasetConfig, name: str, count: int, workers: int) -> tuple[bool, str]:
+    """Whether `count` images are decoded batch by batch, and the line that says so, and why.
+
+    Raises:
+        UserError: when they are to be in memory and exceed its bound.
+    """
+    needed = count * len(config.mean) * config.image_size**2
+    fits, bound = needed <= 1e9 * config.max_memory_gb, f"dataset.max_memory_gb={config.max_memory_gb:g}"
+    if config.loading == "memory" and not fits:
+        raise UserError(
+            f"{bound}: {count:,} images of {config.image_size} px need {amount(needed)} with dataset.loading=memory; "
+            "allowed: more memory, a smaller dataset.image_size, or dataset.loading=auto"
+        )
+    streamed = config.loading == "stream" or not fits
+    why = f"dataset.loading={config.loading}"
+    if config.loading == "auto":
+        why = f"{'at most' if fits else 'more than'} {bound}"
+    how = "batch by batch" if streamed else "once, into memory"
+    return streamed, (
+        f"{name}: {count:,} images of {config.image_size} px are {amount(needed)} decoded, {why}: decoded {how}, "
+        f"by {workers} thread{'s' if workers > 1 else ''}"
+    )
 
 
 def quiet_pillow() -> None:

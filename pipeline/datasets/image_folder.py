@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from pipeline.datasets import folder, folder_findings
-from pipeline.datasets.decoding import decode_each, decode_or_refuse, reading, worker_count
+from pipeline.datasets.decoding import decode_each, decode_or_refuse, reading, storage, worker_count
 from pipeline.datasets.pictures import Unreadable
 from pipeline.datasets.spec import DatasetSpec, Part, PartName
 from pipeline.datasets.unmade import Unmade
 from pipeline.host import terminal
 from pipeline.host.errors import UserError
-from pipeline.host.files import amount, in_project
+from pipeline.host.files import in_project
 from pipeline.host.machine import Machine
 from pipeline.settings.config import DatasetConfig
 
@@ -76,23 +76,7 @@ def _is_streamed(config: DatasetConfig) -> tuple[bool, str]:
     """
     parts: tuple[PartName, ...] = ("train", "test") if folder.is_split(config) else ("train",)
     count = sum(len(folder.files_of(config, part)) for part in parts)
-    needed = count * len(config.mean) * config.image_size**2
-    fits, bound = needed <= 1e9 * config.max_memory_gb, f"dataset.max_memory_gb={config.max_memory_gb:g}"
-    if config.loading == "memory" and not fits:
-        raise UserError(
-            f"{bound}: {count:,} images of {config.image_size} px need {amount(needed)} with dataset.loading=memory; "
-            "allowed: more memory, a smaller dataset.image_size, or dataset.loading=auto"
-        )
-    streamed = config.loading == "stream" or not fits
-    why = f"dataset.loading={config.loading}"
-    if config.loading == "auto":
-        why = f"{'at most' if fits else 'more than'} {bound}"
-    workers = worker_count(config.workers)
-    how = "batch by batch" if streamed else "once, into memory"
-    return streamed, (
-        f"image_folder: {count:,} images of {config.image_size} px are {amount(needed)} decoded, {why}: decoded {how}, "
-        f"by {workers} thread{'s' if workers > 1 else ''}"
-    )
+    return storage(config, "image_folder", count, worker_count(config.workers))
 
 
 @functools.cache

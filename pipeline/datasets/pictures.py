@@ -70,7 +70,7 @@ def read_image(path: Path, reading: Reading) -> Image.Image:
                     f"dataset.max_image_megapixels={reading.max_megapixels:g}"
                 )
             method = _load(image)
-            picture = with_channels(_to_8_bits(image, reading.white_level), reading.channels)
+            picture = picture_of(image, reading)
             return picture.transpose(method) if method is not None else picture
     except MemoryError as error:
         raise UserError(f"{path}: there is no memory left to decode it") from error
@@ -86,6 +86,15 @@ def read_image(path: Path, reading: Reading) -> Image.Image:
                 raise UserError(f"{path}: cannot be opened at the moment: {error.strerror}") from error
             reason = error.strerror or reason
         raise Unreadable(f"{path}: cannot be read as an image: {reason}") from error
+
+
+def picture_of(image: Image.Image, reading: Reading) -> Image.Image:
+    """An image that is decoded, of 8 bits: grey (mode L) for 1 channel and RGB for 3.
+
+    Raises:
+        ValueError: when it is deep and has values beyond white.
+    """
+    return with_channels(_to_8_bits(image, reading.white_level), reading.channels)
 
 
 def with_channels(image: Image.Image, channels: int) -> Image.Image:

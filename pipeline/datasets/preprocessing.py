@@ -18,6 +18,8 @@ from pipeline.datasets.pictures import Reading, read_image, with_channels
 from pipeline.host.errors import UserError
 
 PREPROCESSING_FILE = "preprocessing.json"
+# Why a model may have none.
+OWN_PREPROCESSING = "what prepares the images is code of dataset.target, which does not travel with a model"
 _LAYOUT = "NCHW"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.datasets.own_tensors import OwnTensors
 from pipeline.datasets.unmade import Unmade
 from pipeline.host.machine import UNSHARED, Machine
 from pipeline.settings.config import DatasetConfig
@@ -44,11 +45,12 @@ class Part:
 
     `pixels`: in memory uint8 (N, C, H, W), or where they can be had batch by batch. Who wants images asks for
     `batches`, which are the same bit for bit wherever the pixels are. Those of a part that stages get are prepared:
-    of the channels and the size that the configuration says. `machine`: where they are prepared
+    of the channels and the size that the configuration says; but float tensors of the user's own are float32, and
+    taken as they are. `machine`: where they are prepared
     for that, while nobody measures.
     """
 
-    pixels: Tensor | Unmade
+    pixels: Tensor | Unmade | OwnTensors
     labels: Tensor
     machine: Machine = UNSHARED
 
@@ -59,7 +61,7 @@ class Part:
         return replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
 
     def batches(self, chosen: Sequence[Tensor], device: torch.device) -> Generator[Tensor, None, None]:
-        """For each of `chosen`, int64 indices (B) on the CPU, its images: uint8 (B, C, H, W) on `device`.
+        """For each of `chosen`, int64 indices (B) on the CPU, its images, (B, C, H, W) on `device`.
 
         Close the iterator (`contextlib.closing`) where it may be left before its end: threads may work for it.
 
@@ -89,6 +91,7 @@ class DatasetSpec:
         has_files: its images are files of their own, which can be streamed (`dataset.loading`) and left out
             (`dataset.unreadable`).
         look_again: forgets what was seen of the files, so that they are looked at anew.
+        tensors: the (C, S, S) of float tensors that are taken as they are; None: its images are prepared.
         inspect: what is odd about the files, a line each by its name; may keep notes in the folder that it is given.
     """
 
@@ -100,4 +103,5 @@ class DatasetSpec:
     origin: Callable[[DatasetConfig], str]
     has_files: bool = False
     look_again: Callable[[], None] = lambda: None
+    tensors: Callable[[DatasetConfig], tuple[int, ...] | None] = lambda config: None
     inspect: Callable[[DatasetConfig, Path, Machine], dict[str, str]] = lambda config, seen, machine: {}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from pipeline.host.errors import UserCodeError, UserError, nearest, suggestion
+from pipeline.host.errors import UserCodeError, UserError, first_line, nearest, suggestion
 
 
 @functools.cache
@@ -67,6 +68,73 @@ def import_named(key: str, path: str) -> Any:
             raise UserError(f"{key}={path}: {module_name} has no {part}{hint}")
         found = getattr(found, part)
     return found
+
+
+def call_named(key: str, path: str, offered: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Any:
+    """What the user's class or function under `path` returns.
+
+    It is called with those of `offered` that its signature names, and with `kwargs`, which go before them.
+
+    Args:
+        key: the setting with the path, such as `model.target`; `kwargs` are that section's.
+
+    Raises:
+        UserError: when it is none that can be called so.
+        UserCodeError: when it raises.
+    """
+    called, settings = import_named(key, path), f"{key.partition('.')[0]}.kwargs"
+    if not callable(called):
+        raise UserError(f"{key}={path}: it is of type {type(called).__name__}; allowed: a class or a function")
+    names, required, takes_any = _signature(called)
+    for name in kwargs:
+        if name not in names and not takes_any:
+            allowed = suggestion(name, names) if names else "allowed: nothing, it takes no arguments"
+            raise UserError(f"{settings}.{name}: {path} does not take it; {allowed}")
+    given = {name: value for name, value in offered.items() if name in names} | dict(kwargs)
+    lacking = [name for name in required if name not in given]
+    if lacking:
+        raise UserError(f"{key}={path}: it must be called with {', '.join(lacking)}: set {settings}.{lacking[0]}")
+    return run_users(f"{key}={path}", lambda: called(**given))
+
+
+def run_users(what: str, code: Callable[[], Any]) -> Any:
+    """What code of the user's own returns.
+
+    Raises:
+        UserCodeError: when it raises, `what` being the beginning of the line.
+    """
+    try:
+        return code()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserCodeError(f"{what}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def argument_names(called: Any) -> list[str]:
+    """The names of the arguments that a class or function takes."""
+    return _signature(called)[0] if callable(called) else []
+
+
+def _signature(called: Callable[..., Any]) -> tuple[list[str], list[str], bool]:
+    """The names of the arguments that a call may have, those that it must have, and whether any other is taken.
+
+    A class that passes `**kwargs` on takes what the classes it inherits from take.
+    """
+    names: list[str] = []
+    required: list[str] | None = None
+    for one in inspect.getmro(called) if inspect.isclass(called) else [called]:
+        try:
+            parameters = inspect.signature(one).parameters.values()
+        except (TypeError, ValueError):  # of a compiled extension, which tells nothing
+            return names, required or [], True
+        by_name = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+        names += [one.name for one in by_name if one.name not in names]
+        if required is None:
+            required = [one.name for one in by_name if one.default is one.empty]
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            return names, required, False
+    return names, required or [], True
 
 
 def choose(key: str, name: str, declared: Mapping[str, Any], contract: type | None = None) -> Any:

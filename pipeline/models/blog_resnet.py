@@ -70,8 +70,6 @@ MODELS = (
     ModelSpec(
         name="blog_resnet18",
         float_model=BlogResNet18,
-        stems=(),
         min_image_size=65,
-        classifier="fc.",
     ),
 )

@@ -45,7 +45,6 @@ def _spec(name: str, torchvision_weights: str) -> ModelSpec:
         float_model=functools.partial(_float, name),
         stems=("imagenet", "small"),
         min_image_size=8,
-        classifier="classifier.",
         torchvision_weights=torchvision_weights,
     )
 

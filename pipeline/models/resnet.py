@@ -81,7 +81,6 @@ MODELS = (
         float_model=ResNet18,
         stems=("imagenet", "small"),
         min_image_size=8,
-        classifier="fc.",
         torchvision_weights="ResNet18_Weights",
     ),
 )

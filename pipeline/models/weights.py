@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import sys
 import urllib.error
 from collections.abc import Mapping
@@ -11,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pipeline import models
+from pipeline.datasets.spec import DatasetInfo
 from pipeline.host.errors import UserError, suggestion
 from pipeline.host.files import in_project, sha256
 from pipeline.models import ModelSpec, checkpoints, find
@@ -36,8 +40,8 @@ class Loaded(NamedTuple):
     told: str
 
 
-def load_into(model: nn.Module, config: ModelConfig) -> Loaded:
-    """Load `model.weights` into a float model, adapted where channels or classes differ.
+def load_into(model: nn.Module, config: ModelConfig, info: DatasetInfo) -> Loaded:
+    """Load `model.weights` into a float model for the data set of `info`, adapted where channels or classes differ.
 
     A first convolution for RGB is summed over its channels for grey images (the same response to a
     grey picture); a classifier for other classes keeps its fresh initialization.
@@ -55,6 +59,7 @@ def load_into(model: nn.Module, config: ModelConfig) -> Loaded:
         loaded, told = checkpoints.find(path, spec.name, set(wanted), optional)
     else:
         loaded, told = _download(spec, config.weights), ""
+    of_classes = functools.cache(lambda: _shaped_by_classes(config, info))
     fresh, converted = [], set()
     for name, parameter in wanted.items():
         if name not in loaded:
@@ -66,7 +71,7 @@ def load_into(model: nn.Module, config: ModelConfig) -> Loaded:
             value = value.sum(dim=1, keepdim=True)
         if value.shape == parameter.shape:
             wanted[name] = value
-        elif name.startswith(spec.classifier):
+        elif name in of_classes():
             fresh.append(name)
         else:
             raise UserError(
@@ -77,6 +82,13 @@ def load_into(model: nn.Module, config: ModelConfig) -> Loaded:
     if converted:
         told = "; ".join(filter(None, [told, f"{', '.join(sorted(converted))} becomes float32"]))
     return Loaded(fresh, told)
+
+
+def _shaped_by_classes(config: ModelConfig, info: DatasetInfo) -> set[str]:
+    """The parameters that have another shape for another number of classes."""
+    more = dataclasses.replace(info, class_names=(*info.class_names, "one more"))
+    one, other = (models.build(config, of).state_dict() for of in (info, more))
+    return {name for name, value in one.items() if name in other and other[name].shape != value.shape}
 
 
 def _number(weights: str, name: str, value: Tensor, wanted: torch.dtype) -> Tensor:

@@ -138,7 +138,7 @@ def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
     if goes_by_flow(stage, config):
         modules += find_flow(config.backend).modules_of(config)
     if stage.parts:  # which are loaded outside the stage
-        modules += [catalogue.__name__, catalogue.module_of(config.dataset)]
+        modules += catalogue.loading_modules(config.dataset)
     # Before the data, which may take minutes: this process has loaded its modules already.
     code = code_of(modules, seen / "sources.json")
     # What a runtime needs it may import out of sight, as torch.onnx does.

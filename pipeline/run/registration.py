@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 
 from pipeline import runtimes
+from pipeline.datasets import catalogue
+from pipeline.datasets.preprocessing import OWN_PREPROCESSING
 from pipeline.host import environment, terminal
 from pipeline.host.errors import UserError
 from pipeline.host.files import in_project
@@ -43,6 +45,8 @@ def check_registration(config: Config) -> None:
         )
     if not config.tracking.enabled:
         raise UserError(f"{key}: allowed: with tracking.enabled=true")
+    if catalogue.preprocessing(config.dataset) is None:
+        raise UserError(f"{key}: {OWN_PREPROCESSING}; allowed: null")
     for stage in _NEEDED:
         if stage not in config.stages:
             raise UserError(f"{key}: allowed: with {stage} among stages=[{','.join(config.stages)}]")
@@ -65,6 +69,9 @@ def keep_model(config: Config, exports: Path | None, metrics: Mapping[str, float
     if not passed:
         if config.register.name is not None:
             terminal.warn(f"register.name={config.register.name}: nothing is registered: no exported model has parity")
+        return
+    if catalogue.preprocessing(config.dataset) is None:
+        terminal.warn(f"the exported model is not logged to MLflow: {OWN_PREPROCESSING}")
         return
     runtime = passed[0]
     file = exports / "int8" / runtime / runtimes.registry()[runtime].file

@@ -112,7 +112,7 @@ def check_parts(config: Config) -> Plan:
     check_processes(config, torchrun.world_size())
     catalogue.find(config.dataset)
     info = task_info(config)
-    models.check_model(config.model, config.dataset.image_size)
+    models.check_model(config.model, info, config.dataset.image_size)
     flow, wired = find_flow(config.backend), [stages.registry()[name] for name in wire(config)]
     if any(goes_by_flow(stage, config) for stage in wired):
         flow.check(config, info)
@@ -121,7 +121,7 @@ def check_parts(config: Config) -> Plan:
     if config.qat.compile:
         raise UserError("qat.compile=true: fake-quantize is not compiled, which did not pay; allowed: false")
     if config.model.weights is not None:
-        weights.load_into(models.build(config.model, info), config.model)
+        weights.load_into(models.build(config.model, info), config.model, info)
     _forced(config)
     exports = any("runtime" in stage.sections for stage in wired)
     check_runtimes(config.runtime.names, config.stages, config.backend.flow if exports else None)

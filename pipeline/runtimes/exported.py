@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets.preprocessing import PREPROCESSING_FILE, Preprocessing
+from pipeline.datasets.preprocessing import OWN_PREPROCESSING, PREPROCESSING_FILE, Preprocessing
 from pipeline.host.errors import UserError
 from pipeline.host.files import in_project
 from pipeline.runtimes import Predictor, Runtime, check_runtimes, find, registry
@@ -93,7 +93,13 @@ def load(path: Path, threads: int = 1, runtime: str | None = None) -> ExportedMo
     chosen, folder = found
     check_runtimes([runtime or chosen.name])
     kept_by_mlflow = folder / "extra_files" / PREPROCESSING_FILE
-    preprocessing = Preprocessing.read(kept_by_mlflow if kept_by_mlflow.is_file() else folder / PREPROCESSING_FILE)
+    beside = kept_by_mlflow if kept_by_mlflow.is_file() else folder / PREPROCESSING_FILE
+    if not beside.exists():
+        raise UserError(
+            f"{beside}: it is not there, and without it images cannot be prepared: it was removed, or "
+            f"{OWN_PREPROCESSING}: then give {chosen.file} tensors of your own (docs/own-network.md)"
+        )
+    preprocessing = Preprocessing.read(beside)
     try:
         predictor = chosen.load(folder, threads)
     except Exception as error:  # whatever the runtime raises on a damaged file

@@ -9,6 +9,7 @@ had on this machine is asked of the module that owns it, before the first stage 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.host.errors import UserError
 from pipeline.settings.setting import check_settings, setting
@@ -19,9 +20,16 @@ OBSERVERS = ("moving_average", "histogram", "min_max")
 
 @dataclass
 class ModelConfig:
-    """What is quantized. `weights`: a path to a `state_dict`, or the name of a torchvision weight."""
+    """What is quantized. `weights`: a path to a `state_dict`, or the name of a torchvision weight.
+
+    `target` is the import path of the user's own network, `package.module:name`, `quantizable_target` that of its twin
+    for the eager flow; `kwargs` are what both are called with.
+    """
 
     name: str = setting()
+    target: str | None = setting(None)
+    quantizable_target: str | None = setting(None)
+    kwargs: dict[str, Any] = setting({})
     stem: str | None = setting(None, choices=("imagenet", "small"))
     # The file's content goes into the key instead of its path: models.fingerprint.
     weights: str | None = setting(None, in_key=False)
@@ -35,10 +43,14 @@ class DatasetConfig:
     memory, or batch by batch by so many `workers` (`loading`: auto decides by `max_memory_gb`), to the same
     bits; one that is `unreadable`, or has more pixels than `max_image_megapixels`, ends the run or is left out.
     Values are scaled to 0 … 1 before `mean` and `std`; in grey files of more than 8 bits `white_level` becomes 1
-    (null: 65535, and 1 in those of floating-point numbers).
+    (null: 65535, and 1 in those of floating-point numbers). `target` is the import path of the user's own,
+    `package.module:name`, which is called with `kwargs`.
     """
 
     name: str = setting()
+    # The content of what they give goes into the key instead: catalogue.fingerprint.
+    target: str | None = setting(None, in_key=False)
+    kwargs: dict[str, Any] = setting({}, in_key=False)
     root: str = setting("data", in_key=False)
     mirror: str | None = setting(None, in_key=False)
     image_size: int = setting(32, minimum=8, maximum=4096)

@@ -31,6 +31,8 @@ def _words_of(kind: Any) -> str:
     """A declared type in words: `list[int] | None` is a list, each a whole number, or null."""
     if typing.get_origin(kind) is list:
         return f"a list, each {_WORDS[typing.get_args(kind)[0]]}"
+    if typing.get_origin(kind) is dict:
+        return "values by their names"
     return " or ".join(_words_of(choice) for choice in typing.get_args(kind)) or _WORDS[kind]
 
 

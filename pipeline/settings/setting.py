@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import operator
@@ -31,8 +32,8 @@ def setting(default: Any = MISSING, *, choices: tuple[str, ...] = (), in_key: bo
     """
     assert bounds.keys() <= _BOUNDS.keys()
     metadata = {"bounds": bounds, "choices": choices, "in_key": in_key}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -65,6 +66,17 @@ def check_settings(section: Any, prefix: str = "") -> None:
             raise UserError(f"{prefix}{key}=[]: allowed: one value or more, each {_range_text(bounds)}")
         for one in value if isinstance(value, list) else [value]:
             _check_value(f"{prefix}{key}", one, bounds)
+        if isinstance(value, dict):  # the user's own: what is no address with a password is allowed
+            _check_own(f"{prefix}{key}", value)
+
+
+def _check_own(key: str, values: Any) -> None:
+    named = values.items() if isinstance(values, dict) else enumerate(values)
+    for name, value in named:
+        if isinstance(value, dict | list):
+            _check_own(f"{key}.{name}", value)
+        elif isinstance(value, str):
+            refuse_credentials(f"{key}.{name}", value)
 
 
 def _check_value(key: str, value: Any, bounds: dict[str, float]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from pipeline.datasets import catalogue
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.flows import FORMS, Form, forms
 from pipeline.host import environment, terminal
@@ -63,7 +64,9 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     for row in rows:
         for name, value in row.metrics().items():
             context.metric(name, value)
-    memory_mb = _peak_memory(rows, config, inputs, context) if settings.memory else {}
+    # A process that measures it makes its images by the preprocessing beside the file.
+    can_prepare = catalogue.preprocessing(config.dataset) is not None
+    memory_mb = _peak_memory(rows, config, inputs, context) if settings.memory and can_prepare else {}
     for name, megabytes in memory_mb.items():
         context.metric(f"{name}/peak_memory_mb", megabytes)
     cpu = environment.cpu_name()

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pipeline.datasets import catalogue
+from pipeline.datasets.preprocessing import OWN_PREPROCESSING, PREPROCESSING_FILE
 from pipeline.flows import FORMS, FormSpec, forms
 from pipeline.host import terminal
 from pipeline.host.errors import UserError
@@ -43,6 +44,10 @@ class _Reference:
 def run(config: Config, inputs: Inputs, context: Context) -> None:
     references: list[_Reference] = []
     verdicts: dict[str, dict[str, bool]] = {}
+    if catalogue.preprocessing(config.dataset) is None:
+        terminal.warn(
+            f"export: {OWN_PREPROCESSING}: the models take tensors as it makes them, and have no {PREPROCESSING_FILE}"
+        )
     with threads():
         for form in FORMS:
             if form.name not in inputs:
@@ -79,8 +84,8 @@ def _ship(runtime: Runtime, reference: _Reference, fp32: _Reference, config: Con
     try:
         with context.machine.computing():
             runtime.export(reference.model, torch.zeros(1, context.info.channels, size, size), folder)
-        preprocessing = catalogue.preprocessing(config.dataset)
-        dataclasses.replace(preprocessing, class_names=context.info.class_names).write(folder)
+        if (preprocessing := catalogue.preprocessing(config.dataset)) is not None:
+            dataclasses.replace(preprocessing, class_names=context.info.class_names).write(folder)
         with context.machine.computing():
             predictor = runtime.load(folder, torch.get_num_threads())
         outputs = _outputs(predictor, f"{runtime.name} {prefix}", config, context)

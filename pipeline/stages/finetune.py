@@ -50,6 +50,7 @@ STAGE = Stage(
     # Observers are quantization's alone, and this model learns from the targets alone.
     ignores=(
         "dataset.max_test_samples",
+        "model.quantizable_target",
         "qat.freeze_observer_epoch",
         "qat.init",
         "qat.distill_weight",

@@ -18,7 +18,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     torch.manual_seed(config.seed)
     model = models.build(config.model, context.info)
     if config.model.weights is not None:
-        fresh, told = weights.load_into(model, config.model)
+        fresh, told = weights.load_into(model, config.model, context.info)
         if told:
             terminal.say(f"  model.weights={config.model.weights}: {told}")
         if fresh:
@@ -34,7 +34,7 @@ STAGE = Stage(
     run=run,
     sections=("task", "model", "dataset", "train", "seed", "device"),
     produces="float",
-    ignores=("dataset.max_test_samples",),
+    ignores=("dataset.max_test_samples", "model.quantizable_target"),
     parts=("train",),
     trains=True,
     extends=("train", "epochs"),

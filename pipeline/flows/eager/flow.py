@@ -70,7 +70,7 @@ def check(config: Config, info: DatasetInfo) -> None:
             f"backend.float_modules=[{names}]: allowed: [] with backend.flow=eager, which leaves layers float, by "
             "backend.skip_layers; or a backend of the export flow"
         )
-    twins.check(config.model)
+    twins.check(config.model, info, config.dataset.image_size)
     if config.backend.skip_layers:
         fused = graph.fuse(twins.build(config.model, info), "eval")
         check_skip_layers(config.backend.skip_layers, fused, config.model.name)
