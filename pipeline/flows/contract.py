@@ -58,6 +58,9 @@ class Flow(Trainable, Protocol):
     def unfaithful(self, config: Config) -> str | None:
         """Why a runtime may compute int8 otherwise than torch on this processor, and the way out; None: no reason."""
 
+    def runtime(self, config: Config) -> str | None:
+        """The runtime that int8 is made for, where torch itself only simulates it; None: torch has kernels for it."""
+
     def int8_products(self, side: int) -> dict[str, Callable[[], object]]:
         """Products of two matrices (side, side) in int8, ready to run, by the kernel that does it; none: it has none.
 

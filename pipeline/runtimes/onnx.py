@@ -80,6 +80,4 @@ def _load(folder: Path, threads: int) -> Predictor:
     return predict
 
 
-RUNTIME = Runtime(
-    "onnxruntime", ("onnx", "onnxruntime"), "onnxruntime", FILE, _export, _load, marker="D", flows=frozenset({"eager"})
-)
+RUNTIME = Runtime("onnxruntime", ("onnx", "onnxruntime"), "onnxruntime", FILE, _export, _load, marker="D")

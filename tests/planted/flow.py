@@ -30,6 +30,9 @@ class Identity:
     def unfaithful(self, config: Config) -> str | None:
         return None
 
+    def runtime(self, config: Config) -> str | None:
+        return None
+
     def int8_products(self, side: int) -> dict[str, Callable[[], object]]:
         return {}
 

@@ -51,6 +51,7 @@ __all__ = [
     "quantized_output",
     "quantized_weight",
     "rebuild",
+    "runtime",
     "set_mode",
     "switch",
     "switch_all",
@@ -92,6 +93,10 @@ def warning(config: Config) -> str | None:
 
 def unfaithful(config: Config) -> str | None:
     return saturation_elsewhere(config.backend)
+
+
+def runtime(config: Config) -> str | None:
+    return None
 
 
 def _twin(model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:

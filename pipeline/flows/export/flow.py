@@ -44,6 +44,7 @@ __all__ = [
     "quantized_output",
     "quantized_weight",
     "rebuild",
+    "runtime",
     "set_mode",
     "switch",
     "switch_all",
@@ -116,6 +117,10 @@ def warning(config: Config) -> str | None:
 
 def unfaithful(config: Config) -> str | None:
     return None
+
+
+def runtime(config: Config) -> str | None:
+    return config.backend.engine
 
 
 def _observer(config: Config, training: bool) -> str:
