@@ -23,10 +23,12 @@ class ModelConfig:
     """What is quantized. `weights`: a path to a `state_dict`, or the name of a torchvision weight.
 
     `target` is the import path of the user's own network, `package.module:name`, `quantizable_target` that of its twin
-    for the eager flow; `kwargs` are what both are called with.
+    for the eager flow; `kwargs` are what both are called with. `arch` is the name of a network of a library
+    (model=torchvision, model=timm), which is built with `kwargs` too.
     """
 
     name: str = setting()
+    arch: str | None = setting(None)
     target: str | None = setting(None)
     quantizable_target: str | None = setting(None)
     kwargs: dict[str, Any] = setting({})

@@ -173,7 +173,8 @@ def _shipped(
     models: dict[str, nn.Module], name: str, image: Tensor, thread_count: int, folder: Path
 ) -> dict[str, nn.Module]:
     """Each model in a runtime; the models as they are, with a line, where it cannot take one of them."""
-    runtime, shipped = runtimes.find(name), {}
+    runtime = runtimes.find(name)
+    shipped: dict[str, nn.Module] = {}
     for prefix, model in models.items():
         place = folder / prefix
         place.mkdir()
