@@ -57,7 +57,7 @@ __all__ = [
 # How far a graph's outputs may be from the float network's, relative to the largest of these.
 _NEARLY = 1e-4
 # The runtimes that a backend may be for.
-_ENGINES = ("openvino", "onnxruntime", "inductor")
+_ENGINES = ("openvino", "onnxruntime")
 
 
 def check(config: Config, info: DatasetInfo) -> None:

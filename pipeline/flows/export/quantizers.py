@@ -1,7 +1,7 @@
 """Where a backend quantizes, and with which numbers: a quantizer for each runtime, since no placement serves all.
 
 `x86_inductor` is torchao's: it quantizes what goes into convolutions, linear layers and the additions behind them,
-which OpenVINO and inductor fuse best. `onnxruntime` is ours: onnxruntime computes a convolution in int8 where there is
+which OpenVINO fuses best. `onnxruntime` is ours: onnxruntime computes a convolution in int8 where there is
 a pair of quantize and dequantize behind it too.
 """
 
