@@ -104,7 +104,9 @@ def test_fake_quantized_outputs_are_those_of_the_converted_model_bit_for_bit(
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_int8_model_is_the_same_when_it_is_loaded_from_its_file(backend: str) -> None:
     config, info = config_of(f"backend={backend}")
-    int8 = FLOW.convert(trained(config, info), config)
+    model = trained(config, info)
+    names = {f"{name}.weight" for name in FLOW.layers(model)}
+    int8 = FLOW.convert(model, config)
     file = io.BytesIO()
     torch.save(int8.state_dict(), file)
     file.seek(0)
@@ -112,9 +114,11 @@ def test_int8_model_is_the_same_when_it_is_loaded_from_its_file(backend: str) ->
     again.load_state_dict(torch.load(file, weights_only=True))
     batch = images(4, info, 5)
     assert torch.equal(again(batch), int8(batch))
-    weights = {name: value for name, value in int8.state_dict().items() if name.endswith(".weight")}
-    assert {value.dtype for value in weights.values()} == {torch.int8}
-    assert not any(value.is_floating_point() and value.dim() > 1 for value in int8.state_dict().values())
+    state = int8.state_dict()
+    assert {state[name].dtype for name in names} == {torch.int8}
+    # Of the gate, which stays float for onnxruntime.
+    float_weights = {name for name, value in state.items() if value.is_floating_point() and value.dim() > 1}
+    assert float_weights == ({"gate.weight"} if backend == "onnxruntime" else set())
 
 
 def test_dropout_and_batch_norm_are_as_the_network_has_them_when_modes_were_switched() -> None:

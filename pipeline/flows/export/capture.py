@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipeline.host.errors import UserCodeError, UserError, first_line
+from pipeline.host.faults import fault
 
 aten = torch.ops.aten
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -57,6 +58,8 @@ def capture(model: nn.Module, example: Tensor) -> fx.GraphModule:
             exported = torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=True)
             graph_module = exported.module(check_guards=False)
     except Exception as error:  # whatever torch.export makes of what it cannot take
+        if fault(error):
+            raise
         raise UserError(_in_words(error, model)) from error
     assert isinstance(graph_module, fx.GraphModule)
     graph = graph_module.graph
@@ -64,6 +67,8 @@ def capture(model: nn.Module, example: Tensor) -> fx.GraphModule:
         if node.op == "call_function":
             if node.target is aten.batch_norm.default:
                 _restore_batch_norm(node, graph_module, model)
+            elif node.target is aten.conv2d.padding and node.args[1].op == "get_attr":
+                _pad_by_numbers(node, _attribute(graph_module, node.args[1].target).shape[2:])
             elif node.target in _DROPOUTS:
                 name = f"dropouts.{node.name}"
                 graph_module.add_submodule(name, _DROPOUTS[node.target](node.args[1]))
@@ -103,6 +108,31 @@ def _restore_batch_norm(node: fx.Node, module: fx.GraphModule, model: nn.Module)
         norm.num_batches_tracked = tracked
     module.set_submodule(path, norm)
     _become_call(node, path)
+
+
+def _pad_by_numbers(node: fx.Node, kernel: Sequence[int]) -> None:
+    """Write a convolution's padding, named `same` or `valid`, as numbers, which is what quantizers know."""
+    arguments: Any = node.args
+    defaults = (None, 1, "valid", 1, 1)
+    values, weight, bias, stride, padding, dilation, groups = (*arguments, *defaults[len(arguments) - 2 :])
+    sides = []
+    for size, step in zip(kernel, _pair(dilation), strict=True):
+        total = step * (int(size) - 1) if padding == "same" else 0
+        sides.append((total // 2, total - total // 2))
+    (top, bottom), (left, right) = sides
+    node.target = aten.conv2d.default  # type: ignore[assignment]
+    if top == bottom and left == right:
+        node.args = (values, weight, bias, stride, [top, left], dilation, groups)
+        return
+    with node.graph.inserting_before(node):
+        padded = node.graph.call_function(aten.constant_pad_nd.default, (values, [left, right, top, bottom]))
+    padded.meta = {name: kept for name, kept in values.meta.items() if name != "val"}
+    padded.meta["val"] = torch.nn.functional.pad(values.meta["val"], [left, right, top, bottom])
+    node.args = (padded, weight, bias, stride, [0, 0], dilation, groups)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def _become_call(node: fx.Node, path: str) -> None:

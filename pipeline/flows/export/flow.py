@@ -23,6 +23,7 @@ from pipeline.flows.export.layers import WeightedLayer
 from pipeline.flows.processor import int8_products
 from pipeline.host import terminal
 from pipeline.host.errors import UserError, first_line, suggestion
+from pipeline.host.faults import fault
 from pipeline.host.world import World
 from pipeline.settings.config import BackendConfig, Config, ModelConfig
 
@@ -190,6 +191,8 @@ def _prepare(captured: fx.GraphModule, backend: BackendConfig, observer: str, tr
     try:
         return graph.prepare(captured, quantizers.make_quantizer(backend, found, training), training)
     except Exception as error:  # whatever a quantizer raises for a graph that it does not expect
+        if fault(error):
+            raise
         raise UserError(
             f"backend.qconfig={backend.qconfig}: its quantizer cannot take this network ({type(error).__name__}: "
             f"{first_line(error)}); allowed: "

@@ -33,7 +33,7 @@ from pipeline.settings.config import BackendConfig
 
 aten = torch.ops.aten
 # The operators whose weights are quantized.
-WEIGHTED = (aten.conv2d.default, aten.conv2d.padding, aten.linear.default)
+WEIGHTED = (aten.conv2d.default, aten.linear.default)
 # Fused into the layer before them by onnxruntime.
 _RECTIFIERS = (aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default)
 _ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)

@@ -90,7 +90,7 @@ def _refuse_without(config: ModelConfig) -> None:
     if config.target is None and config.name not in registry():
         raise UserError(
             f"model.name={config.name}: it has no quantizable twin, which backend.flow=eager needs; allowed with it: "
-            + ", ".join(registry())
+            + f"{', '.join(registry())}; or backend=openvino, which needs none"
         )
 
 
