@@ -113,10 +113,10 @@ def _restore_batch_norm(node: fx.Node, module: fx.GraphModule, model: nn.Module)
 def _pad_by_numbers(node: fx.Node, kernel: Sequence[int]) -> None:
     """Write a convolution's padding, named `same` or `valid`, as numbers, which is what quantizers know."""
     arguments: Any = node.args
-    defaults = (None, 1, "valid", 1, 1)
+    defaults = (None, [1, 1], "valid", [1, 1], 1)
     values, weight, bias, stride, padding, dilation, groups = (*arguments, *defaults[len(arguments) - 2 :])
     sides = []
-    for size, step in zip(kernel, _pair(dilation), strict=True):
+    for size, step in zip(kernel, dilation, strict=True):
         total = step * (int(size) - 1) if padding == "same" else 0
         sides.append((total // 2, total - total // 2))
     (top, bottom), (left, right) = sides
@@ -129,10 +129,6 @@ def _pad_by_numbers(node: fx.Node, kernel: Sequence[int]) -> None:
     padded.meta = {name: kept for name, kept in values.meta.items() if name != "val"}
     padded.meta["val"] = torch.nn.functional.pad(values.meta["val"], [left, right, top, bottom])
     node.args = (padded, weight, bias, stride, [0, 0], dilation, groups)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def _become_call(node: fx.Node, path: str) -> None:

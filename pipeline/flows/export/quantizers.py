@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -143,7 +144,10 @@ class _X86(X86InductorQuantizer):  # type: ignore[misc]
         for node in model.graph.nodes:
             if node.op == "call_function" and self._stays_float(node):
                 node.meta[Q_ANNOTATION_KEY] = _X86InductorQuantizationAnnotation(_annotated=True)
-        return super().annotate(model)
+        with warnings.catch_warnings():
+            # A pooling that is left float is what was asked for, or cannot be helped.
+            warnings.filterwarnings("ignore", message="The input of maxpool2d is not quantized")
+            return super().annotate(model)
 
 
 class _OnnxRuntime(Quantizer):  # type: ignore[misc]
