@@ -265,7 +265,7 @@ def test_every_stage_works_when_a_network_has_no_twin(backend: str, small_reques
     ).metrics
     assert metrics[f"{backend}/int8/parity"] == metrics[f"{backend}/ptq_int8/parity"] == 1
     assert metrics["qat/kept_epoch"] >= 0
-    assert metrics["compression"] > 2.5
+    assert metrics["compression"] > 1.3  # of a file that holds little but its own tables
     assert metrics["int8/accuracy_pct"] > 30
     assert metrics["sensitivity/images"] > 0
 

@@ -113,8 +113,9 @@ def _restore_batch_norm(node: fx.Node, module: fx.GraphModule, model: nn.Module)
 def _pad_by_numbers(node: fx.Node, kernel: Sequence[int]) -> None:
     """Write a convolution's padding, named `same` or `valid`, as numbers, which is what quantizers know."""
     arguments: Any = node.args
-    defaults = (None, [1, 1], "valid", [1, 1], 1)
-    values, weight, bias, stride, padding, dilation, groups = (*arguments, *defaults[len(arguments) - 2 :])
+    defaults: tuple[Any, ...] = (None, [1, 1], "valid", [1, 1], 1)
+    given: tuple[Any, ...] = (*arguments, *defaults[len(arguments) - 2 :])
+    values, weight, bias, stride, padding, dilation, groups = given
     sides = []
     for size, step in zip(kernel, dilation, strict=True):
         total = step * (int(size) - 1) if padding == "same" else 0
