@@ -28,7 +28,7 @@ from pipeline.flows import catalogue as flows
 from pipeline.measure.statistics import mcnemar_p
 from pipeline.run.runner import run
 
-_ROUNDS, _WARMUP, _BATCH = 30, 3, 64
+_ROUNDS, _WARMUP, _BATCH = 20, 3, 64
 _NETWORKS = ("resnet18", "mobilenet_v2", "mobilenet_v3_large", "blog_resnet18")
 
 

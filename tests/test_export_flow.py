@@ -266,7 +266,9 @@ def test_every_stage_works_when_a_network_has_no_twin(backend: str, small_reques
     assert metrics[f"{backend}/int8/parity"] == metrics[f"{backend}/ptq_int8/parity"] == 1
     assert metrics["qat/kept_epoch"] >= 0
     assert metrics["compression"] > 1.3  # of a file that holds little but its own tables
-    assert metrics["int8/accuracy_pct"] > 30
+    # Not by the classes alone, of which so short a training tells few apart.
+    assert metrics[f"{backend}/int8/max_difference"] < 0.02
+    assert metrics[f"{backend}/int8/mean_difference"] < 0.001
     assert metrics["sensitivity/images"] > 0
 
 
