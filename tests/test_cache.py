@@ -174,7 +174,7 @@ def keys(project: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         ("datasets/catalogue.py", "def ", "def another(): ...\n\n\ndef ", "train"),
         ("flows/eager/twins/resnet.py", "def ", "def another(): ...\n\n    def ", "fuse"),
         ("training/optimization.py", "def ", "def another(): ...\n\n\ndef ", "train"),
-        ("flows/eager/straight_through.py", "_BLOCK = 2**17", "_BLOCK = 2**16", "qat"),
+        ("flows/straight_through.py", "_BLOCK = 2**17", "_BLOCK = 2**16", "qat"),
         ("training/calibration.py", "def ", "def another(): ...\n\n\ndef ", "ptq"),
         ("stages/convert.py", "def run", "VERSION = 2\n\n\ndef run", "convert"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline import models, stages
 from pipeline.commands.composition import CONFIG_FOLDER
 from pipeline.host.files import PROJECT_ROOT
+from pipeline.models.libraries import LIBRARIES
 
 MODULES = sorted((PROJECT_ROOT / "pipeline").rglob("*.py"))
 
@@ -33,7 +34,7 @@ def test_torch_ao_is_imported_by_the_eager_flow_alone() -> None:
 
 
 def test_every_yaml_of_a_model_names_a_declared_one_and_the_other_way_round() -> None:
-    assert {path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml")} == {*models.registry(), "own"}
+    assert {path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml")} == {*models.registry(), *LIBRARIES, "own"}
 
 
 def test_every_stage_is_declared_in_the_file_of_its_name() -> None:

@@ -8,7 +8,7 @@ import torch.ao.nn.intrinsic.qat as nniqat
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantize, FusedMovingAvgObsFakeQuantize, QConfig, get_default_qat_qconfig
 
-from pipeline.flows.eager import straight_through
+from pipeline.flows import straight_through
 from pipeline.flows.eager.vectorized import VectorizedFakeQuantize, vectorize
 
 

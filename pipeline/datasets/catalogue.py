@@ -81,9 +81,10 @@ def find(config: DatasetConfig) -> DatasetSpec:
 
 
 def info(config: DatasetConfig) -> DatasetInfo:
-    """Channels (as many as `dataset.mean` has, where images are prepared) and class names."""
+    """Channels (as many as `dataset.mean` has, where images are prepared), class names and image size."""
     spec = find(config)
-    return DatasetInfo((spec.tensors(config) or [len(config.mean)])[0], spec.class_names(config))
+    channels, *sides = spec.tensors(config) or [len(config.mean), config.image_size]
+    return DatasetInfo(channels, spec.class_names(config), image_size=sides[0])
 
 
 def class_order(config: DatasetConfig) -> str | None:

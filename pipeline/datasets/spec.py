@@ -25,12 +25,13 @@ Check = Callable[[Tensor, PartName, tuple[str, ...], str], None]
 class DatasetInfo:
     """What a model must know of a data set: `channels` (1 or 3), the names of its classes, and how many `outputs`.
 
-    `outputs`: None where it has one a class.
+    `outputs`: None where it has one a class. `image_size`: of a side, in pixels.
     """
 
     channels: int
     class_names: tuple[str, ...]
     outputs: int | None = None
+    image_size: int = 32
 
     @property
     def num_classes(self) -> int:

@@ -1,24 +1,25 @@
-"""The flows, found by their declaration `FLOW`, and the one that a backend names."""
+"""The flows, by the name of their module or package in this room, which declares `FLOW`; or the user's own."""
 
 from __future__ import annotations
 
-import functools
+import importlib
+import pkgutil
 
+from pipeline import flows
 from pipeline.flows.contract import Flow
 from pipeline.host.declared import choose, declared_in
 from pipeline.settings.config import BackendConfig
 
 
-@functools.cache
-def registry() -> dict[str, Flow]:
-    """Every flow of this project by its name, which is that of its package."""
-    return declared_in("pipeline.flows", "FLOW")
-
-
 def find(backend: BackendConfig) -> Flow:
     """The flow that a backend names, one of these or the user's own.
+
+    Only its own package is imported: each has libraries that take seconds.
 
     Raises:
         UserError: when there is none.
     """
-    return choose("backend.flow", backend.flow, registry(), Flow)
+    found: Flow | None = None
+    if backend.flow in {module.name for module in pkgutil.iter_modules(flows.__path__)}:
+        found = getattr(importlib.import_module(f"{flows.__name__}.{backend.flow}"), "FLOW", None)
+    return found or choose("backend.flow", backend.flow, declared_in(flows.__name__, "FLOW"), Flow)

@@ -58,6 +58,9 @@ class Flow(Trainable, Protocol):
     def unfaithful(self, config: Config) -> str | None:
         """Why a runtime may compute int8 otherwise than torch on this processor, and the way out; None: no reason."""
 
+    def runtime(self, config: Config) -> str | None:
+        """The runtime that int8 is made for, where torch itself only simulates it; None: torch has kernels for it."""
+
     def int8_products(self, side: int) -> dict[str, Callable[[], object]]:
         """Products of two matrices (side, side) in int8, ready to run, by the kernel that does it; none: it has none.
 
@@ -101,7 +104,10 @@ class Flow(Trainable, Protocol):
         """The weight of one of `layers` with int8 simulated in float."""
 
     def switch(self, layer: nn.Module, weight: bool, activation: bool) -> None:
-        """Quantize (simulated) the weights, or the output, of one layer, or leave them float."""
+        """Quantize (simulated) the weights, or the activations that belong to one layer, or leave them float."""
+
+    def quantized_output(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        """What one layer, of a model in which nothing is quantized, gives for float inputs when it is quantized."""
 
     def switch_all(self, model: nn.Module, enabled: bool) -> None:
         """Quantize (simulated) everything in a prepared model, or nothing."""

@@ -33,8 +33,8 @@ class LayerSensitivity:
         name: as `backend.skip_layers` takes it.
         weight_snr_db: of the float weights against the quantized ones.
         activation_snr_db: of the layer's float output against its output with quantized weights and
-            output, on the same float input.
-        alone_int8: the primary metric when this layer alone is quantized, weights and output.
+            activations, on the same float input.
+        alone_int8: the primary metric when this layer alone is quantized, weights and activations.
         alone_float: the same when everything but its weights is quantized, as `backend.skip_layers` does.
     """
 
@@ -139,9 +139,7 @@ def _activation_snr_db(
             if inside:  # the call just below
                 return
             inside = True
-            flow.switch(layer, weight=True, activation=True)
-            noise = layer(*inputs) - output
-            flow.switch(layer, weight=False, activation=False)
+            noise = flow.quantized_output(layer, inputs) - output
             inside = False
             sums[name][0] += _squares(output)
             sums[name][1] += _squares(noise)

@@ -20,6 +20,7 @@ import pipeline.host.torchvision_operators  # noqa: F401  (before any module her
 from pipeline.datasets.spec import DatasetInfo
 from pipeline.host.declared import call_named, modules_of, run_users
 from pipeline.host.errors import UserError, suggestion
+from pipeline.models import libraries
 from pipeline.settings.config import ModelConfig
 
 # Called with in_channels, num_classes and stem: makes a network for images (N, in_channels, H, W) that returns logits
@@ -56,6 +57,8 @@ def module_of(config: ModelConfig) -> str:
     """The module that declares the model which `config` names, or has the user's own."""
     if config.target is not None:
         return config.target.partition(":")[0]
+    if config.name in libraries.LIBRARIES:
+        return libraries.__name__
     spec = find(config)
     return next(module.__name__ for module in modules_of(__name__) if spec in getattr(module, "MODELS", ()))
 
@@ -71,8 +74,9 @@ def check_model(config: ModelConfig, info: DatasetInfo, image_size: int) -> None
     if config.stem is not None and config.stem not in spec.stems:
         allowed = suggestion(config.stem, spec.stems) if spec.stems else "allowed: null, its stem is fixed"
         raise UserError(f"model.stem={config.stem}: {allowed}")
-    if config.target is not None:
-        try_out(f"model.target={config.target}", build(config, info), info, image_size)
+    if config.target is not None or config.name in libraries.LIBRARIES:
+        what = f"model.target={config.target}" if config.target is not None else f"model.arch={config.arch}"
+        try_out(what, build(config, info), info, image_size)
     elif image_size < spec.min_image_size:
         raise UserError(
             f"dataset.image_size={image_size}: allowed: at least {spec.min_image_size} for model {spec.name}"
@@ -115,12 +119,20 @@ def find(config: ModelConfig) -> ModelSpec:
                 f"model.target={config.target}: model.name={config.name} is one of ours; allowed: model=own"
             )
         return ModelSpec(config.name, own_builder("model.target", config.target, config))
-    for key, value in (("quantizable_target", config.quantizable_target), ("kwargs", config.kwargs)):
+    if config.name in libraries.LIBRARIES:
+        return ModelSpec(config.name, libraries.builder_of(config.name, config.arch, config.kwargs))
+    for key, value in (
+        ("arch", config.arch),
+        ("quantizable_target", config.quantizable_target),
+        ("kwargs", config.kwargs),
+    ):
         if value:
-            raise UserError(f"model.{key}={value}: allowed: with model.target")
+            with_what = "model=torchvision or model=timm" if key == "arch" else "model.target"
+            raise UserError(f"model.{key}={value}: allowed: with {with_what}")
     if config.name not in models:
         raise UserError(
-            f"model.name={config.name}: {suggestion(config.name, sorted(models))}; or model.target=package.module:name"
+            f"model.name={config.name}: {suggestion(config.name, [*sorted(models), *libraries.LIBRARIES])}; "
+            "or model.target=package.module:name"
         )
     return models[config.name]
 

@@ -142,12 +142,17 @@ def _hashed(stage: Stage, config: Config) -> dict[str, Any]:
     # Before the data, which may take minutes: this process has loaded its modules already.
     code = code_of(modules, seen / "sources.json")
     # What a runtime needs it may import out of sight, as torch.onnx does.
-    libraries = code.libraries | (runtimes.versions(config.runtime.names) if "runtime" in stage.sections else {})
+    names = list(config.runtime.names) if "runtime" in stage.sections else []
+    if stage.measures_machine and (target := find_flow(config.backend).runtime(config)) is not None:
+        names.append(target)
+    libraries = code.libraries | runtimes.versions(names)
     hashed: dict[str, Any] = {"stage": stage.name, "sources": code.files, "libraries": libraries}
     for section in stage.reads(config):
         hashed[section] = _settings(section, getattr(config, section), stage.ignores)
     if goes_by_flow(stage, config):
         hashed["flow"] = config.backend.flow
+        if "backend" in stage.reads(config):  # null may mean another thing on another processor
+            hashed["levels"] = find_flow(config.backend).describe(config, "qat")
     if "model" in stage.sections:
         hashed["weights"] = weights.fingerprint(config.model)
     hashed["data"] = {part: catalogue.fingerprint(config.dataset, part, seen) for part in stage.parts}

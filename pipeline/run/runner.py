@@ -125,6 +125,9 @@ def check_parts(config: Config) -> Plan:
     _forced(config)
     exports = any("runtime" in stage.sections for stage in wired)
     check_runtimes(config.runtime.names, config.stages, config.backend.flow if exports else None)
+    target = flow.runtime(config)
+    if target is not None and "evaluate" in config.stages:
+        check_runtimes([target], key=f"backend.engine={target}")
     check_registration(config)
     return make_plan(config)
 
@@ -254,7 +257,9 @@ def _report(request: Request, metrics: dict[str, float], tracker: Tracker) -> No
         return
     metric = find_task(request.config.task).primary
     words = report.in_words(metrics, metric)
-    conditions = report.conditions(request.config.evaluate, metrics, environment.cpu_name(), metric)
+    target = find_flow(request.config.backend).runtime(request.config)
+    where = environment.cpu_name() + (f", in {target}" if target is not None else "")
+    conditions = report.conditions(request.config.evaluate, metrics, where, metric)
 
     def tables(style: str) -> str:
         return f"{report.results_table(metrics, style, metric)}\n\n{report.pairs_table(metrics, style, metric)}"

@@ -76,16 +76,19 @@ def versions(names: Sequence[str]) -> dict[str, str]:
     return {module: importlib.metadata.version(module) for module in sorted(modules)}
 
 
-def check_runtimes(names: Sequence[str], stages: Sequence[str] = (), flow: str | None = None) -> None:
+def check_runtimes(
+    names: Sequence[str], stages: Sequence[str] = (), flow: str | None = None, key: str | None = None
+) -> None:
     """Refuse a runtime that does not exist or is not installed, and stages that would have nothing to do.
 
     Args:
         flow: as `backend.flow` names it; where given, a runtime that cannot take its models is refused too.
+        key: what asks for them, and its value; None: `runtime.names`.
 
     Raises:
         UserError: for the first one, with the nearest name or the line that installs it.
     """
-    key = f"runtime.names=[{','.join(names)}]"
+    key = key or f"runtime.names=[{','.join(names)}]"
     asked = exported_to(names)
     for runtime in asked:
         missing = [module for module in runtime.modules if importlib.util.find_spec(module) is None]

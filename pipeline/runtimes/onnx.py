@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.runtimes.contract import Predictor, Runtime
 
@@ -14,18 +14,38 @@ if TYPE_CHECKING:
 
 FILE = "model.onnx"
 _INPUT, _OUTPUT = "image", "logits"
-# The oldest with QuantizeLinear by channel that every runtime here reads; the exporter knows up to 20.
+# The oldest with QuantizeLinear by channel that every runtime here reads; the older exporter knows up to 20.
 _OPSET = 17
+# The oldest that the newer exporter writes without converting.
+_CAPTURED_OPSET = 18
+_MOST_IMAGES = 65_536
 
 
 def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
     """Write a float or a converted model as ONNX, for batches of any size.
 
-    By the older exporter: torch.export, on which the newer one rests, cannot take a converted model.
+    By the older exporter, unless the model is a captured graph: torch.export, on which the newer one rests, cannot take
+    a model that eager mode has converted, and the older one cannot take a captured graph in int8.
     """
     import torch
 
+    common: dict[str, Any] = {"input_names": [_INPUT], "output_names": [_OUTPUT]}
     with warnings.catch_warnings(), torch.no_grad():
+        if isinstance(model, torch.fx.GraphModule):
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+            batch = torch.export.Dim("batch", min=1, max=_MOST_IMAGES)
+            # With one image, torch.export takes their number for fixed.
+            captured = torch.export.export(model.eval(), (example.expand(2, -1, -1, -1),), dynamic_shapes=({0: batch},))
+            torch.onnx.export(
+                captured,
+                f=str(path),
+                dynamo=True,
+                opset_version=_CAPTURED_OPSET,
+                external_data=False,
+                verbose=False,
+                **common,
+            )
+            return
         warnings.filterwarnings("ignore", message="You are using the legacy TorchScript-based ONNX export")
         warnings.filterwarnings("ignore", message="The feature will be removed. Please remove usage of this function")
         torch.onnx.export(
@@ -34,9 +54,8 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
             str(path),
             dynamo=False,
             opset_version=_OPSET,
-            input_names=[_INPUT],
-            output_names=[_OUTPUT],
             dynamic_axes={_INPUT: {0: "batch"}, _OUTPUT: {0: "batch"}},
+            **common,
         )
 
 
@@ -61,6 +80,4 @@ def _load(folder: Path, threads: int) -> Predictor:
     return predict
 
 
-RUNTIME = Runtime(
-    "onnxruntime", ("onnx", "onnxruntime"), "onnxruntime", FILE, _export, _load, marker="D", flows=frozenset({"eager"})
-)
+RUNTIME = Runtime("onnxruntime", ("onnx", "onnxruntime"), "onnxruntime", FILE, _export, _load, marker="D")

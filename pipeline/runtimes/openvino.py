@@ -57,6 +57,4 @@ def _load(folder: Path, threads: int) -> Predictor:
     return predict
 
 
-RUNTIME = Runtime(
-    "openvino", ("onnx", "openvino"), "openvino", _FILE, _export, _load, marker="^", flows=frozenset({"eager"})
-)
+RUNTIME = Runtime("openvino", ("onnx", "openvino"), "openvino", _FILE, _export, _load, marker="^")

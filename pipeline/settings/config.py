@@ -23,10 +23,12 @@ class ModelConfig:
     """What is quantized. `weights`: a path to a `state_dict`, or the name of a torchvision weight.
 
     `target` is the import path of the user's own network, `package.module:name`, `quantizable_target` that of its twin
-    for the eager flow; `kwargs` are what both are called with.
+    for the eager flow; `kwargs` are what both are called with. `arch` is the name of a network of a library
+    (model=torchvision, model=timm), which is built with `kwargs` too.
     """
 
     name: str = setting()
+    arch: str | None = setting(None)
     target: str | None = setting(None)
     quantizable_target: str | None = setting(None)
     kwargs: dict[str, Any] = setting({})
@@ -79,7 +81,8 @@ class BackendConfig:
     null keeps the default of `qconfig`: bits of activations, weights by channel, the activations' observer,
     their scheme. `skip_layers` stay float. With `fake_quantize=false` QAT takes the post-training qconfig,
     whose observers alone do not simulate int8. `flow` is the way from float to int8: one of
-    pipeline/flows, or `package.module:name` of the user's own.
+    pipeline/flows, or `package.module:name` of the user's own. In the export flow `qconfig` says where is quantized,
+    `engine` for which runtime, and whole blocks of the network may stay float (`float_modules`).
     """
 
     name: str = setting()
@@ -91,6 +94,7 @@ class BackendConfig:
     observer: str | None = setting(None, choices=OBSERVERS)
     symmetric: bool | None = setting(None)
     skip_layers: list[str] = setting([])
+    float_modules: list[str] = setting([])
     fake_quantize: bool = setting(True)
 
 

@@ -7,18 +7,25 @@ report. Forms are compared pair by pair on the very images that all of them saw.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline import runtimes
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
 from pipeline.flows import BY_PREFIX, FORMS, Form, forms
+from pipeline.host import terminal
+from pipeline.host.errors import first_line
+from pipeline.host.faults import fault
 from pipeline.measure.latency import measure_latency
-from pipeline.measure.measurement import size_mb
+from pipeline.measure.measurement import size_mb, threads
 from pipeline.measure.pairs import interval, pair_metrics
+from pipeline.runtimes import Predictor
 from pipeline.settings.config import Config
 from pipeline.stages.contract import Inputs, Stage
 from pipeline.tasks.contract import Task
@@ -127,16 +134,21 @@ def _scores(part: Part, decided: Mapping[str, Tensor], task: Task) -> dict[str, 
 
 
 def _measure_latency(config: Config, models: dict[str, nn.Module], test: Part, context: Context) -> dict[str, float]:
-    """Report the latency of each model, and give the medians in milliseconds."""
+    """Report the latency of each model, and give the medians in milliseconds.
+
+    Where torch only simulates int8, all are measured in the runtime that it is made for.
+    """
     image, _ = next(evaluation_batches(test.select(np.array([0])), config.dataset, 1, torch.device("cpu")))
-    with context.machine.measuring():
-        measured = measure_latency(
-            models,
-            image,
-            thread_count=config.evaluate.threads,
-            warmup=config.evaluate.warmup,
-            repeats=config.evaluate.repeats,
-        )
+    settings = config.evaluate
+    runtime = context.flow.runtime(config)
+    with tempfile.TemporaryDirectory() as folder:
+        if runtime is not None:
+            with context.machine.computing(), threads(settings.threads):
+                models = _shipped(models, runtime, image, settings.threads, Path(folder))
+        with context.machine.measuring():
+            measured = measure_latency(
+                models, image, thread_count=settings.threads, warmup=settings.warmup, repeats=settings.repeats
+            )
     for name, samples in measured.items():
         context.metric(f"{name}/latency_ms", float(np.median(samples)))
         context.metric(f"{name}/latency_p90_ms", float(np.percentile(samples, 90)))
@@ -144,6 +156,40 @@ def _measure_latency(config: Config, models: dict[str, nn.Module], test: Part, c
     context.metric("latency_repeats", config.evaluate.repeats)
     context.attach("latency_samples_ms.json").write_text(json.dumps(measured))
     return {name: float(np.median(samples)) for name, samples in measured.items()}
+
+
+class _Shipped(nn.Module):
+    """A runtime's predictor, called as a model is."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self._predictor = predictor
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self._predictor(images.numpy()))
+
+
+def _shipped(
+    models: dict[str, nn.Module], name: str, image: Tensor, thread_count: int, folder: Path
+) -> dict[str, nn.Module]:
+    """Each model in a runtime; the models as they are, with a line, where it cannot take one of them."""
+    runtime = runtimes.find(name)
+    shipped: dict[str, nn.Module] = {}
+    for prefix, model in models.items():
+        place = folder / prefix
+        place.mkdir()
+        try:
+            runtime.export(model, image, place)
+            shipped[prefix] = _Shipped(runtime.load(place, thread_count))
+        except Exception as error:  # whatever an exporter or a runtime raises for a network that it cannot take
+            if fault(error):
+                raise
+            terminal.warn(
+                f"evaluate: {name} cannot take {prefix} ({type(error).__name__}: {first_line(error)}): the latencies "
+                "are torch's, which only simulates int8 and says nothing of its speed"
+            )
+            return models
+    return shipped
 
 
 def _controls(config: Config) -> tuple[Form, ...]:

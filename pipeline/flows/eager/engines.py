@@ -1,13 +1,12 @@
-"""What this machine runs int8 with, at most how fast, and the warnings of eager mode that mean nothing."""
+"""What this machine runs int8 with, and the warnings of eager mode that mean nothing."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from functools import partial
 
 import torch
 
+from pipeline.flows.processor import supported_engines
 from pipeline.host.errors import UserError, suggestion
 from pipeline.settings.config import BackendConfig
 
@@ -26,11 +25,6 @@ def silence_known_warnings() -> None:
     """Filter the warnings that eager-mode quantization gives on correct use, and no others."""
     for category, message in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category)
-
-
-def supported_engines() -> list[str]:
-    """The quantized engines that this build of torch has on this machine."""
-    return [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
 
 
 def check_backend(backend: BackendConfig) -> None:
@@ -52,19 +46,3 @@ def check_backend(backend: BackendConfig) -> None:
 def use_engine(backend: BackendConfig) -> None:
     """Set the engine, which is global to the process: before convert, before loading and before running."""
     torch.backends.quantized.engine = backend.engine
-
-
-def int8_products(side: int) -> dict[str, Callable[[], object]]:
-    """Products of two matrices (side, side) of 8 bits, ready to run, by the engine whose kernel does it."""
-    before = torch.backends.quantized.engine
-    activations = torch.quantize_per_tensor(torch.rand(side, side), 1 / 127, 0, torch.quint8)
-    weights = torch.quantize_per_tensor(torch.randn(side, side), 0.05, 0, torch.qint8)
-    products: dict[str, Callable[[], object]] = {}
-    try:
-        for engine in supported_engines():
-            torch.backends.quantized.engine = engine
-            packed = torch.ops.quantized.linear_prepack(weights, None)
-            products[engine] = partial(torch.ops.quantized.linear, activations, packed, 1.0, 0)
-    finally:
-        torch.backends.quantized.engine = before
-    return products

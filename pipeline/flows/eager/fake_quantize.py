@@ -50,6 +50,14 @@ def switch(layer: nn.Module, weight: bool, activation: bool) -> None:
     layer.activation_post_process.enable_fake_quant(activation)  # type: ignore[operator, union-attr]
 
 
+def quantized_output(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    """What one layer, of a model in which nothing is quantized, gives when its weights and its output are."""
+    switch(layer, weight=True, activation=True)
+    output: Tensor = layer(*inputs)
+    switch(layer, weight=False, activation=False)
+    return output
+
+
 def switch_all(model: nn.Module, enabled: bool) -> None:
     """Quantize (simulated) everything in a prepared model, or nothing."""
     model.apply(ao.enable_fake_quant if enabled else ao.disable_fake_quant)

@@ -8,12 +8,13 @@ from pipeline.datasets.spec import DatasetInfo
 from pipeline.flows import Form
 from pipeline.flows.contract import Method
 from pipeline.flows.eager import graph, twins
-from pipeline.flows.eager.engines import check_backend, int8_products, silence_known_warnings
+from pipeline.flows.eager.engines import check_backend, silence_known_warnings
 from pipeline.flows.eager.fake_quantize import (
     fake_quantize_off,
     freeze_batch_norm,
     freeze_observers,
     observers_off,
+    quantized_output,
     quantized_weight,
     switch,
     switch_all,
@@ -28,6 +29,8 @@ from pipeline.flows.eager.qconfig import (
 )
 from pipeline.flows.eager.ranges import take_ranges
 from pipeline.flows.eager.vectorized import observe_over_all
+from pipeline.flows.processor import int8_products
+from pipeline.host.errors import UserError
 from pipeline.settings.config import Config
 
 __all__ = [
@@ -45,8 +48,10 @@ __all__ = [
     "prepare",
     "prepare_ptq",
     "prepare_simulation",
+    "quantized_output",
     "quantized_weight",
     "rebuild",
+    "runtime",
     "set_mode",
     "switch",
     "switch_all",
@@ -60,6 +65,12 @@ __all__ = [
 def check(config: Config, info: DatasetInfo) -> None:
     silence_known_warnings()
     check_backend(config.backend)
+    if config.backend.float_modules:
+        names = ",".join(config.backend.float_modules)
+        raise UserError(
+            f"backend.float_modules=[{names}]: allowed: [] with backend.flow=eager, which leaves layers float, by "
+            "backend.skip_layers; or a backend of the export flow"
+        )
     twins.check(config.model, info, config.dataset.image_size)
     if config.backend.skip_layers:
         fused = graph.fuse(twins.build(config.model, info), "eval")
@@ -82,6 +93,10 @@ def warning(config: Config) -> str | None:
 
 def unfaithful(config: Config) -> str | None:
     return saturation_elsewhere(config.backend)
+
+
+def runtime(config: Config) -> str | None:
+    return None
 
 
 def _twin(model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:

@@ -6,13 +6,14 @@ of `backend` override. Every combination of them runs on every engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.ao.quantization as ao
 from torch.ao.quantization import FakeQuantize, FakeQuantizeBase, QConfig, fake_quantize, observer
 
+from pipeline.flows.processor import has_vnni
 from pipeline.settings.config import BackendConfig
 
 _OBSERVERS: dict[str, Any] = {
@@ -104,14 +105,6 @@ def activation_levels(backend: BackendConfig) -> int:
     """How many values a quantized activation may have: 256, or 128 with a bit in reserve."""
     activation = ptq_qconfig(backend).activation()
     return int(activation.quant_max - activation.quant_min + 1)
-
-
-def has_vnni(
-    capabilities: Mapping[str, Any] | None = None, instructions: Sequence[str] = ("avx512_vnni", "avx_vnni")
-) -> bool:
-    """Whether a processor (None: this one) has one of the instructions that add products of 8 bits in 32."""
-    capabilities = torch.cpu.get_capabilities() if capabilities is None else capabilities
-    return any(capabilities.get(name) for name in instructions)
 
 
 def _activation_arguments(backend: BackendConfig, default: QConfig) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from torch import nn
 import pipeline.host.torchvision_operators  # noqa: F401  (before any module here imports torchvision)
 from pipeline import models
 from pipeline.datasets.spec import DatasetInfo
-from pipeline.flows import catalogue
 from pipeline.host.declared import modules_of
 from pipeline.host.errors import UserError
 from pipeline.models import Builder
@@ -84,16 +83,14 @@ def check(config: ModelConfig, info: DatasetInfo, image_size: int) -> None:
 
 def _refuse_without(config: ModelConfig) -> None:
     if config.target is not None and config.quantizable_target is None:
-        others = [name for name in catalogue.registry() if name != "eager"]
-        besides = f"; or backend.flow={others[0]}, which needs none" if others else ""
         raise UserError(
             f"model.target={config.target}: backend.flow=eager needs its quantizable twin: set "
-            f"model.quantizable_target=package.module:name ({_HOW}){besides}"
+            f"model.quantizable_target=package.module:name ({_HOW}); or backend=openvino, which needs none"
         )
     if config.target is None and config.name not in registry():
         raise UserError(
             f"model.name={config.name}: it has no quantizable twin, which backend.flow=eager needs; allowed with it: "
-            + ", ".join(registry())
+            + f"{', '.join(registry())}; or backend=openvino, which needs none"
         )
 
 

@@ -1,0 +1,234 @@
+"""The forms of a captured network, and the verbs that lead from one to the next.
+
+`fused` is the captured graph. For training, the BatchNorm behind a convolution is taken out, so that a quantizer sees
+the graph that will run, torchao inserts fake-quantize modules, and layer and BatchNorm come back as one module
+(layers.py). For post-training quantization the BatchNorm is folded for good. Converted, both are the same graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
+from torchao.quantization.pt2e.quantizer import Quantizer
+
+from pipeline.flows.export.capture import plain
+from pipeline.flows.export.fake_quantize import FakeQuantize, settle
+from pipeline.flows.export.layers import WeightedLayer
+from pipeline.flows.export.quantizers import WEIGHTED, layer_name
+from pipeline.flows.simulation import extremes, observe, range_of
+
+aten = torch.ops.aten
+decomposed = torch.ops.quantized_decomposed
+_PER_TENSOR = (decomposed.quantize_per_tensor.default, decomposed.dequantize_per_tensor.default)
+_Norms = dict[fx.Node, Any]
+
+
+def fold(module: fx.GraphModule) -> fx.GraphModule:
+    """Fold every BatchNorm behind a convolution into its weight and bias, in place."""
+    for node, norm in _take_out_norms(module).items():
+        weight, bias = _arguments(module, node)
+        factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        mean = norm.running_mean if bias is None else norm.running_mean - bias
+        owner = str(node.args[1].target).rpartition(".")[0]  # type: ignore[union-attr]
+        holder = nn.Module()
+        holder.weight = nn.Parameter((weight * factor.view(-1, 1, 1, 1)).detach())
+        holder.bias = nn.Parameter((norm.bias - mean * factor).detach())
+        module.set_submodule(owner, holder)
+        with module.graph.inserting_before(node):
+            bias_node = module.graph.get_attr(f"{owner}.bias")
+        rest = node.args[3:] if len(node.args) > 3 else ()
+        node.args = (node.args[0], node.args[1], bias_node, *rest)
+    return plain(module)
+
+
+def _take_out_norms(module: fx.GraphModule) -> _Norms:
+    """Take the BatchNorm behind each convolution, where both are used once, out of the graph."""
+    used = [node.target for node in module.graph.nodes if node.op in ("get_attr", "call_module")]
+    found: _Norms = {}
+    for node in list(module.graph.nodes):
+        if node.op != "call_module" or used.count(node.target) > 1:
+            continue
+        norm, convolution = module.get_submodule(node.target), node.args[0]
+        if (
+            type(norm) is nn.BatchNorm2d
+            and norm.affine
+            and norm.running_var is not None
+            and convolution.target in WEIGHTED
+            and len(convolution.users) == 1
+            and _own_weight(convolution, used)
+        ):
+            node.replace_all_uses_with(convolution)
+            module.graph.erase_node(node)
+            found[convolution] = norm
+    return found
+
+
+def _own_weight(node: fx.Node, used: list[Any]) -> bool:
+    """Whether a layer's weight is a parameter that no other layer uses, in a module of its own."""
+    weight = node.args[1]
+    return (
+        isinstance(weight, fx.Node)
+        and weight.op == "get_attr"
+        and len(weight.users) == 1
+        and used.count(weight.target) == 1
+        and str(weight.target).endswith(".weight")
+    )
+
+
+def _arguments(module: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a layer."""
+    weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
+    return _value(module, weight), None if bias is None else _value(module, bias)
+
+
+def _value(module: fx.GraphModule, node: Any) -> Tensor:
+    owner, _, name = str(node.target).rpartition(".")
+    found: Tensor = getattr(module.get_submodule(owner), name)
+    return found
+
+
+def prepare(module: fx.GraphModule, quantizer: Quantizer, training: bool) -> fx.GraphModule:
+    """Insert fake-quantize modules into a captured graph, in place; without `training` its BatchNorm is folded first.
+
+    The annotation is made on the graph that will run, so it is the same either way.
+    """
+    norms = _take_out_norms(module) if training else {}
+    if not training:
+        module = fold(module)
+    weights = {node: _arguments(module, node) for node in module.graph.nodes if node.target in WEIGHTED}
+    names = {node: layer_name(node) for node in weights}
+    used = [node.target for node in module.graph.nodes if node.op == "get_attr"]
+    own = {node for node in weights if _own_weight(node, used)}
+    prepared = (prepare_qat_pt2e if training else prepare_pt2e)(module, quantizer)
+    for node in [node for node in prepared.graph.nodes if node in weights]:
+        weight_source = node.args[1]
+        fake_quantize = _fake_quantize_of(prepared, weight_source)
+        if fake_quantize is None or node not in own:
+            _bring_back(prepared, node, norms.get(node), names[node])
+            continue
+        weight, bias = weights[node]
+        rest = tuple(node.args[3:])
+        layer = WeightedLayer(
+            node.target,  # type: ignore[arg-type]
+            rest,
+            weight,
+            bias,
+            norms.get(node),
+            fake_quantize,
+            _fake_quantize_of(prepared, node.args[0]),
+        )
+        prepared.set_submodule(names[node], layer)
+        node.op, node.target, node.args, node.kwargs = "call_module", names[node], node.args[:1], {}
+    prepared.graph.eliminate_dead_code()
+    return plain(prepared)
+
+
+def _fake_quantize_of(module: fx.GraphModule, node: Any) -> FakeQuantize | None:
+    """The fake-quantize module that a node calls."""
+    if not isinstance(node, fx.Node) or node.op != "call_module":
+        return None
+    found = module.get_submodule(str(node.target))
+    return found if isinstance(found, FakeQuantize) else None
+
+
+def _bring_back(module: fx.GraphModule, node: fx.Node, norm: nn.BatchNorm2d | None, name: str) -> None:
+    """Put the BatchNorm of a layer that stays float behind it again."""
+    if norm is None:
+        return
+    path = f"{name}_norm"
+    module.add_submodule(path, norm)
+    with module.graph.inserting_after(node):
+        call = module.graph.call_module(path)
+    node.replace_all_uses_with(call)
+    call.args = (node,)
+    call.meta = dict(node.meta)
+
+
+def layers(module: nn.Module) -> dict[str, nn.Module]:
+    """The layers whose weights are quantized, by name, in the order in which they compute."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, WeightedLayer)}
+
+
+def convert(prepared: fx.GraphModule) -> fx.GraphModule:
+    """The graph in pairs of quantize and dequantize, its weights in int8, in place, on the CPU.
+
+    Scales and zero points of activations are numbers in the graph; they are in its `state_dict` too, and are written
+    into the graph when one is loaded. Float weights are not there any more.
+    """
+    prepared.cpu().eval()
+    settle(prepared)
+    with torch.no_grad():
+        for node in list(prepared.graph.nodes):
+            if node.op == "call_module" and isinstance(layer := prepared.get_submodule(node.target), WeightedLayer):
+                _write_int8(prepared, node, layer)
+    converted = plain(convert_pt2e(plain(prepared))).eval()
+    converted.requires_grad_(False)
+    _keep_ranges(converted)
+    return converted
+
+
+def _write_int8(module: fx.GraphModule, node: fx.Node, layer: WeightedLayer) -> None:
+    """Let a layer's operator take its weights from int8, with the BatchNorm folded."""
+    weight, factor, bias = layer.folded()
+    if factor is not None:
+        weight = weight * factor.view(-1, *(1,) * (weight.dim() - 1))
+    fake_quantize = layer.weight_fake_quant
+    if not fake_quantize.has_seen:  # in a graph that is rebuilt, whose numbers come with its state_dict
+        observe(fake_quantize, *extremes(weight, fake_quantize.is_per_channel))
+    lowest, highest = fake_quantize.quant_min, fake_quantize.quant_max
+    scale, zero_point = fake_quantize.scale.clone(), fake_quantize.zero_point.clone()
+    levels = weight * (1 / scale).view(-1, *(1,) * (weight.dim() - 1))
+    int8 = nn.Module()
+    int8.register_buffer("weight", levels.round().clamp(lowest, highest).to(torch.int8))
+    name = str(node.target)
+    if fake_quantize.is_per_channel:
+        int8.register_buffer("scale", scale)
+        int8.register_buffer("zero_point", zero_point.to(torch.int64))
+    if bias is not None:
+        int8.register_buffer("bias", bias.detach().clone())
+    module.set_submodule(name, int8)
+    graph = module.graph
+    with graph.inserting_before(node):
+        stored = graph.get_attr(f"{name}.weight")
+        if fake_quantize.is_per_channel:
+            numbers: list[Any] = [graph.get_attr(f"{name}.scale"), graph.get_attr(f"{name}.zero_point"), 0]
+            operator = decomposed.dequantize_per_channel.default
+        else:
+            numbers = [float(scale), int(zero_point)]
+            operator = decomposed.dequantize_per_tensor.default
+        weight_node = graph.call_function(operator, (stored, *numbers, lowest, highest, torch.int8))
+        bias_node = None if bias is None else graph.get_attr(f"{name}.bias")
+    node.op, node.target = "call_function", layer.operator  # type: ignore[assignment]
+    node.args = (node.args[0], weight_node, bias_node, *layer.rest)
+
+
+def _keep_ranges(converted: fx.GraphModule) -> None:
+    """Hold in buffers the scales and zero points that stand in the graph as numbers."""
+    pairs = [node.args[1:3] for node in _per_tensor(converted)]
+    converted.register_buffer("scales", torch.tensor([scale for scale, _ in pairs], dtype=torch.float32))
+    converted.register_buffer("zero_points", torch.tensor([point for _, point in pairs], dtype=torch.int64))
+    converted.register_load_state_dict_post_hook(_write_ranges)
+
+
+def _write_ranges(converted: nn.Module, incompatible_keys: Any) -> None:
+    assert isinstance(converted, fx.GraphModule)
+    numbers = zip(converted.scales.tolist(), converted.zero_points.tolist(), strict=True)  # type: ignore[union-attr, operator]
+    for node, (scale, zero_point) in zip(_per_tensor(converted), numbers, strict=True):
+        node.args = (node.args[0], scale, zero_point, *node.args[3:])
+    converted.recompile()
+
+
+def _per_tensor(converted: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in converted.graph.nodes if node.target in _PER_TENSOR]
+
+
+def take_ranges(prepared: nn.Module, calibrated: nn.Module) -> None:
+    """Set the ranges of a graph prepared for training to those of a calibrated one, which has the same modules."""
+    others = dict(calibrated.named_modules())
+    for name, module in prepared.named_modules():
+        other = others.get(name)
+        if isinstance(module, FakeQuantize) and isinstance(other, FakeQuantize) and other.has_seen:
+            observe(module, *range_of(module, *other.calculate_qparams()))

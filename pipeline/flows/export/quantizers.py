@@ -1,0 +1,259 @@
+"""Where a backend quantizes, and with which numbers: a quantizer for each runtime, since no placement serves all.
+
+`x86_inductor` is torchao's: it quantizes what goes into convolutions, linear layers and the additions behind them,
+which OpenVINO fuses best. `onnxruntime` is ours: onnxruntime computes a convolution in int8 where there is
+a pair of quantize and dequantize behind it too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+from torchao.quantization.pt2e.quantizer.utils import QuantizationConfig
+from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+    X86InductorQuantizer,
+    _X86InductorQuantizationAnnotation,
+)
+
+from pipeline.flows.export.fake_quantize import OBSERVERS, FakeQuantize, weight_observer
+from pipeline.flows.processor import has_vnni
+from pipeline.settings.config import BackendConfig
+
+aten = torch.ops.aten
+# The operators whose weights are quantized.
+WEIGHTED = (aten.conv2d.default, aten.linear.default)
+# Fused into the layer before them by onnxruntime.
+_RECTIFIERS = (aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default)
+_ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
+# They choose among numbers, or move them: their levels are those of what goes in.
+_MOVING = (
+    aten.max_pool2d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.avg_pool2d.default,
+    aten.flatten.using_ints,
+    aten.view.default,
+    aten.reshape.default,
+    aten.permute.default,
+)
+_POOLS = (aten.adaptive_avg_pool2d.default, aten.mean.dim)
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """What a backend's settings come to.
+
+    Attributes:
+        activation, weight: lowest and highest level.
+        per_channel: of the weights.
+        symmetric: of the activations: their zero point is in the middle.
+        observer: of the activations.
+    """
+
+    activation: tuple[int, int]
+    weight: tuple[int, int]
+    per_channel: bool
+    symmetric: bool
+    observer: str
+
+
+def numbers(backend: BackendConfig, observer: str) -> Numbers:
+    """The levels of a backend on this processor.
+
+    Without VNNI, kernels add two products of 8 bits each in 16 and saturate. One bit less of the weights avoids it
+    (onnxruntime's `reduce_range`, NNCF's overflow fix), as 7 bits of the activations do; but a file holds weights
+    exactly, while QuantizeLinear has no levels from 0 to 127.
+    """
+    reduced = backend.activation_bits != 7 and not has_vnni()
+    largest = 63 if reduced else 127
+    return Numbers(
+        activation=(0, 127 if backend.activation_bits == 7 else 255),
+        weight=(-largest, largest),
+        per_channel=backend.per_channel is not False,
+        symmetric=bool(backend.symmetric),
+        observer=backend.observer or observer,
+    )
+
+
+def in_words(found: Numbers, training: bool) -> dict[str, str]:
+    """What the numbers mean: dtype, range, granularity and observer of activations and weights."""
+    schemes = {
+        "activation": f"per_tensor_{'symmetric' if found.symmetric else 'affine'}",
+        "weight": f"per_{'channel' if found.per_channel else 'tensor'}_symmetric",
+    }
+    observers = {
+        "activation": OBSERVERS[found.observer].__name__,
+        "weight": weight_observer(found.per_channel, training).__name__,
+    }
+    return {
+        role: f"{kind} [{low}, {high}] {schemes[role]} {observers[role]}"
+        for role, kind, (low, high) in (("activation", "uint8", found.activation), ("weight", "int8", found.weight))
+    }
+
+
+def _specs(found: Numbers, training: bool) -> tuple[QuantizationSpec, QuantizationSpec]:
+    """For activations and for weights."""
+    activation = QuantizationSpec(
+        dtype=torch.uint8,
+        quant_min=found.activation[0],
+        quant_max=found.activation[1],
+        qscheme=torch.per_tensor_symmetric if found.symmetric else torch.per_tensor_affine,
+        observer_or_fake_quant_ctr=FakeQuantize.with_args(observer=OBSERVERS[found.observer]),
+    )
+    weight = QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=found.weight[0],
+        quant_max=found.weight[1],
+        qscheme=torch.per_channel_symmetric if found.per_channel else torch.per_tensor_symmetric,
+        ch_axis=0,
+        observer_or_fake_quant_ctr=FakeQuantize.with_args(observer=weight_observer(found.per_channel, training)),
+    )
+    return activation, weight
+
+
+def module_path(node: fx.Node) -> str:
+    """The module of the float network that a node was captured in."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = str(next(reversed(stack.values()))[0]) if stack else ""
+    return path.removeprefix("L['self'].").removeprefix("L__self__.")
+
+
+class _X86(X86InductorQuantizer):  # type: ignore[misc]
+    """torchao's, with some nodes left as they are."""
+
+    def __init__(self, found: Numbers, training: bool, stays_float: Callable[[fx.Node], bool]) -> None:
+        super().__init__()
+        activation, weight = _specs(found, training)
+        # is_qat looks for BatchNorm behind convolutions, which is folded, or taken out, before.
+        self.set_global(QuantizationConfig(activation, activation, weight, None, is_qat=False))
+        self._stays_float = stays_float
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        for node in model.graph.nodes:
+            if node.op == "call_function" and self._stays_float(node):
+                node.meta[Q_ANNOTATION_KEY] = _X86InductorQuantizationAnnotation(_annotated=True)
+        with warnings.catch_warnings():
+            # A pooling that is left float is what was asked for, or cannot be helped.
+            warnings.filterwarnings("ignore", message="The input of maxpool2d is not quantized")
+            return super().annotate(model)
+
+
+class _OnnxRuntime(Quantizer):  # type: ignore[misc]
+    """Convolutions and linear layers with what goes in and what comes out, additions of such, and what moves numbers.
+
+    A hard-swish is computed in float between dequantize and quantize; so is a whole squeeze-and-excitation gate: cut
+    up into quantized pieces, either costs more than it saves.
+    """
+
+    def __init__(self, found: Numbers, training: bool, stays_float: Callable[[fx.Node], bool]) -> None:
+        super().__init__()
+        self._activation, self._weight = _specs(found, training)
+        self._stays_float = stays_float
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        gates = _gates(model.graph)
+        quantized: set[fx.Node] = set()
+        for node in model.graph.nodes:
+            if node.op != "call_function" or node in gates or self._stays_float(node):
+                continue
+            if node.target in WEIGHTED:
+                inputs = {node.args[0]: self._activation, node.args[1]: self._weight}
+            elif node.target in _ADDITIONS and all(one in quantized for one in node.args):
+                inputs = dict.fromkeys(node.args, self._activation)
+            elif node.target in _MOVING and node.args[0] in quantized:
+                self._note(node, {node.args[0]: self._activation}, SharedQuantizationSpec((node.args[0], node)))
+                quantized.add(node)
+                continue
+            else:
+                continue
+            last = _with_rectifier(node)
+            # Logits stay as exact as a float output makes them.
+            output = None if any(user.op == "output" for user in last.users) else self._activation
+            if last is node:
+                self._note(node, inputs, output)
+            else:
+                self._note(node, inputs, None)
+                self._note(last, {}, output)
+            if output is not None:
+                quantized.add(last)
+        return model
+
+    def _note(self, node: fx.Node, inputs: dict[Any, Any], output: Any) -> None:
+        node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
+            input_qspec_map=inputs, output_qspec=output, _annotated=True
+        )
+
+    def validate(self, model: fx.GraphModule) -> None: ...
+
+
+def _with_rectifier(node: fx.Node) -> fx.Node:
+    """The rectifier that alone uses what a node computes, or the node."""
+    (user, *others) = node.users
+    return user if not others and user.target in _RECTIFIERS else node
+
+
+def _gates(graph: fx.Graph) -> set[fx.Node]:
+    """What computes the factors of squeeze-and-excitation: from the pooling to the multiplication by (N, C, 1, 1)."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.target not in (aten.mul.Tensor, aten.mul_.Tensor, operator.mul):
+            continue
+        for factor in node.args:
+            if isinstance(factor, fx.Node) and _is_one_pixel(factor):
+                found |= _back_to_pool(factor)
+    return found
+
+
+def _is_one_pixel(node: fx.Node) -> bool:
+    shape = getattr(node.meta.get("val"), "shape", ())
+    return len(shape) == 4 and tuple(shape[2:]) == (1, 1)
+
+
+def _back_to_pool(node: fx.Node) -> set[fx.Node]:
+    found, open_ends = set(), [node]
+    while open_ends:
+        node = open_ends.pop()
+        if node.op != "call_function" or node in found or not _is_one_pixel(node):
+            continue
+        found.add(node)
+        if node.target not in _POOLS:
+            open_ends += node.all_input_nodes
+    return found
+
+
+_QUANTIZERS: dict[str, Any] = {"x86_inductor": _X86, "onnxruntime": _OnnxRuntime}
+NAMES = tuple(_QUANTIZERS)
+
+
+def make_quantizer(backend: BackendConfig, found: Numbers, training: bool) -> Quantizer:
+    """The quantizer that a backend names, which leaves `skip_layers` and `float_modules` float."""
+    skipped, blocks = set(backend.skip_layers), tuple(backend.float_modules)
+
+    def stays_float(node: fx.Node) -> bool:
+        if node.target in WEIGHTED and layer_name(node) in skipped:
+            return True
+        path = module_path(node)
+        return any(path == block or path.startswith(f"{block}.") for block in blocks)
+
+    return _QUANTIZERS[backend.qconfig](found, training, stays_float)
+
+
+def layer_name(node: fx.Node) -> str:
+    """The name of a layer: that of the module that owns its weight."""
+    weight = node.args[1]
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return ""
+    owner, _, name = str(weight.target).rpartition(".")
+    return owner if name == "weight" and owner else str(weight.target)

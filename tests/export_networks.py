@@ -1,0 +1,80 @@
+"""Networks of a user who knows of no quantization, for the export flow."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+
+class Residual(nn.Module):
+    """Functional ReLU and `+`, a BatchNorm scale of 0, padding by name, a gate, and a module that nothing uses."""
+
+    def __init__(self, num_classes: int, in_channels: int, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, width, 3, padding="same", bias=False)
+        self.stem_norm = nn.BatchNorm2d(width, eps=1e-3, momentum=0.03)
+        self.body = nn.Conv2d(width, width, 3, padding=1)
+        self.body_norm = nn.BatchNorm2d(width)
+        nn.init.zeros_(self.body_norm.weight)
+        self.gate = nn.Conv2d(width, width, 1)
+        self.down = nn.Sequential(
+            nn.Conv2d(width, 2 * width, 3, 2, groups=2), nn.BatchNorm2d(2 * width), nn.Hardswish()
+        )
+        self.dropout = nn.Dropout(0.3)
+        self.unused = nn.Linear(3, 3)
+        self.head = nn.Linear(2 * width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(functional.relu(self.stem_norm(self.stem(x))), 2)
+        x = functional.relu(x + self.body_norm(self.body(x)))
+        if x.shape[-1] > 2:
+            x = x * torch.sigmoid(self.gate(functional.adaptive_avg_pool2d(x, 1)))
+        return self.head(self.dropout(self.down(x).mean((2, 3))))
+
+
+class Shared(nn.Module):
+    """One convolution, used twice."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.widen = nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.twice = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.twice(torch.relu(self.widen(x))))
+        return self.head(torch.relu(self.twice(x)).mean((2, 3)))
+
+
+class Inner(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+
+class DependsOnValues(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(in_channels, num_classes, 3)
+        self.inner = Inner()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.convolution(x))
+
+
+class FixesBatch(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(in_channels, num_classes, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.convolution(one[None]).mean((2, 3)) for one in x.unbind()])
+
+
+class WithoutLayers(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((1, 2, 3))[:, None] * self.scale

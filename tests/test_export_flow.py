@@ -1,0 +1,303 @@
+"""The export flow: any network, captured by torch.export, without a twin."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline import models
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
+from pipeline.datasets.spec import DatasetInfo
+from pipeline.flows.export import FLOW
+from pipeline.host.errors import UserError
+from pipeline.run import runner
+from pipeline.run.request import Request
+from pipeline.settings.config import Config
+from pipeline.training import loop
+
+RESIDUAL = ["model=own", "model.target=tests.export_networks:Residual"]
+BACKENDS = ["openvino", "onnxruntime"]
+
+
+def config_of(*overrides: str) -> tuple[Config, DatasetInfo]:
+    config = compose_request([*RESIDUAL, "backend=openvino", "dataset.image_size=17", *overrides]).config
+    return config, catalogue.info(config.dataset)
+
+
+def float_network(config: Config, info: DatasetInfo) -> nn.Module:
+    torch.manual_seed(0)
+    network = models.build(config.model, info)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return network
+
+
+def images(count: int, info: DatasetInfo, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, info.channels, info.image_size, info.image_size, generator=generator)
+
+
+def trained(config: Config, info: DatasetInfo, steps: int = 4) -> nn.Module:
+    """A prepared model after a few steps."""
+    model = FLOW.prepare(FLOW.fuse(float_network(config, info), config, info), config)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    FLOW.set_mode(model, training=True)
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(images(6, info, step)).square().mean().backward()
+        optimizer.step()
+    return model
+
+
+def outputs_of(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    FLOW.set_mode(model, training=False)
+    with torch.no_grad(), FLOW.observers_off(model):
+        return model(batch)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large", "blog_resnet18"])
+def test_captured_graph_is_the_float_network_bit_for_bit_when_it_trains_and_when_it_does_not(
+    name: str, training: bool
+) -> None:
+    config = compose_request([f"model={name}", "backend=openvino", "dataset.image_size=80"]).config
+    info = catalogue.info(config.dataset)
+    network = models.build(config.model, info)
+    captured = FLOW.fuse(copy.deepcopy(network), config, info)
+    assert captured.state_dict().keys() == network.state_dict().keys()
+    found = []
+    for model in (network, captured):
+        FLOW.set_mode(model, training)
+        torch.manual_seed(3)  # of dropout
+        found.append(model(images(3, info)))
+    assert torch.equal(*found)
+    for key, value in network.state_dict().items():
+        assert torch.equal(captured.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("symmetric", ["null", "true"])
+@pytest.mark.parametrize("per_channel", ["true", "false"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fake_quantized_outputs_are_those_of_the_converted_model_bit_for_bit(
+    backend: str, per_channel: str, symmetric: str
+) -> None:
+    config, info = config_of(
+        f"backend={backend}", f"backend.per_channel={per_channel}", f"backend.symmetric={symmetric}"
+    )
+    model = trained(config, info)
+    batch = images(5, info, 9)
+    simulated = outputs_of(model, batch)
+    int8 = FLOW.convert(model, config)
+    assert torch.equal(int8(batch), simulated)
+    assert not torch.equal(simulated, outputs_of(float_network(config, info), batch))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_int8_model_is_the_same_when_it_is_loaded_from_its_file(backend: str) -> None:
+    config, info = config_of(f"backend={backend}")
+    model = trained(config, info)
+    names = {f"{name}.weight" for name in FLOW.layers(model)}
+    int8 = FLOW.convert(model, config)
+    file = io.BytesIO()
+    torch.save(int8.state_dict(), file)
+    file.seek(0)
+    again = FLOW.rebuild("int8", config, info)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    batch = images(4, info, 5)
+    assert torch.equal(again(batch), int8(batch))
+    state = int8.state_dict()
+    assert {state[name].dtype for name in names} == {torch.int8}
+    # Of the gate, which stays float for onnxruntime.
+    float_weights = {name for name, value in state.items() if value.is_floating_point() and value.dim() > 1}
+    assert float_weights == ({"gate.weight"} if backend == "onnxruntime" else set())
+
+
+def test_dropout_and_batch_norm_are_as_the_network_has_them_when_modes_were_switched() -> None:
+    config, info = config_of()
+    model = trained(config, info)
+    for training in (False, True, False, True):
+        FLOW.set_mode(model, training)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [(norm.eps, norm.momentum) for norm in norms].count((1e-3, 0.03)) == 1
+    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0.3]
+    before = norms[0].running_mean.clone()  # type: ignore[union-attr, operator]
+    batch = images(4, info)
+    assert not torch.equal(model(batch), model(batch))  # dropout
+    assert not torch.equal(norms[0].running_mean, before)
+    FLOW.freeze(model, batch_norm=True, ranges=False)
+    frozen = norms[0].running_mean.clone()  # type: ignore[union-attr, operator]
+    model(batch)
+    assert torch.equal(norms[0].running_mean, frozen)
+    assert torch.equal(outputs_of(model, batch), outputs_of(model, batch))
+
+
+def test_scale_of_zero_learns_when_its_batch_norm_is_trained_quantization_aware() -> None:
+    config, info = config_of()
+    (scale,) = [
+        layer.norm.weight  # type: ignore[union-attr]
+        for name, layer in FLOW.layers(trained(config, info)).items()
+        if name == "body"
+    ]
+    assert scale.isfinite().all()
+    assert (scale != 0).any()
+
+
+def test_float_network_stays_within_reach_when_it_is_prepared_and_nothing_is_quantized() -> None:
+    config, info = config_of()
+    network = float_network(config, info)
+    model = FLOW.prepare(FLOW.fuse(copy.deepcopy(network), config, info), config)
+    FLOW.switch_all(model, False)
+    batch = images(4, info)
+    torch.testing.assert_close(outputs_of(model, batch), outputs_of(network, batch), rtol=1e-4, atol=1e-5)
+
+
+def test_quantized_network_begins_from_ptq_when_ranges_are_taken() -> None:
+    config, info = config_of()
+    network = float_network(config, info)
+    calibrated = FLOW.prepare_ptq(copy.deepcopy(network), config, info)
+    with torch.no_grad(), FLOW.fake_quantize_off(calibrated):
+        calibrated(images(32, info))
+    prepared = FLOW.prepare(FLOW.fuse(network, config, info), config)
+    FLOW.take_ranges(prepared, calibrated)
+    batch = images(4, info, 8)
+    expected, found = (FLOW.convert(model, config)(batch) for model in (calibrated, prepared))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * expected.abs().max().item())
+
+
+def test_layers_and_blocks_stay_float_when_they_are_named() -> None:
+    config, info = config_of("backend.skip_layers=[stem]", "backend.float_modules=[down]")
+    model = trained(config, info)
+    assert set(FLOW.layers(model)) == {"body", "gate", "head"}
+    batch = images(3, info)
+    simulated = outputs_of(model, batch)
+    int8 = FLOW.convert(model, config)
+    torch.testing.assert_close(int8(batch), simulated, rtol=1e-4, atol=1e-4)
+    assert int8.get_parameter("stem.weight").dtype == torch.float32
+
+
+def test_gate_and_logits_stay_float_when_the_backend_is_onnxruntime() -> None:
+    config, info = config_of("backend=onnxruntime")
+    assert set(FLOW.layers(trained(config, info))) == {"stem", "body", "down.0", "head"}
+
+
+def test_weight_that_two_layers_share_is_quantized_when_it_is_converted() -> None:
+    config, info = config_of("model.target=tests.export_networks:Shared")
+    model = trained(config, info)
+    batch = images(3, info)
+    simulated = outputs_of(model, batch)
+    assert torch.equal(FLOW.convert(model, config)(batch), simulated)
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (
+            "DependsOnValues",
+            ["inner (Inner, ", "export_networks.py:", "values of a tensor", "allowed: a forward"],
+        ),
+        ("FixesBatch", ["the network (FixesBatch", "export_networks.py:", "number of images"]),
+        ("WithoutLayers", ["nothing of WithoutLayers would be quantized", "allowed:"]),
+    ],
+)
+def test_network_is_refused_in_one_line_that_names_the_place_when_it_cannot_go_this_way(
+    network: str, words: list[str]
+) -> None:
+    config, info = config_of(f"model.target=tests.export_networks:{network}")
+    with pytest.raises(UserError) as caught:
+        FLOW.check(config, info)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["backend.skip_layers=[bdy]"], ["backend.skip_layers=[bdy]", "no quantizable layer 'bdy'", "'body'"]),
+        (["backend.float_modules=[donw]"], ["backend.float_modules=[donw]", "no module 'donw'", "'down'"]),
+        (["backend.qconfig=x86"], ["backend.qconfig=x86", "allowed: x86_inductor, onnxruntime"]),
+        (["backend.engine=openvno"], ["backend.engine=openvno", "did you mean 'openvino'"]),
+        (["backend.float_modules=[stem,body,gate,down,head]"], ["nothing of Residual would be quantized"]),
+    ],
+)
+def test_setting_is_refused_with_the_nearest_right_one_when_it_is_wrong(overrides: list[str], words: list[str]) -> None:
+    config, info = config_of(*overrides)
+    with pytest.raises(UserError) as caught:
+        FLOW.check(config, info)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_torchscript_is_refused_when_the_model_is_a_captured_graph(
+    small_request: Callable[..., Request],
+) -> None:
+    stages = "stages=[train,fuse,qat,convert,export]"
+    with pytest.raises(
+        UserError, match=r"torchscript cannot take the models of backend[.]flow=export; allowed: eager, "
+    ):
+        runner.run(small_request(*RESIDUAL, "backend=openvino", "runtime.names=[torchscript]", stages))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_stage_works_when_a_network_has_no_twin(backend: str, small_request: Callable[..., Request]) -> None:
+    metrics = runner.run(
+        small_request(
+            *RESIDUAL,
+            f"backend={backend}",
+            "dataset.max_train_samples=400",
+            "train.epochs=3",
+            "train.batch_size=20",
+            "train.learning_rate=0.01",
+            "export.min_agreement=90",
+            "tracking=off",
+            "+controls=full",
+            "stages=[train,fuse,qat,ptq,finetune,convert,evaluate,sensitivity,export]",
+        )
+    ).metrics
+    assert metrics[f"{backend}/int8/parity"] == metrics[f"{backend}/ptq_int8/parity"] == 1
+    assert metrics["qat/kept_epoch"] >= 0
+    assert metrics["compression"] > 1.3  # of a file that holds little but its own tables
+    # Not by the classes alone, of which so short a training tells few apart.
+    assert metrics[f"{backend}/int8/max_difference"] < 0.02
+    assert metrics[f"{backend}/int8/mean_difference"] < 0.001
+    assert metrics["sensitivity/images"] > 0
+
+
+def test_qat_goes_on_bit_for_bit_when_it_was_interrupted_in_its_second_epoch(
+    tmp_path: Path, small_request: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [*RESIDUAL, "backend=openvino", "qat.epochs=2", "qat.batch_size=20", "tracking=off"]
+    asked.append("stages=[train,fuse,qat]")
+
+    def kept(name: str) -> dict[str, torch.Tensor]:
+        (folder,) = (tmp_path / name / "artifacts").glob("qat-*")
+        return torch.load(folder / "model.pt", weights_only=True)  # type: ignore[no-any-return]
+
+    runner.run(small_request(*asked, f"outputs={tmp_path}/whole"))
+    calls = 0
+
+    def interrupt_in_second_epoch() -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 9 + 5:  # steps of the one epoch of train, and some of the second of QAT
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        runner.run(small_request(*asked[:-1], "stages=[train,fuse]", f"outputs={tmp_path}/cut"))
+        patched.setattr(loop, "stop_if_interrupted", interrupt_in_second_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(small_request(*asked, f"outputs={tmp_path}/cut"))
+    runner.run(small_request(*asked, f"outputs={tmp_path}/cut"))
+    whole, cut = kept("whole"), kept("cut")
+    assert whole.keys() == cut.keys()
+    for name, value in whole.items():
+        assert torch.equal(cut[name], value), name
