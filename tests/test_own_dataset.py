@@ -27,6 +27,7 @@ _numbers = itertools.count()
 PATH = Path("nowhere")
 
 DATA = """
+import io
 import random
 
 import numpy as np
@@ -36,6 +37,12 @@ from sklearn.datasets import load_digits
 from torch.utils.data import Dataset
 
 DIGITS = load_digits()
+
+
+def cut_off(picture):
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return Image.open(io.BytesIO(stream.getvalue()[:-30]))
 
 
 class Digits(Dataset):
@@ -68,6 +75,7 @@ class Digits(Dataset):
             "random floats": (large + 0.1 * torch.rand(()) + 0.1 * random.random(), label),
             "wide floats": (large[:, :, :16], label),
             "random": (pixels + np.uint8(random.randint(0, 9)), label),
+            "cut off": (cut_off(picture), label),
             "three": (picture, label, label),
             "other names": {"picture": picture, "label": int(label)},
             "a fraction": (picture, 1.5),
@@ -196,6 +204,7 @@ def test_fingerprint_is_that_of_images_and_labels_and_not_of_their_place(module:
         (["{t}:pair", "{k}=three"], "image 0 of the train part is a tuple of 3; allowed: a pair"),
         (["{t}:pair", "{k}='other names'"], "has picture, label; allowed: image or img"),
         (["{t}:pair", "{k}='a fraction'"], "a label of type float; allowed: a whole number"),
+        (["{t}:pair", "{k}='cut off'"], "image 0 of the train part: OSError: "),
         (["{t}:pair", "{k}=strange"], "is of type list; allowed: a PIL image"),
         (["{t}:pair", "{k}=random"], "is another each time; allowed: images as they are"),
         (["{t}:pair", "{k}='wide floats'"], "float tensors of 1 × 32 × 16; allowed: as high as wide"),
