@@ -114,6 +114,13 @@ def three():
 
 def number():
     return 5
+
+
+def renamed(names, kind="pil"):
+    parts = pair(kind)
+    for part in parts:
+        part.classes = names
+    return parts
 """
 
 
@@ -196,6 +203,21 @@ def test_fingerprint_is_that_of_images_and_labels_and_not_of_their_place(module:
     assert print_of("pil") == print_of("array") == print_of("dict")
     assert print_of("random floats") == print_of("random floats")
     assert len({print_of(kind) for kind in ("pil", "text", "rgb", "floats", "random floats")}) == 5
+
+
+@pytest.mark.parametrize("kind", ["pil", "text"])
+def test_fingerprint_is_another_when_the_classes_are_or_stand_in_another_order(module: str, kind: str) -> None:
+    letters = "a,b,c,d,e,f,g,h,i,j"
+    prints = {
+        catalogue.fingerprint(
+            settings(f"dataset.target={module}:renamed", f"dataset.kwargs.kind={kind}", f"dataset.kwargs.names=[{names}]"),
+            part,
+            PATH,
+        )
+        for names in (letters, letters[::-1], f"{letters},k")
+        for part in ("train", "test")
+    }
+    assert len(prints) == 6
 
 
 @pytest.mark.parametrize(
