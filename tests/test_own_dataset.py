@@ -210,7 +210,9 @@ def test_fingerprint_is_another_when_the_classes_are_or_stand_in_another_order(m
     letters = "a,b,c,d,e,f,g,h,i,j"
     prints = {
         catalogue.fingerprint(
-            settings(f"dataset.target={module}:renamed", f"dataset.kwargs.kind={kind}", f"dataset.kwargs.names=[{names}]"),
+            settings(
+                f"dataset.target={module}:renamed", f"dataset.kwargs.kind={kind}", f"dataset.kwargs.names=[{names}]"
+            ),
             part,
             PATH,
         )
