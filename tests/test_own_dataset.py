@@ -27,6 +27,7 @@ _numbers = itertools.count()
 PATH = Path("nowhere")
 
 DATA = """
+import io
 import random
 
 import numpy as np
@@ -36,6 +37,12 @@ from sklearn.datasets import load_digits
 from torch.utils.data import Dataset
 
 DIGITS = load_digits()
+
+
+def cut_off(picture):
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return Image.open(io.BytesIO(stream.getvalue()[:-30]))
 
 
 class Digits(Dataset):
@@ -68,6 +75,7 @@ class Digits(Dataset):
             "random floats": (large + 0.1 * torch.rand(()) + 0.1 * random.random(), label),
             "wide floats": (large[:, :, :16], label),
             "random": (pixels + np.uint8(random.randint(0, 9)), label),
+            "cut off": (cut_off(picture), label),
             "three": (picture, label, label),
             "other names": {"picture": picture, "label": int(label)},
             "a fraction": (picture, 1.5),
@@ -106,6 +114,13 @@ def three():
 
 def number():
     return 5
+
+
+def renamed(names, kind="pil"):
+    parts = pair(kind)
+    for part in parts:
+        part.classes = names
+    return parts
 """
 
 
@@ -190,12 +205,30 @@ def test_fingerprint_is_that_of_images_and_labels_and_not_of_their_place(module:
     assert len({print_of(kind) for kind in ("pil", "text", "rgb", "floats", "random floats")}) == 5
 
 
+@pytest.mark.parametrize("kind", ["pil", "text"])
+def test_fingerprint_is_another_when_the_classes_are_or_stand_in_another_order(module: str, kind: str) -> None:
+    letters = "a,b,c,d,e,f,g,h,i,j"
+    prints = {
+        catalogue.fingerprint(
+            settings(
+                f"dataset.target={module}:renamed", f"dataset.kwargs.kind={kind}", f"dataset.kwargs.names=[{names}]"
+            ),
+            part,
+            PATH,
+        )
+        for names in (letters, letters[::-1], f"{letters},k")
+        for part in ("train", "test")
+    }
+    assert len(prints) == 6
+
+
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
         (["{t}:pair", "{k}=three"], "image 0 of the train part is a tuple of 3; allowed: a pair"),
         (["{t}:pair", "{k}='other names'"], "has picture, label; allowed: image or img"),
         (["{t}:pair", "{k}='a fraction'"], "a label of type float; allowed: a whole number"),
+        (["{t}:pair", "{k}='cut off'"], "image 0 of the train part: OSError: "),
         (["{t}:pair", "{k}=strange"], "is of type list; allowed: a PIL image"),
         (["{t}:pair", "{k}=random"], "is another each time; allowed: images as they are"),
         (["{t}:pair", "{k}='wide floats'"], "float tensors of 1 × 32 × 16; allowed: as high as wide"),

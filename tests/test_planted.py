@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from pipeline import runtimes
 from pipeline.commands.composition import check_command_line, compose_request
+from pipeline.datasets.spec import Part
 from pipeline.host.errors import UserError
 from pipeline.host.files import PROJECT_ROOT
 from pipeline.reports.comparison import write_comparison
@@ -23,6 +28,7 @@ from pipeline.reports.comparison.text import text_table
 from pipeline.run.request import Request
 from pipeline.run.runner import Outcome, check_parts, run
 from pipeline.settings.config import TrackingConfig
+from pipeline.stages import evaluate
 from pipeline.tracking.reading import read_runs
 from tests.conftest import SMALL
 
@@ -198,3 +204,19 @@ def test_flow_is_not_asked_when_no_stage_goes_by_it(
     check_parts(small_request(FLOW, "stages=[train]").config)
     with pytest.raises(UserError, match="cannot go this way"):
         check_parts(small_request(FLOW, "stages=[train,fuse]").config)
+
+
+def test_runtime_of_ones_own_may_need_what_has_another_name_or_none_where_it_is_installed() -> None:
+    name = "tests.planted.runtime:NEEDY"
+    runtimes.check_runtimes([name])
+    assert runtimes.versions([name]) == {"PIL.Image": importlib.metadata.version("pillow")}
+
+
+def test_amounts_of_more_than_a_byte_are_kept_as_they_are(tmp_path: Path) -> None:
+    labels = torch.tensor([-1, 3, 700])
+    part, path = Part(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), labels), tmp_path / "kept.npz"
+    context = types.SimpleNamespace(attach=lambda file: path)
+    evaluate._keep_decisions(part, {"fp32": labels.float()}, "kept.npz", context)  # type: ignore[arg-type]
+    with np.load(path) as kept:
+        assert kept["labels"].tolist() == labels.tolist()
+        assert kept["fp32"].dtype == np.float32

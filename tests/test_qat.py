@@ -221,7 +221,7 @@ def test_calibration_is_in_the_key_only_when_qat_begins_with_its_ranges() -> Non
         ("backend.observer=min_max",),
         ("ptq.observer=min_max",),
         ("fuse.mode=eval",),
-        ("model=mobilenet_v3_large",),
+        pytest.param(("model=mobilenet_v3_large",), marks=pytest.mark.operations),
         ("backend.skip_layers=[layer1.0.conv1,fc]",),
     ],
     ids=str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -200,3 +201,13 @@ def test_model_is_refused_in_one_line_when_the_registry_does_not_have_it(
     assert "there is no such database" in refusal(f"models:/{name}/1", outputs / "nowhere")
     mlflow.MlflowClient().delete_model_version(name, "1")
     assert f"{name} has no /1" in refusal(f"models:/{name}/1")
+
+
+def test_model_is_found_when_the_registry_has_more_than_one_answer_holds(
+    registering: Register, name: str, outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registering(same_file=True)
+    mlflow.MlflowClient().create_registered_model(f"A {name}")
+    search = functools.partialmethod(mlflow.MlflowClient.search_registered_models, max_results=1)
+    monkeypatch.setattr(mlflow.MlflowClient, "search_registered_models", search)
+    assert find_registered(f"models:/{name}/1", TrackingConfig(), outputs).is_dir()

@@ -63,11 +63,11 @@ def int8_model(name: str, backend: str, size: int) -> tuple[nn.Module, torch.Ten
 @pytest.mark.parametrize(
     ("name", "size", "backend"),
     [
-        ("resnet18", 32, "fbgemm"),
         ("resnet18", 32, "qnnpack"),
-        ("mobilenet_v2", 32, "qnnpack"),
         ("mobilenet_v3_large", 32, "fbgemm"),
-        ("blog_resnet18", 65, "fbgemm"),
+        pytest.param("resnet18", 32, "fbgemm", marks=pytest.mark.operations),
+        pytest.param("mobilenet_v2", 32, "qnnpack", marks=pytest.mark.operations),
+        pytest.param("blog_resnet18", 65, "fbgemm", marks=pytest.mark.operations),
     ],
 )
 def test_exported_int8_computes_what_torch_computes_for_any_batch(

@@ -236,7 +236,14 @@ def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
     assert "experiment: Gr\\xf6\\xdfe\n" in shown.stdout
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "qtagg"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "module://matplotlib_inline.backend_inline",
+        pytest.param("nonsense", marks=pytest.mark.operations),
+        pytest.param("qtagg", marks=pytest.mark.operations),
+    ],
+)
 def test_plots_are_drawn_when_the_environment_names_a_backend_that_there_is_not(backend: str, tmp_path: Path) -> None:
     # A command as all begin, and nothing but a plot: a whole run takes too long for this alone.
     script = (

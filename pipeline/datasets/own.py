@@ -303,7 +303,9 @@ def _fingerprint(config: DatasetConfig, part: PartName, seen: Path) -> str:
     # What transforms make may differ where none of the images that were looked at does.
     of_transforms = [] if content.size is None else [config.target, config.kwargs]
     split = part if "test" in _parts(config) else "held out"
-    return hashlib.sha256(json.dumps([split, content.digest, *of_transforms], sort_keys=True).encode()).hexdigest()
+    # They say how many outputs there are, and which number a label that is text becomes.
+    named = [split, _class_names(config), content.digest, *of_transforms]
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 def _tensors(config: DatasetConfig) -> tuple[int, ...] | None:

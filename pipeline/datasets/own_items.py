@@ -41,6 +41,7 @@ def read_item(source: Any, index: int, what: str) -> tuple[Image.Image | Tensor,
 
 def _image(given: Any, what: str) -> Image.Image | Tensor:
     if isinstance(given, Image.Image):
+        run_users(what, given.load)  # of a file that was only opened so far
         return given
     array = given.numpy() if isinstance(given, Tensor) and given.dtype == torch.uint8 else given
     if isinstance(array, np.ndarray) and array.dtype == np.uint8:

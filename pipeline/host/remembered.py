@@ -34,7 +34,7 @@ class FileMemory:
         self._path = path
         self._changed = False
         self._known: dict[str, list[Any]] = {}
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, TypeError):
             self._known = dict(json.loads(path.read_text()))
 
     def recall(self, name: str, state: str | None) -> Any:

@@ -73,7 +73,17 @@ def modules_of(names: Sequence[str]) -> list[str]:
 def versions(names: Sequence[str]) -> dict[str, str]:
     """The installed versions of what those need besides torch, by module: other versions have other kernels."""
     modules = {module for runtime in exported_to(names) for module in runtime.modules if module != "torch"}
-    return {module: importlib.metadata.version(module) for module in sorted(modules)}
+    found = {module: _version(module.partition(".")[0]) for module in sorted(modules)}
+    return {module: version for module, version in found.items() if version is not None}
+
+
+def _version(package: str) -> str | None:
+    """Of what a runtime of the user's own needs, the distribution may have another name, or there may be none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        distributions = importlib.metadata.packages_distributions().get(package, ())
+        return next(map(importlib.metadata.version, distributions), None)
 
 
 def check_runtimes(
@@ -91,7 +101,7 @@ def check_runtimes(
     key = key or f"runtime.names=[{','.join(names)}]"
     asked = exported_to(names)
     for runtime in asked:
-        missing = [module for module in runtime.modules if importlib.util.find_spec(module) is None]
+        missing = [module for module in runtime.modules if importlib.util.find_spec(module.partition(".")[0]) is None]
         if missing:
             how = f"pip install -e '.[{runtime.extra}]'" if runtime.extra else f"pip install {' '.join(missing)}"
             raise UserError(f"{key}: {runtime.name} is not installed here; {how} brings it")

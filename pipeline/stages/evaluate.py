@@ -71,12 +71,15 @@ def _decide(name: str, model: nn.Module, part: Part, config: Config, context: Co
 
 def _keep_decisions(part: Part, decided: Mapping[str, Tensor], file: str, context: Context) -> None:
     """Write the targets and what each form decided, in the order of the part, so that a later test can be made."""
-    smallest = np.min_scalar_type(context.info.num_classes)
-    arrays = {
-        name: values.numpy() if values.is_floating_point() else values.numpy().astype(smallest)
-        for name, values in {"labels": part.labels, **decided}.items()
-    }
+    arrays = {name: _smallest(values.numpy()) for name, values in {"labels": part.labels, **decided}.items()}
     np.savez_compressed(context.attach(file), **arrays)  # type: ignore[arg-type]
+
+
+def _smallest(values: np.ndarray) -> np.ndarray:
+    """Whole numbers in the smallest type that holds all of them."""
+    if values.dtype.kind not in "iu":
+        return values
+    return values.astype(np.promote_types(np.min_scalar_type(values.min()), np.min_scalar_type(values.max())))
 
 
 def _report_validation(part: Part, decided: Mapping[str, Tensor], context: Context) -> None:

@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,9 @@ class Outbox:
             UserError: when that cannot be read.
         """
         try:
-            return Address(**json.loads((self.folder / _RUN).read_text()))
-        except (OSError, ValueError, TypeError) as error:
+            content = json.loads((self.folder / _RUN).read_text())
+            return Address(*(content[field.name] for field in fields(Address)))  # earlier versions kept more
+        except (OSError, ValueError, TypeError, LookupError) as error:
             raise UserError(f"{shown(self.folder / _RUN)} cannot be read") from error
 
     def append(self, thing: Thing) -> None:
@@ -168,14 +169,20 @@ class Outbox:
     def retry_refused(self) -> None:
         """Put what was refused behind the rest, to be tried once more."""
         for line in _whole_lines(self._refused):
-            _append(self._things, json.loads(line)["line"].encode(errors=_BYTES))
+            kept = _parse(line).get("line")  # none where that is damaged itself, or of an earlier version: a thing
+            _append(self._things, kept.encode(errors=_BYTES) if isinstance(kept, str) else line.removesuffix(b"\n"))
         self._refused.unlink(missing_ok=True)
 
     def _read(self, line: bytes) -> Thing:
         thing = _parse(line)
         if not thing:
             raise ValueError("the line is damaged")
-        return {**thing, "path": str(self.folder / thing["path"])} if "path" in thing else thing
+        if "path" not in thing:
+            return thing
+        path = (self.folder / thing["path"]).resolve()
+        if not path.is_relative_to((self.folder / "files").resolve()):  # a forged line would have any file sent
+            raise ValueError("its file is none of the outbox")
+        return {**thing, "path": str(path)}
 
     def _read_position(self) -> int:
         """The beginning, where it is not known: what is said twice is said once."""

@@ -46,7 +46,7 @@ class Opened(NamedTuple):
 
 
 def store_uri(config: TrackingConfig, outputs: Path) -> str:
-    """The store that is asked for, a SQLite file resolved against the project root, or the one under `outputs`.
+    """The store that is asked for, a SQLite file resolved against the working directory, or the one under `outputs`.
 
     Raises:
         UserError: for a user and password in it, or a path that such an address cannot hold.

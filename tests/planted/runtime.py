@@ -24,4 +24,5 @@ def _load(folder: Path, threads: int) -> Predictor:
 
 RUNTIME = Runtime("traced", ("torch",), None, _FILE, _export, _load, marker="X", flows=None)
 PICKY = Runtime("picky", ("torch",), None, _FILE, _export, _load, flows=frozenset({"export"}))
+NEEDY = Runtime("needy", ("PIL.Image", "tests.planted"), None, _FILE, _export, _load)
 NAMESAKE = Runtime("torchscript", ("torch",), None, _FILE, _export, _load)
