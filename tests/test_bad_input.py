@@ -50,6 +50,8 @@ BEFORE_ANYTHING = [
     (["qta.epochs=1"], ["qta: no such setting", "allowed: model, dataset", "did you mean 'qat'"]),
     (["sed=1"], ["sed:", "no such setting", "did you mean 'seed'"]),
     (["qat.epochs.x=1"], ["qat.epochs.x=1", "allowed: a whole number"]),
+    (["~train"], ["~train: settings and groups cannot be removed; allowed: train=value"]),
+    (["~qat.epochs=1"], ["~qat.epochs=1: settings and groups cannot be removed; allowed: qat.epochs=value"]),
     (["--multrun"], ["--multrun", "--multirun"]),
     # unknown options of a group
     (["model=resnet81"], ["model=resnet81", "allowed: blog_resnet18, mobilenet_v2", "did you mean 'resnet18'"]),

@@ -12,7 +12,7 @@ import pytest
 from pipeline.commands import composition
 from pipeline.commands.composition import compose_request
 from pipeline.host.files import PROJECT_ROOT
-from pipeline.settings.typed import command, of_config_dir
+from pipeline.settings.typed import command, config_dirs_content, of_config_dir
 from tests import own_code
 from tests.conftest import SMALL
 
@@ -90,6 +90,15 @@ def test_folder_or_name_is_refused_in_one_line_with_the_nearest(
 def test_file_is_checked_as_the_projects_are(folder: Path, refuse: Refuse, file: str, text: str, line: str) -> None:
     (folder / "conf" / file).write_text(text)
     assert line in refuse("--config-dir", "conf", f"model={Path(file).stem}")
+
+
+def test_content_of_the_folder_is_another_when_a_file_in_it_changes(folder: Path) -> None:
+    typed = [of_config_dir(folder / "conf"), "+experiment=mine"]
+    before = config_dirs_content(typed)
+    assert before == config_dirs_content(typed) != config_dirs_content(["+experiment=mine"]) == ""
+    file = folder / "conf" / "experiment" / "mine.yaml"
+    file.write_text(file.read_text() + "\n# and more\n")
+    assert config_dirs_content(typed) != before
 
 
 def test_lines_to_type_next_name_the_folder() -> None:

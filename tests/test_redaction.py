@@ -39,6 +39,21 @@ def test_address_without_password_is_allowed(value: str) -> None:
     refuse_credentials("tracking.uri", value)
 
 
+@pytest.mark.parametrize("key", ["token", "hf_token", "storage.password", "auth.api_key"])
+def test_argument_of_ones_own_data_set_is_refused_when_it_is_a_secret(key: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        compose_request(["dataset.target=mine.data:make", f"dataset.kwargs.{key}=hunter2"])
+    assert "hunter2" not in str(refusal.value)
+    assert str(refusal.value).startswith(f"dataset.kwargs.{key}=***: ")
+
+
+@pytest.mark.parametrize(
+    "override", ["dataset.kwargs.token=true", "dataset.kwargs.tokenizer=words", "model.kwargs.token=class"]
+)
+def test_argument_of_ones_own_is_allowed_when_it_only_sounds_like_a_secret(override: str) -> None:
+    compose_request(["dataset.target=mine.data:make", "model.target=mine.nets:Net", override])
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -213,6 +213,14 @@ def _initialized() -> Iterator[None]:
         yield
 
 
+def _refuse_removals(overrides: Iterable[str]) -> None:
+    """What Hydra removes, the typed configuration would put back, with other values than conf/ has."""
+    for text in overrides:
+        key = text.lstrip("~").partition("=")[0]
+        if text.startswith("~") and not key.startswith("hydra"):
+            raise UserError(f"{text}: settings and groups cannot be removed; allowed: {key}=value")
+
+
 def _refuse_settings_of_sweeps(overrides: Iterable[str]) -> None:
     for text in overrides:
         if text.lstrip("+~").replace("/", ".").startswith(("hydra.launcher", "hydra.sweeper", "hydra.mode")):
@@ -264,6 +272,7 @@ def check_command_line(overrides: list[str], multirun: bool) -> list[tuple[list[
     Raises:
         UserError: for the first mistake.
     """
+    _refuse_removals(overrides)
     with _initialized():
         if not multirun:
             return [(overrides, to_config(hydra.compose(CONFIG_NAME, overrides)))]
@@ -326,6 +335,7 @@ def compose_request(overrides: list[str]) -> Request:
         UserError: as the command would.
     """
     overrides = with_own(overrides)
+    _refuse_removals(overrides)
     with _initialized():
         return to_request(hydra.compose(CONFIG_NAME, overrides), overrides)
 

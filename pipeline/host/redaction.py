@@ -25,6 +25,9 @@ _USER_INFO = re.compile(
 )
 
 
+_NAMED_SO = re.compile(rf"{_SECRET}$", re.IGNORECASE)
+
+
 def mask_text(text: str) -> str:
     """`text` with the user and password of every URL, and the value of every `password=…`, masked."""
     return _ASSIGNED.sub(rf"\1{MASK}", _USER_INFO.sub(rf"\g<scheme>{MASK}@", text))
@@ -49,4 +52,17 @@ def refuse_credentials(key: str, value: str) -> None:
             f"{key}={mask_text(value)}: a user and password in an address would be kept with the run; allowed: the "
             "address without them; a tracking server's are MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in "
             "the environment"
+        )
+
+
+def refuse_secret(key: str) -> None:
+    """Refuse a setting of the user's own that by its name is a token or password.
+
+    Raises:
+        UserError: which does not repeat it.
+    """
+    if _NAMED_SO.search(key):
+        raise UserError(
+            f"{key}={MASK}: a token or password would be kept with the run; allowed: none here; libraries find theirs "
+            "in the environment, as HF_TOKEN, or where their login keeps it"
         )

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from pipeline.host.errors import UserError, suggestion
-from pipeline.host.redaction import refuse_credentials
+from pipeline.host.redaction import refuse_credentials, refuse_secret
 
 _BOUNDS = {
     "minimum": ("at least", operator.ge),
@@ -77,6 +77,8 @@ def _check_own(key: str, values: Any) -> None:
             _check_own(f"{key}.{name}", value)
         elif isinstance(value, str):
             refuse_credentials(f"{key}.{name}", value)
+            if key.startswith("dataset."):  # the tokens of networks are no secrets
+                refuse_secret(f"{key}.{name}")
 
 
 def _check_value(key: str, value: Any, bounds: dict[str, float]) -> None:

@@ -6,6 +6,7 @@ a job's or torchrun's, has it.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Iterable
@@ -35,6 +36,21 @@ def command(overrides: Iterable[str], *flags: str) -> str:
     """The line that has `overrides` run."""
     words = ["python", "-m", "pipeline", *flags]
     for text in overrides:
-        found = re.fullmatch(rf"{re.escape(_KEY)}\[(['\"])file://(.*)\1\]", text)
-        words += [FLAG, re.sub(r"\\(.)", r"\1", found[2])] if found else [text]
+        folder = _folder_of(text)
+        words += [text] if folder is None else [FLAG, folder]
     return shlex.join(words)
+
+
+def config_dirs_content(overrides: Iterable[str]) -> str:
+    """A hash of all YAML in the folders of `--config-dir`, empty without one: what is composed may change with it."""
+    folders = [folder for folder in map(_folder_of, overrides) if folder is not None]
+    found = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in Path(folder).rglob("*.yaml")):
+        found.update(path.read_bytes())
+    return found.hexdigest() if folders else ""
+
+
+def _folder_of(override: str) -> str | None:
+    """The folder of an override that `of_config_dir` made."""
+    found = re.fullmatch(rf"{re.escape(_KEY)}\[(['\"])file://(.*)\1\]", override)
+    return None if found is None else re.sub(r"\\(.)", r"\1", found[2])

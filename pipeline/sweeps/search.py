@@ -34,7 +34,7 @@ from pipeline.host.files import resolved
 from pipeline.reports.pareto import FrontTrial, front_table, write_front
 from pipeline.settings.config import Config
 from pipeline.settings.setting import check_settings, setting
-from pipeline.settings.typed import config_dirs
+from pipeline.settings.typed import config_dirs, config_dirs_content
 from pipeline.sweeps.search_space import SearchSpace, plain, read_search_space
 
 if TYPE_CHECKING:
@@ -153,6 +153,8 @@ class Search(Sweeper):
         settings = self.settings
         objectives = [list(pair) for pair in settings.objectives.items()]  # as they come back from the database
         asked = {"overrides": sorted(arguments), "objectives": objectives, "seed": settings.seed}
+        if of_folder := config_dirs_content(self.config.hydra.overrides.hydra):
+            asked["--config-dir"] = of_folder
         # The same whenever the same is asked.
         name = settings.study_name or hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
         for objective in settings.objectives:
@@ -198,7 +200,7 @@ class Search(Sweeper):
             study.set_metric_names(list(objectives))
             study.set_user_attr(_ASKED, asked)
         elif earlier != asked:
-            differs = next(key for key in asked if earlier.get(key) != asked[key])
+            differs = next(key for key in {**earlier, **asked} if earlier.get(key) != asked.get(key))
             raise UserError(
                 f"{_PREFIX}study_name={name}: is another search, with {differs} {earlier.get(differs)}; "
                 "allowed: a name that is not taken, or null"
