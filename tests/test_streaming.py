@@ -149,7 +149,8 @@ from pipeline.host.interruption import termination_as_interrupt
 
 def stream():
     config = DatasetConfig(
-        name="image_folder", root=sys.argv[1], image_size=1024, mean=[0.5] * 3, std=[0.5] * 3, loading="stream", workers=2
+        name="image_folder", root=sys.argv[1], image_size=1024, mean=[0.5] * 3, std=[0.5] * 3,
+        loading="stream", workers=2,
     )
     test = catalogue.load_test(config)
     with termination_as_interrupt():
