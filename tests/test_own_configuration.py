@@ -101,6 +101,21 @@ def test_content_of_the_folder_is_another_when_a_file_in_it_changes(folder: Path
     assert config_dirs_content(typed) != before
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("defaults:\n  - override /model: mine\n", "allowed: '# @package _global_' as its first line"),
+        ("train:\n  epochs: 5\n", "allowed: '# @package _global_' as its first line"),
+        ("train:\n  epochs: [1\n", 'experiment/wrong.yaml", line 3, column 1; allowed: YAML'),
+    ],
+)
+def test_experiment_without_its_first_line_or_that_is_no_yaml_is_refused(
+    folder: Path, refuse: Refuse, text: str, line: str
+) -> None:
+    (folder / "conf" / "experiment" / "wrong.yaml").write_text(text)
+    assert line in refuse("--config-dir", "conf", "+experiment=wrong")
+
+
 def test_lines_to_type_next_name_the_folder() -> None:
     typed = command([of_config_dir(Path("/my folder's/conf")), "+experiment=mine", "seed=1,2"], "-m")
     assert typed == "python -m pipeline -m --config-dir '/my folder'\"'\"'s/conf' +experiment=mine seed=1,2"

@@ -37,6 +37,8 @@ def one_line(error: Exception) -> str:
         return (
             f"{error.override}: cannot be read ({first_line(error)}); allowed: key=value, quoted where needed{quoted}"
         )
+    if type(error).__module__.partition(".")[0] == "yaml":  # PyYAML comes with OmegaConf
+        return f"{' '.join(str(error).split())}; allowed: YAML"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"{group}={name}: no such {group}; {suggestion(name, error.options)}"
@@ -44,9 +46,14 @@ def one_line(error: Exception) -> str:
     override = text.removeprefix("Error merging override ") if text.startswith("Error merging override ") else None
     found = re.match(r"In '([^']+)': ", text)  # Hydra tells the file here alone
     place = f"{found[1]}.yaml: " if found else ""
+    packaged = f"{place}it says everything of its own group alone; allowed: '# @package _global_' as its first line"
+    if found and re.search(r"Could not override '\w+@\w+\.\w+'", text):
+        return packaged
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
+            if found and str(cause.full_key) == found[1].rpartition("/")[0]:
+                return packaged
             section = str(cause.full_key).removesuffix(str(cause.key))
             if names := [f"{section}{key!s}" for key in cause.parent_node if key not in ("hydra", "_target_")]:
                 return f"{place}{cause.full_key}: no such setting; {suggestion(str(cause.full_key), names)}"
