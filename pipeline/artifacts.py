@@ -56,7 +56,7 @@ def _run() -> None:
         return
     chosen = [item for item in items if not item.users or (arguments.outdated and item.is_current is False)]
     if not chosen:
-        print(f"nothing to remove: of {total(items)} a run stands on each ({known_by})")
+        print(f"nothing to remove: of {total(items)}, a run stands on each ({known_by})")
         return
     print(f"{table(chosen)} of {total(items)} to remove; runs: {known_by}")
     if not arguments.yes and not _is_agreed():

@@ -158,7 +158,7 @@ def _check_kept(told: str, found: Any, contract: type) -> None:
     what, where = contract.__name__, f"{contract.__module__.replace('.', '/')}.py"
     if not getattr(contract, "_is_protocol", False):
         if not isinstance(found, contract):
-            raise UserError(f"{told}: is a {type(found).__name__}; allowed: a {what}, as {where} has it")
+            raise UserError(f"{told}: is of type {type(found).__name__}; allowed: a {what}, as {where} has it")
         return
     lacks = [name for name in dir(contract) if not name.startswith("_") and not hasattr(found, name)]
     if lacks:

@@ -169,7 +169,8 @@ def compare(runs: Sequence[TrackedRun], max_drop_pct: float = MAX_DROP_PCT) -> C
     left_out = Counter(reason for reason in reasons if reason)
     compared = [run for run, reason in zip(runs, reasons, strict=True) if reason is None]
     if not compared:
-        raise UserError(f"there is nothing to compare: {_left_out_text(left_out) if left_out else 'no run was found'}")
+        why = _left_out_text(left_out) if left_out else "no run was found"
+        raise UserError(f"there is nothing to compare: {why}; allowed: finished runs with the stage evaluate")
     settings = pd.DataFrame([_settings(run) for run in compared])
     differing = [str(name) for name in settings if settings[name].nunique(dropna=False) > 1]
     varying = [name for name in differing if not _follows(settings, name)]
