@@ -442,7 +442,7 @@ def test_image_folder_reads_every_kind_of_image_when_train_and_test_are_given(tm
 
     config = image_folder(tmp_path)
     test = catalogue.load_test(config)
-    assert catalogue.info(config) == DatasetInfo(3, ("cat", "dog"))
+    assert catalogue.info(config) == DatasetInfo(3, ("cat", "dog"), image_size=16)
     assert test.pixels.shape == (6, 3, 16, 16)
     assert test.pixels.dtype == torch.uint8
     assert test.labels.tolist() == [0, 0, 0, 1, 1, 1]
