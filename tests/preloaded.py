@@ -1,5 +1,6 @@
 """What the process imports from which tests/forked.py forks commands: all that a run imports late."""
 
+import gc
 import importlib
 
 from tests import migrated_store
@@ -17,3 +18,4 @@ for _name in (
 ):
     importlib.import_module(_name)
 migrated_store.copy_from_now_on()
+gc.freeze()

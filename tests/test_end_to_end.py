@@ -39,17 +39,15 @@ def test_mnist_experiment_reaches_int8_accuracy_when_given_a_sample(
 
 def test_sweep_trains_the_float_model_once_and_logs_every_job(outputs: Path) -> None:
     command = [sys.executable, "-m", "pipeline", "-m", *SMALL, f"outputs={outputs}"]
-    done = subprocess.run(
-        [*command, "backend=fbgemm,qnnpack", "evaluate.repeats=2,3"], cwd=PROJECT_ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([*command, "backend=fbgemm,qnnpack"], cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [" ".join(line.split()[:2]) for line in done.stdout.splitlines()]
     assert lines.count("train done") == lines.count("fuse done") == 1
-    assert lines.count("train cached") == 3
+    assert lines.count("train cached") == 1
     assert lines.count("qat done") == lines.count("convert done") == 2
-    assert lines.count("evaluate done") == 4
+    assert lines.count("evaluate done") == 2
     found = [run for run in runs(outputs) if "mlflow.parentRunId" in run.data.tags]
-    assert [run.info.status for run in found] == ["FINISHED"] * 4
+    assert [run.info.status for run in found] == ["FINISHED"] * 2
     assert all(run.data.metrics.keys() >= NINE for run in found)
     assert {run.data.params["backend.name"] for run in found} == {"fbgemm", "qnnpack"}
 

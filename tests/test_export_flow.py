@@ -65,7 +65,15 @@ def outputs_of(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large", "blog_resnet18"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "blog_resnet18",
+        pytest.param("mobilenet_v2", marks=pytest.mark.operations),
+        pytest.param("mobilenet_v3_large", marks=pytest.mark.operations),
+    ],
+)
 def test_captured_graph_is_the_float_network_bit_for_bit_when_it_trains_and_when_it_does_not(
     name: str, training: bool
 ) -> None:
