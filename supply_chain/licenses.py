@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "licenses.md"
-SHIPPED_EXTRAS = ("search", "onnxruntime", "openvino", "slurm", "server")
+SHIPPED_EXTRAS = ("search", "onnxruntime", "openvino", "slurm", "server", "timm")
 FREE = re.compile(
     r"\b(MIT|BSD|Apache|ISC|PSF|PSFL|Python Software Foundation|MPL|Mozilla|HPND|Zlib|The Unlicense|Unlicense|CC0|0BSD|"
     r"CMU|Historical)\b",
@@ -28,6 +28,7 @@ COPYLEFT = re.compile(r"(?<!L)(?<!Lesser )\bA?GPL|General Public", re.IGNORECASE
 LISTED = {
     "huey": "MIT by the LICENSE file in its package; its metadata names none",
     "skops": "MIT by the LICENSE file in its package; its metadata names none",
+    "torchao": "BSD 3-Clause by the LICENSE file in its package; its metadata names none",
     "psycopg2-binary": "LGPL with exceptions: imported as it is, not changed and not shipped with this project",
 }
 
