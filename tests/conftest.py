@@ -60,7 +60,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> None:
     # The processes of pytest-xdist have a folder each in that of the session.
     migrated_store.make((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "migrated.db")
     migrated_store.copy_from_now_on()
-    # What is imported stays: looking through it again and again for garbage takes a quarter of the time.
+    # What is imported stays: to look through it for garbage again and again takes a quarter of a composition's time.
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from pipeline.host.files import PROJECT_ROOT
 
+# No command of a test takes so long, on the busiest machine.
+_LIMIT_S = 900
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.preloaded"])
 
@@ -31,7 +33,10 @@ def run(
         arguments = (list(command[2:]), str(cwd), dict(os.environ if env is None else env), str(out), str(err))
         process = _CONTEXT.Process(target=_run, args=arguments)
         process.start()
-        process.join()
+        process.join(_LIMIT_S)
+        if process.is_alive():
+            process.kill()
+            process.join()
         assert process.exitcode is not None
         done = subprocess.CompletedProcess(command, process.exitcode, out.read_text(), err.read_text())
         assert not (check and done.returncode), done.stderr

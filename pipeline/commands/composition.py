@@ -74,16 +74,6 @@ JobReturn.return_value = JobReturn.return_value.getter(_return_value)  # type: i
 # The name that stands at the end of an import path.
 OmegaConf.register_new_resolver("name_in", lambda path: re.split("[:.]", path or "own")[-1], replace=True)
 OmegaConf.register_new_resolver("absolute", lambda path: str(resolved(path)), replace=True)
-# A backend for a runtime names it as its engine; the others' int8 models are torch's own, and TorchScript is theirs.
-OmegaConf.register_new_resolver(
-    "runtime_of", lambda flow, engine: engine if flow == "export" else "torchscript", replace=True
-)
-# TorchScript cannot take what torch.export has captured.
-OmegaConf.register_new_resolver(
-    "but_torchscript",
-    lambda flow, names: [name for name in names if (flow, name) != ("export", "torchscript")],
-    replace=True,
-)
 
 
 def main() -> None:

@@ -8,6 +8,8 @@ the model is converted, bit for bit.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,12 +33,29 @@ def extremes(values: Tensor, per_channel: bool) -> tuple[Tensor, Tensor]:
 
 def observe(fake_quantize: Any, low: Tensor, high: Tensor) -> None:
     """Let the observer within see values of these extremes (), or (C) by channel, and take its scale and zero point."""
-    observer = fake_quantize.activation_post_process
-    observer(torch.stack((low, high), dim=-1))
-    for buffer, value in zip(
-        (fake_quantize.scale, fake_quantize.zero_point), observer.calculate_qparams(), strict=True
-    ):
+    fake_quantize.activation_post_process(torch.stack((low, high), dim=-1))
+    settle(fake_quantize)
+
+
+def settle(fake_quantize: Any) -> None:
+    """Take scale and zero point from what the observer within has seen."""
+    found = fake_quantize.activation_post_process.calculate_qparams()
+    for buffer, value in zip((fake_quantize.scale, fake_quantize.zero_point), found, strict=True):
         buffer.resize_(value.shape).copy_(value)
+
+
+@contextmanager
+def switched_off(fake_quantizes: Iterable[Any], switch: str) -> Iterator[None]:
+    """Have `observer_enabled` or `fake_quant_enabled` off within the block, and as it was behind it."""
+    switches = [getattr(module, switch) for module in fake_quantizes]
+    before = [each.clone() for each in switches]
+    for each in switches:
+        each.zero_()
+    try:
+        yield
+    finally:
+        for each, value in zip(switches, before, strict=True):
+            each.copy_(value)
 
 
 def range_of(fake_quantize: Any, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,8 +23,7 @@ _QUERY = re.compile(rf"\b[a-z][\w+.-]*://\S*[?&][\w.-]*{_SECRET}[\w.-]*=[^\s&]",
 _USER_INFO = re.compile(
     r"(?P<scheme>\b[a-z][\w+.-]*://)(?:[^\s/'\"]*|[^\s/:'\"]*:(?!\d+[/?#,])[^\s'\"]*)@", re.IGNORECASE
 )
-
-
+# A setting that by its name is one.
 _NAMED_SO = re.compile(rf"{_SECRET}$", re.IGNORECASE)
 
 

@@ -82,7 +82,8 @@ class BackendConfig:
     their scheme. `skip_layers` stay float. With `fake_quantize=false` QAT takes the post-training qconfig,
     whose observers alone do not simulate int8. `flow` is the way from float to int8: one of
     pipeline/flows, or `package.module:name` of the user's own. In the export flow `qconfig` says where is quantized,
-    `engine` for which runtime, and whole blocks of the network may stay float (`float_modules`).
+    `engine` for which runtime, and whole blocks of the network may stay float (`float_modules`). `runtimes` can run
+    the result: torch's own first, and then the one that it is meant for.
     """
 
     name: str = setting()
@@ -95,6 +96,8 @@ class BackendConfig:
     symmetric: bool | None = setting(None)
     skip_layers: list[str] = setting([])
     float_modules: list[str] = setting([])
+    # What runtime=default and runtime=all are for this backend.
+    runtimes: list[str] = setting(["eager", "torchscript", "onnxruntime", "openvino"], in_key=False)
     fake_quantize: bool = setting(True)
 
 

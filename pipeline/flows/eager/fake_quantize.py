@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 
 from pipeline.flows.eager.layers import float_layers
+from pipeline.flows.simulation import switched_off
 
 
 def count_fake_quantize(model: nn.Module) -> int:
@@ -27,7 +28,7 @@ def observers_off(model: nn.Module) -> Iterator[None]:
     for observer in bare:
         observer.forward = _unobserved  # type: ignore[method-assign]
     try:
-        with _off(model, "observer_enabled"):
+        with switched_off(_fake_quantizes(model), "observer_enabled"):
             yield
     finally:
         for observer in bare:
@@ -36,7 +37,7 @@ def observers_off(model: nn.Module) -> Iterator[None]:
 
 def fake_quantize_off(model: nn.Module) -> AbstractContextManager[None]:
     """Compute in float within the block, the observers as they are: what calibration must see."""
-    return _off(model, "fake_quant_enabled")
+    return switched_off(_fake_quantizes(model), "fake_quant_enabled")
 
 
 def quantized_weight(layer: nn.Module) -> Tensor:
@@ -77,19 +78,6 @@ def freeze_batch_norm(model: nn.Module) -> None:
 
 def _unobserved(x: Tensor) -> Tensor:
     return x
-
-
-@contextmanager
-def _off(model: nn.Module, switch: str) -> Iterator[None]:
-    switches = [getattr(module, switch) for module in _fake_quantizes(model)]
-    before = [each.clone() for each in switches]
-    for each in switches:
-        each.zero_()
-    try:
-        yield
-    finally:
-        for each, value in zip(switches, before, strict=True):
-            each.copy_(value)
 
 
 def _fake_quantizes(model: nn.Module) -> list[FakeQuantizeBase]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pipeline.host.errors import UserError, nearest
+from pipeline.flows.names import check_names
 
 # Their classes for QAT derive from these.
 _LAYERS = (nn.Conv2d, nn.Linear, nni.ConvReLU2d, nni.ConvBn2d, nni.ConvBnReLU2d, nni.LinearReLU)
@@ -86,12 +86,4 @@ def check_skip_layers(names: Sequence[str], fused: nn.Module, model: str) -> Non
     Raises:
         UserError: for the first unknown name, with the nearest right one.
     """
-    known = list(quantizable_layers(fused))
-    for name in names:
-        if name not in known:
-            close = nearest(name, known)
-            hint = f"did you mean '{close}'?" if close else f"allowed: {', '.join(known)}"
-            raise UserError(
-                f"backend.skip_layers=[{','.join(names)}]: {model} has no quantizable layer '{name}' among its "
-                f"{len(known)} ({known[0]} to {known[-1]}); {hint}"
-            )
+    check_names("backend.skip_layers", names, list(quantizable_layers(fused)), f"{model} has no quantizable layer")

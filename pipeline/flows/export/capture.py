@@ -68,7 +68,7 @@ def capture(model: nn.Module, example: Tensor) -> fx.GraphModule:
             if node.target is aten.batch_norm.default:
                 _restore_batch_norm(node, graph_module, model)
             elif node.target is aten.conv2d.padding and node.args[1].op == "get_attr":
-                _pad_by_numbers(node, _attribute(graph_module, node.args[1].target).shape[2:])
+                _pad_by_numbers(node, attribute(graph_module, node.args[1].target).shape[2:])
             elif node.target in _DROPOUTS:
                 name = f"dropouts.{node.name}"
                 graph_module.add_submodule(name, _DROPOUTS[node.target](node.args[1]))
@@ -98,12 +98,12 @@ def _restore_batch_norm(node: fx.Node, module: fx.GraphModule, model: nn.Module)
         return  # functional, with tensors of its own: it goes on by its running statistics
     (path,) = owners
     owner: Any = model.get_submodule(path)
-    features = getattr(owner, "num_features", None) or len(_attribute(module, mean.target))
+    features = getattr(owner, "num_features", None) or len(attribute(module, mean.target))
     kind: Any = _BATCH_NORMS[values.meta["val"].dim()]
     norm = kind(features, eps=eps, momentum=getattr(owner, "momentum", momentum), affine=weight is not None)
     for role, argument in (("weight", weight), ("bias", bias), ("running_mean", mean), ("running_var", variance)):
         if argument is not None:
-            setattr(norm, role, _attribute(module, argument.target))
+            setattr(norm, role, attribute(module, argument.target))
     if isinstance(tracked := getattr(owner, "num_batches_tracked", None), Tensor):
         norm.num_batches_tracked = tracked
     module.set_submodule(path, norm)
@@ -136,7 +136,8 @@ def _become_call(node: fx.Node, path: str) -> None:
     node.op, node.target, node.args, node.kwargs = "call_module", path, node.args[:1], {}
 
 
-def _attribute(module: nn.Module, path: str) -> Any:
+def attribute(module: nn.Module, path: str) -> Any:
+    """A parameter or buffer by its path."""
     parent, _, name = path.rpartition(".")
     return getattr(module.get_submodule(parent), name)
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchao.quantization.pt2e import fake_quantize, observer
 
-from pipeline.flows.simulation import simulate
+from pipeline.flows import simulation
 from pipeline.host.world import World
 
 
@@ -24,20 +24,17 @@ class FakeQuantize(fake_quantize.FakeQuantize):
     def forward(self, X: Tensor, factor: Tensor | None = None) -> Tensor:
         """Fake-quantize `X`, or its product with a factor a channel (C)."""
         if not isinstance(self.activation_post_process, observer.HistogramObserver):
-            return simulate(self, X, factor, self.world)
+            return simulation.simulate(self, X, factor, self.world)
         if self.observer_enabled.item():
             self.activation_post_process(X.detach())
             if self.fake_quant_enabled.item():
                 self.settle()
         with observers_off(self):
-            return simulate(self, X, factor, None)
+            return simulation.simulate(self, X, factor, None)
 
     def settle(self) -> None:
         """Take scale and zero point from what the observer has seen, which for a histogram is a search."""
-        for buffer, value in zip(
-            (self.scale, self.zero_point), self.activation_post_process.calculate_qparams(), strict=True
-        ):
-            buffer.resize_(value.shape).copy_(value)
+        simulation.settle(self)
 
     @property
     def has_seen(self) -> bool:
@@ -58,14 +55,14 @@ def fake_quantizes(model: nn.Module) -> list[FakeQuantize]:
 @contextmanager
 def observers_off(model: nn.Module) -> Iterator[None]:
     """Keep the ranges as they are within the block."""
-    with _off(model, "observer_enabled"):
+    with simulation.switched_off(fake_quantizes(model), "observer_enabled"):
         yield
 
 
 @contextmanager
 def fake_quantize_off(model: nn.Module) -> Iterator[None]:
     """Compute in float within the block, the observers as they are: what calibration must see."""
-    with _off(model, "fake_quant_enabled"):
+    with simulation.switched_off(fake_quantizes(model), "fake_quant_enabled"):
         yield
     settle(model)
 
@@ -75,19 +72,6 @@ def settle(model: nn.Module) -> None:
     for module in fake_quantizes(model):
         if module.has_seen:
             module.settle()
-
-
-@contextmanager
-def _off(model: nn.Module, switch: str) -> Iterator[None]:
-    switches: list[Tensor] = [getattr(module, switch) for module in fake_quantizes(model)]
-    before = [each.clone() for each in switches]
-    for each in switches:
-        each.zero_()
-    try:
-        yield
-    finally:
-        for each, value in zip(switches, before, strict=True):
-            each.copy_(value)
 
 
 OBSERVERS: dict[str, Any] = {

@@ -20,6 +20,7 @@ from pipeline.flows.export.fake_quantize import fake_quantize_off, fake_quantize
 from pipeline.flows.export.fake_quantize import observers_off as _observers_off
 from pipeline.flows.export.graph import layers, take_ranges
 from pipeline.flows.export.layers import WeightedLayer
+from pipeline.flows.names import check_names
 from pipeline.flows.processor import int8_products
 from pipeline.host import terminal
 from pipeline.host.errors import UserError, first_line, suggestion
@@ -69,34 +70,21 @@ def check(config: Config, info: DatasetInfo) -> None:
     ):
         if value not in allowed:
             raise UserError(f"backend.{key}={value}: {suggestion(value, allowed)} with backend.flow=export")
-    if backend.float_modules or backend.skip_layers:
+    if backend.float_modules:
         network = models.build(config.model, info)
         blocks = [name for name, _ in network.named_modules() if name]
-        _check_names("float_modules", backend.float_modules, blocks, "module", config.model)
+        check_names("backend.float_modules", backend.float_modules, blocks, f"{config.model.name} has no module")
     captured = _captured(config.model, info)
     bare = dataclasses.replace(backend, skip_layers=[], float_modules=[])
     quantizable = _prepared_layers(captured, bare)
-    _check_names("skip_layers", backend.skip_layers, quantizable, "quantizable layer", config.model)
+    check_names(
+        "backend.skip_layers", backend.skip_layers, quantizable, f"{config.model.name} has no quantizable layer"
+    )
     if not _prepared_layers(captured, backend):
         raise UserError(
             f"backend.qconfig={backend.qconfig}: nothing of {config.model.name} would be quantized; allowed: a network "
             "with two-dimensional convolutions or linear layers, some of them not in backend.skip_layers, float_modules"
         )
-
-
-def _check_names(key: str, names: list[str], known: list[str], what: str, model: ModelConfig) -> None:
-    for name in names:
-        if name not in known:
-            raise UserError(
-                f"backend.{key}=[{','.join(names)}]: {model.name} has no {what} '{name}' among its {len(known)}; "
-                + suggestion(name, known if len(known) < 20 else [known[0], "…", known[-1]]).split("; ")[0]
-                + _nearest(name, known)
-            )
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    hint = suggestion(name, known).partition("; ")[2]
-    return f"; {hint}" if hint else ""
 
 
 def _prepared_layers(captured: fx.GraphModule, backend: BackendConfig) -> list[str]:
@@ -183,7 +171,8 @@ def _fused(captured: fx.GraphModule, config: Config) -> fx.GraphModule:
 
 
 def _prepare(captured: fx.GraphModule, backend: BackendConfig, observer: str, training: bool) -> fx.GraphModule:
-    """
+    """A captured graph with fake-quantize modules where the backend's quantizer puts them.
+
     Raises:
         UserError: where the quantizer cannot take the graph.
     """

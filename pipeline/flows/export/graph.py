@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 from torchao.quantization.pt2e.quantizer import Quantizer
 
-from pipeline.flows.export.capture import plain
+from pipeline.flows.export.capture import attribute, plain
 from pipeline.flows.export.fake_quantize import FakeQuantize, settle
 from pipeline.flows.export.layers import WeightedLayer
 from pipeline.flows.export.quantizers import WEIGHTED, layer_name
@@ -80,14 +80,9 @@ def _own_weight(node: fx.Node, used: list[Any]) -> bool:
 
 def _arguments(module: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a layer."""
-    weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
-    return _value(module, weight), None if bias is None else _value(module, bias)
-
-
-def _value(module: fx.GraphModule, node: Any) -> Tensor:
-    owner, _, name = str(node.target).rpartition(".")
-    found: Tensor = getattr(module.get_submodule(owner), name)
-    return found
+    arguments: Any = node.args
+    weight, bias = arguments[1], arguments[2] if len(arguments) > 2 else None
+    return attribute(module, weight.target), None if bias is None else attribute(module, bias.target)
 
 
 def prepare(module: fx.GraphModule, quantizer: Quantizer, training: bool) -> fx.GraphModule:
