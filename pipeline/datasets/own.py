@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipeline.datasets.decoding import in_threads, reading, storage
 from pipeline.datasets.own_items import LABELS, mark_of, read_item
+from pipeline.datasets.own_parts import KEY, parts_of
 from pipeline.datasets.own_tensors import OwnTensors, seeded
 from pipeline.datasets.pictures import Reading, picture_of
 from pipeline.datasets.preprocessing import fit
@@ -29,20 +30,12 @@ from pipeline.datasets.spec import DatasetSpec, Part, PartName
 from pipeline.datasets.splitting import held_out_to_test
 from pipeline.datasets.unmade import Unmade
 from pipeline.host import terminal
-from pipeline.host.declared import argument_names, call_named, import_named
 from pipeline.host.errors import UserError
 from pipeline.host.machine import UNSHARED, Machine
 from pipeline.settings.config import DatasetConfig
 
-_KEY = "dataset.target"
-# What libraries call the test part, and what stands for it where there is none.
-_TEST = ("test", "validation", "val")
 # So many images are read twice, to see whether they are the same each time.
 _TWICE = 8
-_PARTS = (
-    "allowed: a training and a test part, as a pair or by the names train and test, or one part, of which "
-    "dataset.test_fraction is held out; each with __len__ and __getitem__"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,66 +63,6 @@ class _Content:
         return whole.hexdigest()
 
 
-# --- the parts that the user's code gives
-
-
-def _parts(config: DatasetConfig) -> dict[str, Any]:
-    """By the names train and test; a whole of which a test part is yet to be held out, as train alone."""
-    if config.target is None:
-        raise UserError("dataset.target must be set: allowed: package.module:name (docs/own-network.md)")
-    return _call(config.target, json.dumps(config.kwargs, sort_keys=True))
-
-
-@functools.cache
-def _call(target: str, kwargs_json: str) -> dict[str, Any]:
-    kwargs, what = json.loads(kwargs_json), f"{_KEY}={target}"
-    names = argument_names(import_named(_KEY, target))
-
-    def call(**offered: Any) -> Any:
-        return call_named(_KEY, target, offered, kwargs)
-
-    if "train" in names and "train" not in kwargs:  # as most of torchvision's have it
-        parts = {"train": call(train=True), "test": call(train=False)}
-    elif "split" in names and "split" not in kwargs:  # as Hugging Face's and the rest of torchvision's
-        parts = {"train": call(split="train"), "test": _test_split(call)}
-    else:
-        parts = _named(what, call())
-    for part, source in parts.items():
-        if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
-            raise UserError(f"{what}: the {part} part is of type {type(source).__name__}; {_PARTS}")
-        if len(source) == 0:
-            raise UserError(f"{what}: the {part} part has no images; allowed: some of each class")
-    return parts
-
-
-def _test_split(call: Callable[..., Any]) -> Any:
-    first: UserError | None = None
-    for name in _TEST:
-        try:
-            found = call(split=name)
-        except UserError as error:
-            first = first or error
-            continue
-        if first is not None:
-            terminal.say(f"{first}; its split {name} is the test part")
-        return found
-    assert first is not None
-    raise first
-
-
-def _named(what: str, made: Any) -> dict[str, Any]:
-    if isinstance(made, Mapping):
-        test = next((name for name in _TEST if name in made), None)
-        if "train" not in made:
-            raise UserError(f"{what}: it returns {', '.join(map(str, made)) or 'nothing'} by name; {_PARTS}")
-        return {"train": made["train"]} | ({} if test is None else {"test": made[test]})
-    if isinstance(made, tuple | list):
-        if len(made) != 2:
-            raise UserError(f"{what}: it returns {len(made)} things; {_PARTS}")
-        return {"train": made[0], "test": made[1]}
-    return {"train": made}
-
-
 # --- a part
 
 
@@ -139,7 +72,7 @@ _read_before: dict[str, dict[str, _Content]] = {}
 
 def _content(config: DatasetConfig, part: PartName, machine: Machine = UNSHARED) -> _Content:
     """A part, read once in this process; of a whole that is yet to be split, the whole."""
-    parts = _parts(config)
+    parts = parts_of(config)
     name = part if part in parts else "train"
     settings = (config.image_size, len(config.mean), config.white_level, config.loading, config.max_memory_gb)
     key = json.dumps([config.target, config.kwargs, *settings], sort_keys=True)
@@ -159,7 +92,7 @@ def _read_all(config: DatasetConfig, part: str, source: Any, machine: Machine) -
     _refuse_changing(config, source, part, size is not None)
     how, edge = reading(config), config.image_size
     if size is None:
-        count = sum(map(len, _parts(config).values()))
+        count = sum(map(len, parts_of(config).values()))
         streamed, line = storage(config, config.name, count, config.workers or 1)
         _say_once(line)
         if not streamed:
@@ -181,14 +114,14 @@ def _read_all(config: DatasetConfig, part: str, source: Any, machine: Machine) -
         marks, labels = zip(*in_threads(read, range(len(source)), workers, machine, f"read {part}"), strict=True)
     if len({isinstance(label, str) for label in labels}) > 1:
         raise UserError(
-            f"{_KEY}={config.target}: some labels of the {part} part are text; allowed: all of them, or none"
+            f"{KEY}={config.target}: some labels of the {part} part are text; allowed: all of them, or none"
         )
     return _Content(source, list(labels), list(marks), size, pixels)
 
 
 def _refuse_changing(config: DatasetConfig, source: Any, part: str, tensors: bool) -> None:
     """Refuse images that are others each time: of 8 bits at all, as float tensors where the seeds are the same."""
-    what = f"{_KEY}={config.target}: an image of the {part} part"
+    what = f"{KEY}={config.target}: an image of the {part} part"
 
     def look() -> list[bytes]:
         return [mark_of(read_item(source, index, what)[0]) for index in range(min(_TWICE, len(source)))]
@@ -229,7 +162,7 @@ def _say_once(line: str) -> None:
 
 
 def _class_names(config: DatasetConfig) -> tuple[str, ...]:
-    source = _parts(config)["train"]
+    source = parts_of(config)["train"]
     while source is not None:
         for names in (getattr(source, "classes", None), getattr(source, "class_names", None), _features(source)):
             if isinstance(names, list | tuple) and names:
@@ -253,7 +186,7 @@ def _labels(config: DatasetConfig, part: PartName) -> np.ndarray:
     given, trained = _content(config, part).labels, _content(config, "train").labels
     if isinstance(given[0], str) is not isinstance(trained[0], str):
         raise UserError(
-            f"{_KEY}={config.target}: the labels of one part alone are text; allowed: those of both, or none"
+            f"{KEY}={config.target}: the labels of one part alone are text; allowed: those of both, or none"
         )
     if not isinstance(given[0], str):
         return np.array(given, dtype=np.int64)
@@ -261,7 +194,7 @@ def _labels(config: DatasetConfig, part: PartName) -> np.ndarray:
     unknown = next((label for label in given if label not in places), None)
     if unknown is not None:
         raise UserError(
-            f"{_KEY}={config.target}: the {part} part has the label '{unknown}'; allowed: {', '.join(places)}"
+            f"{KEY}={config.target}: the {part} part has the label '{unknown}'; allowed: {', '.join(places)}"
         )
     return np.array([places[str(label)] for label in given], dtype=np.int64)
 
@@ -295,14 +228,14 @@ def _read(config: DatasetConfig, part: PartName, machine: Machine) -> Part:
     else:
         images = Unmade(places, picture, (len(config.mean), size, size), config.workers or 1)
     whole = Part(images, torch.from_numpy(labels))
-    return whole if "test" in _parts(config) else whole.select(held_out_to_test(labels, config, part))
+    return whole if "test" in parts_of(config) else whole.select(held_out_to_test(labels, config, part))
 
 
 def _fingerprint(config: DatasetConfig, part: PartName, seen: Path) -> str:
     content = _content(config, part)
     # What transforms make may differ where none of the images that were looked at does.
     of_transforms = [] if content.size is None else [config.target, config.kwargs]
-    split = part if "test" in _parts(config) else "held out"
+    split = part if "test" in parts_of(config) else "held out"
     # They say how many outputs there are, and which number a label that is text becomes.
     named = [split, _class_names(config), content.digest, *of_transforms]
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
@@ -314,7 +247,7 @@ def _tensors(config: DatasetConfig) -> tuple[int, ...] | None:
         return None
     shown = " × ".join(map(str, size))
     if size[1] != size[2]:
-        raise UserError(f"{_KEY}={config.target}: its images are float tensors of {shown}; allowed: as high as wide")
+        raise UserError(f"{KEY}={config.target}: its images are float tensors of {shown}; allowed: as high as wide")
     if size[1] != config.image_size:
         raise UserError(
             f"dataset.image_size={config.image_size}: the images of {config.target} are float tensors of {shown}, "
