@@ -6,7 +6,6 @@ status 2. All jobs of a sweep are composed and checked before the first of them 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import re
@@ -32,10 +31,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import pipeline
-from pipeline.commands.command_line import INTERRUPTED, Parser, fail
+from pipeline.commands.arguments import flags_in_front, read_arguments
+from pipeline.commands.command_line import INTERRUPTED, fail
 from pipeline.commands.hydra_errors import composing, one_line
 from pipeline.host import torchrun
-from pipeline.host.errors import ProcessLost, UserError, nearest
+from pipeline.host.errors import ProcessLost, UserError
 from pipeline.host.faults import fault
 from pipeline.host.files import make_writable_folder, resolved
 from pipeline.settings import typed
@@ -98,8 +98,9 @@ def main() -> None:
 
 
 def _run_command_line() -> None:
-    arguments = _read_arguments()
-    overrides, multirun = arguments.overrides, arguments.multirun
+    arguments = read_arguments(CONFIG_FOLDER)
+    overrides, multirun = with_own(arguments.overrides), arguments.multirun
+    sys.argv[1:] = [*flags_in_front(arguments), *overrides]
     jobs = [] if arguments.help or arguments.hydra_help else check_command_line(overrides, multirun)
     if not jobs or arguments.cfg:  # Hydra shows what was asked for
         _run_hydra()
@@ -118,58 +119,6 @@ def _run_command_line() -> None:
         request = compose_request(overrides)
         _begun.append(True)
         run(request)
-
-
-def _read_arguments() -> argparse.Namespace:
-    """Flags and overrides of the command line, wherever the flags stand.
-
-    Of Hydra's flags these are the ones that go through the checks. Hydra reads the command line once more, and takes
-    flags in front alone: there it then has them.
-
-    Raises:
-        UserError: for a flag that there is not, or that does not go with another.
-    """
-    parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--help", "-h", action="store_true")
-    parser.add_argument("--hydra-help", action="store_true")
-    parser.add_argument("--resolve", action="store_true")
-    one_of = parser.add_mutually_exclusive_group()
-    one_of.add_argument("--multirun", "-m", action="store_true")
-    one_of.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
-    parser.add_argument("--config-dir", "-cd")
-    arguments = parser.parse_intermixed_args()
-    if arguments.config_dir is not None:
-        arguments.overrides.insert(0, typed.of_config_dir(_checked_config_dir(arguments.config_dir)))
-    arguments.overrides = with_own(arguments.overrides)
-    given = [name for name, value in vars(arguments).items() if value is True]
-    flags = [*(f"--{name.replace('_', '-')}" for name in given), *(["--cfg", arguments.cfg] if arguments.cfg else [])]
-    sys.argv[1:] = [*flags, *arguments.overrides]
-    return arguments
-
-
-def _checked_config_dir(given: str) -> Path:
-    """The user's own folder of YAML.
-
-    Raises:
-        UserError: when it is not there, or hides behind what the project has.
-    """
-    folder, key = resolved(given), f"{typed.FLAG} {given}"
-    if not folder.is_dir():
-        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-        close = nearest(folder.name, beside)
-        raise UserError(f"{key}: no such folder" + (f"; did you mean '{close}'?" if close else ""))
-    # As deep as hydra/launcher/NAME.yaml: it may be the root of a disk.
-    found = (path for depth in ("", "*/", "*/*/") for path in sorted(folder.glob(f"{depth}*.y*ml")))
-    files = [path.relative_to(folder) for path in found]
-    if not files:
-        raise UserError(f"{key}: no YAML in it; allowed: experiment/NAME.yaml, model/NAME.yaml and such, as in conf/")
-    for file in files:
-        if file.suffix != ".yaml":
-            raise UserError(f"{key}: {file} is not read; allowed: {file.with_suffix('.yaml')}")
-        if (CONFIG_FOLDER / file).exists():
-            raise UserError(f"{key}: {file} has the name of one of the project's; allowed: another name")
-    return folder
 
 
 def with_own(overrides: list[str]) -> list[str]:
@@ -346,8 +295,8 @@ def to_config(composed: DictConfig) -> Config:
         OmegaConfBaseException: for a key that no dataclass has (`+qat.epoch=5` gets past Hydra), or a wrong type.
         UserError: for a value out of its range.
     """
-    typed = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(composed, resolve=True))
-    config = OmegaConf.to_object(typed)
+    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(composed, resolve=True))
+    config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
     check(config)
     return config
