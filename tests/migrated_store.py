@@ -1,4 +1,4 @@
-"""MLflow's tables as a file that is copied: for each empty store MLflow makes them by seconds of migrations."""
+"""MLflow's tables as a file that is copied. MLflow itself makes them in each empty store, by seconds of migrations."""
 
 from __future__ import annotations
 
