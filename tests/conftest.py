@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands.composition import compose_request
+from pipeline.commands.composition import CONFIG_FOLDER, compose_request
 from pipeline.run.request import Request
 from tests import migrated_store
 
+# The backends of the eager flow; tests/test_export_flow.py has the others.
+EAGER_BACKENDS = sorted(
+    path.stem for path in (CONFIG_FOLDER / "backend").glob("*.yaml") if "flow: export" not in path.read_text()
+)
 BRIEF = [
     "dataset.max_train_samples=200",
     "dataset.max_test_samples=60",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 
-from pipeline.commands.composition import CONFIG_FOLDER, compose_request
+from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue
 from pipeline.datasets.spec import DatasetInfo
 from pipeline.flows import Form, forms
@@ -22,8 +22,8 @@ from pipeline.run.request import Request
 from pipeline.run.runner import artifacts_of, check_parts, run
 from pipeline.settings.config import BackendConfig, Config
 from pipeline.training.context import MODEL_FILE
+from tests.conftest import EAGER_BACKENDS
 
-BACKENDS = sorted(path.stem for path in (CONFIG_FOLDER / "backend").glob("*.yaml"))
 GREY = DatasetInfo(1, tuple("0123456789"))
 NO_VNNI = {"architecture": "x86_64", "avx2": True, "avx512_f": True, "avx512_vnni": False, "avx_vnni": False}
 
@@ -84,7 +84,7 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", EAGER_BACKENDS)
 @pytest.mark.parametrize(("override", "role", "words"), SETTINGS)
 def test_setting_is_resolved_and_int8_is_what_was_simulated_or_said_to_saturate_when_overridden(
     name: str, override: str, role: str, words: str

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline import models
-from pipeline.commands.composition import CONFIG_FOLDER, compose_request
+from pipeline.commands.composition import compose_request
 from pipeline.datasets.spec import DatasetInfo
 from pipeline.flows import Form, forms
 from pipeline.flows import eager as quantization
@@ -17,8 +17,8 @@ from pipeline.flows.eager import flow, twins
 from pipeline.settings.config import Config
 from pipeline.stages.qat import freeze_on_schedule
 from pipeline.tasks.classification import TASK
+from tests.conftest import EAGER_BACKENDS
 
-BACKENDS = sorted(path.stem for path in (CONFIG_FOLDER / "backend").glob("*.yaml"))
 INFO = DatasetInfo(1, tuple("0123456789"))
 
 
@@ -54,7 +54,7 @@ def observed(prepared: nn.Module, size: int = 32) -> nn.Module:
     return prepared
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EAGER_BACKENDS)
 @pytest.mark.parametrize("form", ["float", "fused", "qat", "int8", "ptq_int8"])
 def test_form_round_trips_bit_equal_when_loaded_from_its_state_dict(backend: str, form: Form, tmp_path) -> None:  # type: ignore[no-untyped-def]
     config = config_of(backend)
@@ -88,7 +88,7 @@ def test_both_int8_forms_round_trip_when_the_model_is_another(model: str, tmp_pa
             assert torch.equal(loaded(images(size=80)), int8(images(size=80)))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EAGER_BACKENDS)
 def test_int8_has_quantized_layers_and_a_quarter_of_the_size_when_converted(backend: str) -> None:
     config = config_of(backend)
     prepared = trained_qat(config)
