@@ -45,6 +45,12 @@ def cut_off(picture):
     return Image.open(io.BytesIO(stream.getvalue()[:-30]))
 
 
+def lying(picture):
+    turned = picture.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6  # to be turned by 270 degrees, as phones write it
+    return turned
+
+
 class Digits(Dataset):
     classes = [f"digit {place}" for place in range(10)]
 
@@ -63,6 +69,7 @@ class Digits(Dataset):
         return {
             "pil": (picture, label),
             "text": (picture, "abcdefghij"[label]),
+            "lying": (lying(picture), label),
             "palette": (picture.convert("P"), torch.tensor(label)),
             "rgba": (picture.convert("RGBA"), int(label)),
             "deep": (Image.fromarray(pixels.astype(np.uint16) * 257), label),
@@ -165,7 +172,7 @@ def test_validation_split_is_the_test_part_and_it_is_said_when_there_is_no_split
     assert "Unknown split test; its split validation is the test part" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["text", "palette", "rgba", "deep", "array", "rgb", "tensor", "dict"])
+@pytest.mark.parametrize("kind", ["text", "lying", "palette", "rgba", "deep", "array", "rgb", "tensor", "dict"])
 def test_images_and_labels_are_the_same_in_whatever_form_they_come(module: str, kind: str) -> None:
     expected, part = (catalogue.load_test(of_kind(module, name)) for name in ("pil", kind))
     assert torch.equal(all_pixels(part), all_pixels(expected))

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline.datasets.pictures import upright
 from pipeline.host.declared import run_users
 from pipeline.host.errors import UserError
 
@@ -41,8 +42,7 @@ def read_item(source: Any, index: int, what: str) -> tuple[Image.Image | Tensor,
 
 def _image(given: Any, what: str) -> Image.Image | Tensor:
     if isinstance(given, Image.Image):
-        run_users(what, given.load)  # of a file that was only opened so far
-        return given
+        return run_users(what, lambda: upright(given))  # a file may only have been opened so far
     array = given.numpy() if isinstance(given, Tensor) and given.dtype == torch.uint8 else given
     if isinstance(array, np.ndarray) and array.dtype == np.uint8:
         if array.ndim == 3 and array.shape[0] in (1, 3, 4) and (isinstance(given, Tensor) or array.shape[2] > 4):

@@ -69,9 +69,7 @@ def read_image(path: Path, reading: Reading) -> Image.Image:
                     f"its {image.width:,} × {image.height:,} pixels are {megapixels:,.1f} megapixels; allowed: "
                     f"dataset.max_image_megapixels={reading.max_megapixels:g}"
                 )
-            method = _load(image)
-            picture = picture_of(image, reading)
-            return picture.transpose(method) if method is not None else picture
+            return picture_of(upright(image), reading)
     except MemoryError as error:
         raise UserError(f"{path}: there is no memory left to decode it") from error
     # Pillow's readers raise almost anything on damaged bytes: OSError, ValueError, SyntaxError, struct.error, …
@@ -125,8 +123,8 @@ def _open(path: Path) -> Image.Image:
         return Image.open(io.BytesIO(path.read_bytes().replace(_EXIF, b"Gone\0\0", 1)))
 
 
-def _load(image: Image.Image) -> Image.Transpose | None:
-    """Decode the pixels, and say how they become upright; whatever else is in its EXIF, or is broken there, is passed.
+def upright(image: Image.Image) -> Image.Image:
+    """The image decoded and turned as its EXIF says; whatever else is in that, or is broken there, is passed.
 
     Pillow turns TIFFs by itself, and forgets their orientation then.
     """
@@ -137,10 +135,10 @@ def _load(image: Image.Image) -> Image.Transpose | None:
             raise
         # TIFF's EXIF is read after the pixels. Where these are there, loading again does nothing, else it fails again.
         image.load()
+    method = None
     with contextlib.suppress(Exception):
-        orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return _UPRIGHT_BY.get(orientation)
-    return None
+        method = _UPRIGHT_BY.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if method is None else image.transpose(method)
 
 
 def _to_8_bits(image: Image.Image, white_level: float | None) -> Image.Image:
