@@ -141,9 +141,9 @@ def test_libraries_that_compute_nothing_are_in_no_key(own: Path, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of this project."""
+    """A copy of this project, with the tiny network of its tests."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("pipeline", "conf", "hydra_plugins"):
+    for name in ("pipeline", "conf", "hydra_plugins", "tests"):
         shutil.copytree(PROJECT_ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
