@@ -7,7 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.measure.statistics import accuracy_interval, holm, mcnemar_p, paired_interval
+from pipeline.measure.statistics import (
+    accuracy_interval,
+    holm,
+    images_needed,
+    mcnemar_p,
+    mean_interval,
+    paired_interval,
+    smallest_drop,
+)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +101,49 @@ def test_paired_interval_covers_the_true_difference_in_95_of_100_cases() -> None
         low, high = paired_interval(int(first), int(second), images)
         held += low <= 100 * (only_first - only_second) <= high
     assert 930 <= held <= 970
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.9, 0.99])
+def test_intervals_cover_as_often_as_they_are_asked_to(confidence: float) -> None:
+    random, images, share, paired, mean = np.random.default_rng(0), 4000, 0.02, 0, 0
+    for _ in range(1000):
+        first, second, _ = random.multinomial(images, [share, share, 1 - 2 * share])
+        low, high = paired_interval(int(first), int(second), images, confidence)
+        paired += low <= 0 <= high
+        low, high = mean_interval(random.normal(size=6), confidence)
+        mean += low <= 0 <= high
+    spread = 4 * math.sqrt(1000 * confidence * (1 - confidence))
+    assert abs(paired - 1000 * confidence) < spread
+    assert abs(mean - 1000 * confidence) < spread
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+@pytest.mark.parametrize("share", [0.0, 0.004, 0.05, 1.0])
+@pytest.mark.parametrize("limit_pct", [0.1, 0.5, 5.0])
+def test_images_needed_are_the_fewest_that_show_the_limit(limit_pct: float, share: float, confidence: float) -> None:
+    needed = images_needed(limit_pct, share, confidence)
+    assert needed is not None
+    assert smallest_drop(needed, share, confidence) <= limit_pct
+    assert smallest_drop(needed - 1, share, confidence) > limit_pct
+
+
+def test_images_needed_is_that_of_the_normal_interval_when_the_models_disagree_far_more_than_the_limit() -> None:
+    # Whose half width is z times the root of the discordant share over the number of images.
+    assert images_needed(0.5, 0.05) == pytest.approx(1.959964**2 * 0.05 / 0.005**2, rel=0.02)
+
+
+def test_images_needed_show_the_limit_in_half_of_all_samples() -> None:
+    needed = images_needed(1.0, 0.04)
+    assert needed is not None
+    random, shown = np.random.default_rng(0), 0
+    for _ in range(500):
+        first, second, _ = random.multinomial(needed, [0.02, 0.02, 0.96])
+        shown += paired_interval(int(first), int(second), needed)[1] <= 1.0
+    assert 200 <= shown <= 300
+
+
+def test_images_needed_is_unknown_when_no_number_of_them_could_show_the_limit() -> None:
+    assert images_needed(0.0, 0.01) is None
 
 
 def test_holm_is_the_worked_example_and_keeps_the_order() -> None:

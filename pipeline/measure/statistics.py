@@ -6,6 +6,7 @@ scipy computes both; it is imported only when asked, because that takes a second
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 SIGNIFICANCE = 0.05
 """Below this p a difference is called one."""
+# More than anybody has.
+_MOST_IMAGES = 10**12
 
 
 def accuracy_interval(accuracy_pct: float, test_images: float | None) -> tuple[float, float]:
@@ -31,14 +34,14 @@ def accuracy_interval(accuracy_pct: float, test_images: float | None) -> tuple[f
     return 100 * float(interval.low), 100 * float(interval.high)
 
 
-def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of a mean by Student's t (Student 1908), from its values (N); two NaN of fewer than two."""
+def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of a mean by Student's t (Student 1908), from its values (N); two NaN of fewer than two."""
     if len(values) < 2:
         return math.nan, math.nan
     from scipy.stats import t
 
     mean = float(values.mean())
-    half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    half = float(t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
     return mean - half, mean + half
 
 
@@ -73,21 +76,23 @@ def sign_flip_p(differences: np.ndarray) -> float:
     return float(tested.pvalue)
 
 
-def paired_interval(only_first: int, only_second: int, images: int) -> tuple[float, float]:
-    """The 95 % interval of the difference in accuracy of two models on the same images, first minus second, in points.
+def paired_interval(
+    only_first: float, only_second: float, images: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """The interval of the difference in accuracy of two models on the same images, first minus second, in points.
 
     Tango's score interval (1998, "Equivalence test and confidence interval for the difference in proportions for the
     paired-sample design", Statistics in Medicine 17), which holds for few disagreements and for none. scipy and its
     relatives have no interval of paired proportions.
 
     Args:
-        only_first, only_second: the images that only one of the two gets right.
+        only_first, only_second: the images that only one of the two gets right; of a plan, not of a count, fractions.
         images: all of them.
     """
     from scipy.optimize import brentq
     from scipy.stats import norm
 
-    quantile, difference = float(norm.ppf(0.975)), (only_first - only_second) / images
+    quantile, difference = float(norm.ppf((1 + confidence) / 2)), (only_first - only_second) / images
 
     def score(supposed: float) -> float:
         """How many standard errors the observed difference lies above a supposed one."""
@@ -104,6 +109,30 @@ def paired_interval(only_first: int, only_second: int, images: int) -> tuple[flo
     low = -1.0 if only_second == images else brentq(lambda at: score(at) - quantile, -1 + 1e-12, difference)
     high = 1.0 if only_first == images else brentq(lambda at: score(at) + quantile, difference, 1 - 1e-12)
     return 100 * low, 100 * high
+
+
+def smallest_drop(images: int, discordant_share: float, confidence: float = 0.95) -> float:
+    """The smallest limit of a drop, in points, that so many images show to be kept, of models that are equally good.
+
+    It is the upper end of Tango's interval where each of the two alone is right on half of the images that they
+    disagree on. In about half of all samples of that size the second model has worse luck, and shows a larger one.
+
+    Args:
+        discordant_share: of the images, those that only one of the two models gets right.
+    """
+    each = discordant_share * images / 2
+    return paired_interval(each, each, images, confidence)[1]
+
+
+def images_needed(limit_pct: float, discordant_share: float, confidence: float = 0.95) -> int | None:
+    """The smallest number of images whose `smallest_drop` is at most `limit_pct`; None where no number does."""
+    if limit_pct <= 0:
+        return None
+    return 1 + bisect_left(
+        range(1, _MOST_IMAGES),
+        True,
+        key=lambda images: smallest_drop(images, discordant_share, confidence) <= limit_pct,
+    )
 
 
 def holm(ps: Sequence[float]) -> list[float]:
