@@ -11,13 +11,12 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.datasets.class_folders import SUFFIXES, by_class, comparable, folders_in, images_below, images_in
 from pipeline.datasets.decoding import ImageFile, in_threads
 from pipeline.datasets.spec import PartName
 from pipeline.datasets.splitting import held_out_to_test
@@ -28,12 +27,6 @@ from pipeline.host.machine import UNSHARED
 from pipeline.host.remembered import memory_at, state_of
 from pipeline.settings.config import DatasetConfig
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-# What macOS, Windows and file servers leave beside pictures; names that begin with a dot are hidden anyway.
-_OF_SYSTEMS = (
-    *("__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
-    *("@eadir", "#recycle", "lost+found"),
-)
 # What others call a part; those before others are nearer.
 _WORDS = {
     "train": ("train", "trn"),
@@ -57,47 +50,6 @@ class Listing:
 
     def select(self, indices: np.ndarray) -> Listing:
         return Listing(self.files[indices], self.labels[indices])
-
-
-# --- names
-
-
-def is_ours(name: str) -> bool:
-    """Whether a file or folder is neither hidden nor another system's."""
-    return not name.startswith(".") and name.casefold() not in _OF_SYSTEMS
-
-
-def suffix_of(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
-def is_image(name: str) -> bool:
-    """Whether a file of that name is read."""
-    return is_ours(name) and suffix_of(name) in SUFFIXES
-
-
-def folders_in(folder: Path) -> tuple[str, ...]:
-    """The folders in a folder, sorted; a million files beside them are not asked one by one."""
-    with os.scandir(folder) as entries:
-        return tuple(sorted(entry.name for entry in entries if is_ours(entry.name) and entry.is_dir()))
-
-
-def images_in(folder: Path) -> Iterator[str]:
-    """The names of the images in a folder itself, in no order."""
-    with os.scandir(folder) as entries:
-        yield from (entry.name for entry in entries if is_image(entry.name) and not entry.is_dir())
-
-
-def images_below(folder: Path) -> Iterator[str]:
-    """The paths of the images in a folder and in those below it, in a fixed order."""
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(filter(is_ours, folders))
-        yield from (f"{place}{os.sep}{name}" for name in sorted(filter(is_image, files)))
-
-
-def _comparable(name: str) -> str:
-    """A name in the one Unicode form in which names are compared: macOS writes others than Linux and Windows."""
-    return unicodedata.normalize("NFC", name)
 
 
 # --- parts and classes
@@ -131,7 +83,7 @@ def class_names(config: DatasetConfig) -> tuple[str, ...]:
             raise UserError(
                 f"dataset.root={folder}: the class folder {name!a}: allowed: names in UTF-8, without control characters"
             )
-        twin = forms.setdefault(_comparable(name), name)
+        twin = forms.setdefault(comparable(name), name)
         if twin != name:
             raise UserError(
                 f"dataset.root={folder}: the class folders {twin!a} and {name!a} have one name in two Unicode forms; "
@@ -219,16 +171,8 @@ def _folder(config: DatasetConfig, part: PartName) -> Path:
 
 @functools.cache
 def _list(folder: Path, part: PartName, names: tuple[str, ...]) -> Listing:
-    folders = defaultdict(list)  # of a name, of which there may be several Unicode forms
-    for name in folders_in(folder):
-        folders[_comparable(name)].append(name)
-    _refuse_strays(folder, part, folders.keys() - {*map(_comparable, names)}, names)
-    found = [
-        (f"{folder}{os.sep}{name}{os.sep}{image}", label)
-        for label, wanted in enumerate(names)
-        for name in folders[_comparable(wanted)]
-        for image in sorted(images_in(folder / name))
-    ]
+    found, strays = by_class(folder, names)
+    _refuse_strays(folder, part, strays, names)
     labels = np.array([label for _, label in found], dtype=np.int64)
     if not found:
         raise UserError(f"dataset.root={folder}: no images; allowed: {_LAYOUT}, files {' '.join(SUFFIXES)}")

@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 
 from pipeline.datasets import folder
+from pipeline.datasets.class_folders import SUFFIXES, folders_in, images_below, is_image, is_ours, suffix_of
 from pipeline.datasets.decoding import ImageFile, in_threads, reading
-from pipeline.datasets.folder import SUFFIXES, UNREADABLE, Listing, folders_in, images_below, is_image, is_ours
+from pipeline.datasets.folder import UNREADABLE, Listing
 from pipeline.datasets.pictures import Reading, is_deep, read_image, white_of
 from pipeline.datasets.preprocessing import fit
 from pipeline.datasets.splitting import chosen_to_test, training_and_validation
@@ -123,7 +124,7 @@ def _other_suffixes(config: DatasetConfig, root: Path) -> str:
     for place in _class_folders(config, root):
         with os.scandir(place) as entries:
             counts.update(
-                folder.suffix_of(entry.name) or "without a suffix"
+                suffix_of(entry.name) or "without a suffix"
                 for entry in entries
                 if is_ours(entry.name) and not is_image(entry.name) and not entry.is_dir()
             )
