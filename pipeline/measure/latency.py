@@ -16,14 +16,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from pipeline.host import terminal
-from pipeline.measure.measurement import threads
 from pipeline.settings.config import BenchmarkConfig
+
+if TYPE_CHECKING:  # exported files are timed without torch
+    from torch import Tensor, nn
 
 Call = Callable[[], object]
 Loader = Callable[[], Call]
@@ -82,7 +83,6 @@ def rounds_of(calls: Mapping[str, Call], clock: Clock = perf_counter) -> Iterato
         yield taken
 
 
-@torch.inference_mode()
 def measure_latency(
     models: Mapping[str, nn.Module],
     image: Tensor,
@@ -93,8 +93,12 @@ def measure_latency(
     clock: Clock = perf_counter,
 ) -> dict[str, list[float]]:
     """The milliseconds of so many forward passes of each model on `image` (1, C, H, W), on the CPU, without warm-up."""
+    import torch
+
+    from pipeline.measure.measurement import threads
+
     calls = {name: functools.partial(model.eval(), image) for name, model in models.items()}
-    with threads(thread_count), terminal.bar("latency", warmup + repeats, unit="round") as bar:
+    with torch.inference_mode(), threads(thread_count), terminal.bar("latency", warmup + repeats, unit="round") as bar:
         taken = []
         for one in itertools.islice(rounds_of(calls, clock), warmup + repeats):
             taken.append(one)
