@@ -87,10 +87,10 @@ def _text(path: Path, model: exported.ExportedModel, top: int) -> str:
 
     Of a model that names no classes: its outputs.
     """
-    class_names = model.preprocessing.class_names
+    class_names, image = model.preprocessing.class_names, model.preprocessing.apply(path)
     if not class_names:
-        return f"{path}\n  {np.array2string(model.outputs(path), precision=4, max_line_width=120)}"
-    probabilities = model.probabilities(path)
+        return f"{path}\n  {np.array2string(model.outputs(image), precision=4, max_line_width=120)}"
+    probabilities = model.probabilities(image)
     order = np.argsort(-probabilities, kind="stable")[:top]
     return "\n".join([str(path), *(f"  {100 * probabilities[index]:6.2f} %  {class_names[index]}" for index in order)])
 

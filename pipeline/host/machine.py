@@ -52,3 +52,8 @@ class Machine:
 
 
 UNSHARED = Machine()
+
+
+def machine_of(artifacts: Path) -> Machine:
+    """The lock of this machine among all runs that have their results in the folder `artifacts`."""
+    return Machine(artifacts / ".locks")

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.host import terminal
 from pipeline.host.files import sha256, write_and_rename
-from pipeline.host.machine import Machine
+from pipeline.host.machine import Machine, machine_of
 from pipeline.training.context import MODEL_FILE, PROGRESS_FILE, PROGRESS_FILES, Metric
 
 _MANIFEST = "manifest.json"
@@ -96,7 +96,7 @@ class Store:
 
     def machine(self) -> Machine:
         """The lock of this machine among all runs that use this store."""
-        return Machine(self._locks)
+        return machine_of(self.root)
 
     def find(self, name: str) -> Artifact | None:
         """The artifact `<stage>-<key>`, or None when there is none or it is damaged (then it says so, once)."""

@@ -29,22 +29,21 @@ class ExportedModel:
     preprocessing: Preprocessing
     predictor: Predictor
 
-    def outputs(self, image: Path) -> np.ndarray:
-        """What the network gives for the image in a file, float32 (…).
+    def outputs(self, image: np.ndarray) -> np.ndarray:
+        """What the network gives for an image as `preprocessing` makes it, float32 (1, C, S, S): float32 (…).
 
         Raises:
-            UserError: when the image cannot be read, or the model does not take it.
+            UserError: when the model does not take it.
         """
-        images = self.preprocessing.apply(image)
         try:
-            (made,) = self.predictor(images)
+            (made,) = self.predictor(image)
         except Exception as error:  # whatever the runtime raises on images of another shape
             reason = " ".join(str(error).split())
             raise UserError(f"{self.file}: does not take what {PREPROCESSING_FILE} makes: {reason}") from error
         return made
 
-    def probabilities(self, image: Path) -> np.ndarray:
-        """The probability of each class, float64 (classes), for the image in a file; of a model that names classes.
+    def probabilities(self, image: np.ndarray) -> np.ndarray:
+        """The probability of each class, float64 (classes), for such an image; of a model that names classes.
 
         Raises:
             UserError: as `outputs`, and when it gives another number of them.
@@ -57,8 +56,11 @@ class ExportedModel:
         return odds / odds.sum()
 
 
-def locate(model: str | None, outputs: str, runtime: str | None = None) -> Path:
+def locate(model: str | None, outputs: str, runtime: str | None = None, key: str = "--model") -> Path:
     """The file or folder of a model: a path, or None for the int8 model exported last; for `runtime`, where given.
+
+    Args:
+        key: what names the model, in an error's line.
 
     Raises:
         UserError: when it is not there.
@@ -66,7 +68,7 @@ def locate(model: str | None, outputs: str, runtime: str | None = None) -> Path:
     if model is not None:
         path = Path(os.path.expanduser(model))
         if not path.exists():
-            raise UserError(f"--model {model}: no such file or folder; allowed: models:/NAME@ALIAS, {_files(runtime)}")
+            raise UserError(f"{key} {model}: no such file or folder; allowed: models:/NAME@ALIAS, {_files(runtime)}")
         return path
     artifacts = resolved(outputs) / "artifacts"
     exports = [path for path in artifacts.glob("export-*/int8") if not path.parent.name.endswith(".partial")]
@@ -77,11 +79,12 @@ def locate(model: str | None, outputs: str, runtime: str | None = None) -> Path:
     raise UserError(f"no exported int8 model in {artifacts}; a run with stage export makes one; allowed too: --model")
 
 
-def load(path: Path, threads: int = 1, runtime: str | None = None) -> ExportedModel:
+def load(path: Path, threads: int = 1, runtime: str | None = None, key: str = "--model") -> ExportedModel:
     """Load the model in a file or in a folder, with the preprocessing beside it.
 
     Args:
         runtime: which one runs it, as `runtime.names` has it; None: that of this project whose file is there.
+        key: what names the model, in an error's line.
 
     Raises:
         UserError: when either is missing or cannot be read, or the runtime is not installed.
@@ -89,7 +92,7 @@ def load(path: Path, threads: int = 1, runtime: str | None = None) -> ExportedMo
     places, file = ([path / place for place in _PLACES], None) if path.is_dir() else ([path.parent], path.name)
     found = _first(places, runtime, file)
     if found is None:
-        raise UserError(f"--model {path}: no exported model; allowed: models:/NAME@ALIAS, {_files(runtime)}")
+        raise UserError(f"{key} {path}: no exported model; allowed: models:/NAME@ALIAS, {_files(runtime)}")
     chosen, folder = found
     check_runtimes([runtime or chosen.name])
     kept_by_mlflow = folder / "extra_files" / PREPROCESSING_FILE

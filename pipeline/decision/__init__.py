@@ -1,0 +1,1 @@
+"""What may be shipped: measurements held against limits."""
