@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pipeline.host.files import PROJECT_ROOT
 from pipeline.measure import latency
 from pipeline.measure.latency import Taken
 from pipeline.measure.statistics import paired_interval
+from pipeline.reports.tracked_run import METRIC_TAG
 from pipeline.settings.config import RegisterConfig, TrackingConfig
 from pipeline.tracking import RunRecord, open_run
 from pipeline.tracking.models import ModelRecord, log_model, register
@@ -97,6 +99,11 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "wide": (numbers(-0.2, 0.8), {}),
         "near": (numbers(0.49, 0.51), {}),
         "constant": (numbers(-0.1, 0.3, int8__named_classes=1), {}),
+        "error": (
+            {"absolute_error_drop": 0.2, "absolute_error_drop_ci_low": 0.1, "absolute_error_drop_ci_high": 0.3}
+            | {"test_images": OF},
+            {METRIC_TAG: json.dumps({"name": "absolute_error", "higher_is_better": False})},
+        ),
         "bare": ({"int8/size_mb": 2.0}, {}),
         "took2ms": (numbers(0, 0, **benchmarked(2)), MACHINE),
         "took3ms": (numbers(0, 0, **benchmarked(3)), MACHINE),
@@ -139,6 +146,15 @@ def test_images_that_would_do_are_told_when_those_of_the_run_cannot_tell(command
     assert "too near the limit" in out
     _, out, _ = command("wide", "--max-drop-pct", 0, "--outputs", outputs)
     assert "no number of images" in out
+
+
+def test_drop_is_that_of_the_metric_by_which_a_run_is_judged(command: Command, outputs: Path) -> None:
+    status, out, _ = command("error", "--max-drop-pct", 0.3, "--outputs", outputs)
+    assert status == 0
+    assert "int8 loses 0.20 absolute error against fp32, 95 % interval [0.10, 0.30], limit 0.3" in out
+    status, out, _ = command("error", "--max-drop-pct", 0.2, "--outputs", outputs)
+    assert status == 3
+    assert "more test images narrow the interval" in out
 
 
 def test_run_fails_whatever_is_asked_when_it_names_one_class(command: Command, outputs: Path) -> None:

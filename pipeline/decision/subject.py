@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ def find(key: str, typed: str, outputs: Path, tracking_uri: str | None, with_mod
         UserError: when it is not there, is more than one, or cannot be loaded.
     """
     told = f"{key} {typed}"
-    if not typed.startswith(REGISTERED) and (Path(typed).exists() or _is_path(typed)):
+    if not typed.startswith(REGISTERED) and (os.path.exists(typed) or _is_path(typed)):
         return Subject(told, None, exported.load(exported.locate(typed, str(outputs), key=key), key=key))
     # They import mlflow, which takes seconds.
     from pipeline.settings.config import TrackingConfig
