@@ -151,7 +151,7 @@ def test_images_that_would_do_are_told_when_those_of_the_run_cannot_tell(command
 def test_drop_is_that_of_the_metric_by_which_a_run_is_judged(command: Command, outputs: Path) -> None:
     status, out, _ = command("error", "--max-drop-pct", 0.3, "--outputs", outputs)
     assert status == 0
-    assert "int8 loses 0.20 absolute error against fp32, 95 % interval [0.10, 0.30], limit 0.3" in out
+    assert "the drop from fp32 to int8 is 0.20 absolute error, 95 % interval [0.10, 0.30], limit 0.3" in out
     status, out, _ = command("error", "--max-drop-pct", 0.2, "--outputs", outputs)
     assert status == 3
     assert "more test images narrow the interval" in out
@@ -212,7 +212,7 @@ def test_registered_model_has_the_numbers_of_its_run_and_a_file_of_its_own(
     )
     assert (status, err) == (0, "")
     drop, ratio, size, _ = out.splitlines()
-    assert "int8 loses 0.10 points against fp32, 95 % interval [-0.10, 0.30]" in drop
+    assert "the drop from fp32 to int8 is 0.10 points, 95 % interval [-0.10, 0.30]" in drop
     assert "measured here turn by turn" in ratio
     assert size.startswith("max-size-mb: passes: 0.00 MB")
     # A run's own is the one that it has logged.
@@ -280,13 +280,14 @@ def test_drop_of_a_file_is_measured_on_the_same_images(
     status, out = judged(3)
     assert status == 0
     assert (
-        f"it loses 0.00 points of accuracy (100.00 %, against 100.00 %), 95 % interval [{low:.2f}, {high:.2f}]" in out
+        f"the drop is 0.00 points of accuracy (100.00 %, against 100.00 %), 95 % interval [{low:.2f}, {high:.2f}]"
+        in out
     )
     assert judged(0.5)[0] == 3
     answer(model, "right", "left")
     status, out = judged(50)
     assert status == 1
-    assert "it loses 100.00 points of accuracy (0.00 %, against 100.00 %)" in out
+    assert "the drop is 100.00 points of accuracy (0.00 %, against 100.00 %)" in out
 
 
 def test_answers_are_compared_by_name_when_the_classes_are_in_another_order(

@@ -54,8 +54,8 @@ def drop(this: ExportedModel, that: ExportedModel, folder: Path, limit: float, m
     low, high = paired_interval(lost, won, images)
     verdict, values = judge(low, high, limit), 100 * right.mean(1)
     evidence = (
-        f"it loses {100 * (lost - won) / images:.2f} points of accuracy ({values[0]:.2f} %, against {values[1]:.2f} %)"
-        f", 95 % interval [{low:.2f}, {high:.2f}], limit {limit:g}, on {images:,} images"
+        f"the drop is {100 * (lost - won) / images:.2f} points of accuracy ({values[0]:.2f} %, against "
+        f"{values[1]:.2f} %), 95 % interval [{low:.2f}, {high:.2f}], limit {limit:g}, on {images:,} images"
     )
     if verdict is Verdict.UNKNOWN:
         evidence += f"; {more_images(limit, lost + won, images)}"

@@ -36,7 +36,7 @@ def drop(subject: Subject, limit: float) -> Criterion:
     value, low, high = (metrics[name] for name in names)
     verdict, images = judge(low, high, limit), round(metrics["test_images"])
     evidence = (
-        f"int8 loses {value:.2f} {metric.step} against fp32, 95 % interval [{low:.2f}, {high:.2f}], "
+        f"the drop from fp32 to int8 is {value:.2f} {metric.step}, 95 % interval [{low:.2f}, {high:.2f}], "
         f"limit {limit:g}, on {images:,} test images"
     )
     if verdict is Verdict.UNKNOWN and metric.is_share:
