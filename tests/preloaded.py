@@ -3,6 +3,7 @@
 import gc
 import importlib
 
+from pipeline.commands.composition import compose_request
 from tests import migrated_store
 
 for _name in (
@@ -12,10 +13,10 @@ for _name in (
     "optuna",
     "matplotlib.pyplot",
     "mlflow.store.tracking.sqlalchemy_store",
-    "pipeline.commands.composition",
     "pipeline.run.runner",
     "pipeline.sweeps.jobs",
 ):
     importlib.import_module(_name)
 migrated_store.copy_from_now_on()
+compose_request([])  # the files of conf/ are merged once for all
 gc.freeze()

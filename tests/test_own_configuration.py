@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hydra
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
 from pipeline.commands import composition
-from pipeline.commands.composition import compose_request
+from pipeline.commands.composition import CONFIG_FOLDER, compose_request
 from pipeline.host.files import PROJECT_ROOT
 from pipeline.settings.typed import command, config_dirs_content, of_config_dir
 from tests import own_code
@@ -53,6 +56,29 @@ def test_experiment_and_model_of_ones_own_are_composed_among_the_projects(folder
     assert (request.config.model.target, request.config.model.kwargs) == ("mine.nets:Net", {"width": 12})
     assert (request.config.qat.epochs, request.config.train.epochs) == (7, 4)
     assert request.parameters["model.kwargs.width"] == 12
+
+
+def test_composition_is_another_as_soon_as_a_file_is(folder: Path) -> None:
+    typed = [of_config_dir(folder / "conf"), "+experiment=mine"]
+    assert compose_request(typed).config.qat.epochs == 7
+    (folder / "conf" / "experiment" / "mine.yaml").write_text(EXPERIMENT.replace("7", "8"))
+    assert compose_request(typed).config.qat.epochs == 8
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["qat.epochs=3", "backend=qnnpack", "++qat.epochs=4", "seed=2", "stages=[train]", "outputs='a b'"],
+        ["model=own", "+model.kwargs.width=3", "model.kwargs.width=4", "model.kwargs={depth:1}", "task=my.task:TASK"],
+        ["qat=default", "hydra.job.chdir=false", "train.epochs='${qat.epochs}'"],
+    ],
+)
+def test_composition_is_hydras_when_its_files_were_merged_before(overrides: list[str]) -> None:
+    for _ in range(2):
+        with hydra.initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            expected = OmegaConf.to_container(hydra.compose("config", overrides), resolve=True)
+        assert yaml.safe_load(compose_request(overrides).yaml) == expected
 
 
 def test_experiments_network_stays_when_the_command_line_names_another_one(folder: Path) -> None:

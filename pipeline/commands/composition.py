@@ -6,6 +6,7 @@ status 2. All jobs of a sweep are composed and checked before the first of them 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import re
@@ -31,6 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import pipeline
+from pipeline.commands import composer
 from pipeline.commands.arguments import flags_in_front, read_arguments
 from pipeline.commands.command_line import INTERRUPTED, fail
 from pipeline.commands.hydra_errors import composing, one_line
@@ -136,7 +138,7 @@ def with_own(overrides: list[str]) -> list[str]:
     chosen = [text for key, text in zip(keys, overrides, strict=True) if "." not in key and "," not in text]
     chosen += typed.config_dirs(overrides)
     with _initialized():
-        composed = hydra.compose(CONFIG_NAME, chosen)
+        composed = _compose(chosen)
     # An experiment may have chosen one of theirs, which is then changed.
     return [*(f"{group}=own" for group in asked if composed[group].target is None), *overrides]
 
@@ -150,6 +152,10 @@ def _initialized() -> Iterator[None]:
     """
     with composing(), hydra.initialize_config_dir(str(CONFIG_FOLDER), version_base=_VERSION_BASE, job_name="pipeline"):
         yield
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    return composer.compose(CONFIG_FOLDER, CONFIG_NAME, overrides)
 
 
 def _refuse_removals(overrides: Iterable[str]) -> None:
@@ -214,7 +220,7 @@ def check_command_line(overrides: list[str], multirun: bool) -> list[tuple[list[
     _refuse_removals(overrides)
     with _initialized():
         if not multirun:
-            return [(overrides, to_config(hydra.compose(CONFIG_NAME, overrides)))]
+            return [(overrides, to_config(_compose(overrides)))]
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
         for one in parsed:
@@ -224,7 +230,7 @@ def check_command_line(overrides: list[str], multirun: bool) -> list[tuple[list[
         if any(one.key_or_group == "hydra/sweeper" and one.value() == "optuna" for one in parsed):
             jobs = [([], config) for config in _check_search(parsed)]
         else:
-            jobs = [(job, to_config(hydra.compose(CONFIG_NAME, job))) for job in _jobs_of(parsed)]
+            jobs = [(job, to_config(_compose(job))) for job in _jobs_of(parsed)]
         _check_launching([str(one.input_line) for one in parsed if one.is_hydra_override()], loader)
         return jobs
 
@@ -258,7 +264,7 @@ def _check_search(overrides: list[Override]) -> list[Config]:
     search.import_optuna()
     searched = (override for override in overrides if not override.is_hydra_override())
     jobs = search_space.read_search_space(searched).corners()
-    checked = [to_config(hydra.compose(CONFIG_NAME, job)) for job in jobs]
+    checked = [to_config(_compose(job)) for job in jobs]
     for config in checked:
         search.check_reports(config)
     of_hydra = [str(override.input_line) for override in overrides if override.is_hydra_override()]
@@ -276,7 +282,7 @@ def compose_request(overrides: list[str]) -> Request:
     overrides = with_own(overrides)
     _refuse_removals(overrides)
     with _initialized():
-        return to_request(hydra.compose(CONFIG_NAME, overrides), overrides)
+        return to_request(_compose(overrides), overrides)
 
 
 def to_request(composed: DictConfig, overrides: list[str]) -> Request:
@@ -295,8 +301,11 @@ def to_config(composed: DictConfig) -> Config:
         OmegaConfBaseException: for a key that no dataclass has (`+qat.epoch=5` gets past Hydra), or a wrong type.
         UserError: for a value out of its range.
     """
-    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(composed, resolve=True))
-    config = OmegaConf.to_object(merged)
+    config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
+    plain = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(plain, dict)
+    if dict(flatten(plain)).keys() != dict(flatten(dataclasses.asdict(config))).keys():
+        OmegaConf.merge(OmegaConf.structured(Config), plain)  # raises, and names the stray
     check(config)
     return config
