@@ -49,5 +49,6 @@ def _run(arguments: list[str], cwd: str, env: dict[str, str], out: str, err: str
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    sys.path.insert(0, cwd)  # as -m does
     module, *sys.argv[1:] = arguments
     runpy.run_module(module, run_name="__main__", alter_sys=True)

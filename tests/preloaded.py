@@ -20,3 +20,4 @@ for _name in (
 migrated_store.copy_from_now_on()
 compose_request([])  # the files of conf/ are merged once for all
 gc.freeze()
+gc.set_threshold(100_000, 20, 50)  # as tests/conftest.py has it

@@ -198,6 +198,7 @@ def test_stages_from_the_first_that_runs_the_file_are_made_again_when_it_changes
         assert changed == {"convert", "evaluate"}
 
 
+@pytest.mark.operations
 def test_run_is_made_again_and_says_why_when_a_network_computes_otherwise(project: Path) -> None:
     command = [sys.executable, "-m", "pipeline", *SMALL, "stages=[train]", "tracking=off"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.host.files import PROJECT_ROOT
+from tests import forked
 from tests.conftest import SMALL
 from tests.test_tracking import NINE, runs
 
@@ -39,8 +40,7 @@ def test_mnist_experiment_reaches_int8_accuracy_when_given_a_sample(
 
 def test_sweep_trains_the_float_model_once_and_logs_every_job(outputs: Path) -> None:
     command = [sys.executable, "-m", "pipeline", "-m", *SMALL, f"outputs={outputs}"]
-    done = subprocess.run([*command, "backend=fbgemm,qnnpack"], cwd=PROJECT_ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = forked.run([*command, "backend=fbgemm,qnnpack"], check=True)
     lines = [" ".join(line.split()[:2]) for line in done.stdout.splitlines()]
     assert lines.count("train done") == lines.count("fuse done") == 1
     assert lines.count("train cached") == 1

@@ -68,8 +68,9 @@ def outputs_of(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     "name",
     [
-        "resnet18",
-        "blog_resnet18",
+        "tests.tiny:Tiny",
+        pytest.param("resnet18", marks=pytest.mark.operations),
+        pytest.param("blog_resnet18", marks=pytest.mark.operations),
         pytest.param("mobilenet_v2", marks=pytest.mark.operations),
         pytest.param("mobilenet_v3_large", marks=pytest.mark.operations),
     ],
@@ -77,16 +78,17 @@ def outputs_of(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
 def test_captured_graph_is_the_float_network_bit_for_bit_when_it_trains_and_when_it_does_not(
     name: str, training: bool
 ) -> None:
-    config = compose_request([f"model={name}", "backend=openvino", "dataset.image_size=80"]).config
+    model = f"model.target={name}" if ":" in name else f"model={name}"
+    config = compose_request([model, "backend=openvino", "dataset.image_size=80"]).config
     info = catalogue.info(config.dataset)
     network = models.build(config.model, info)
     captured = FLOW.fuse(copy.deepcopy(network), config, info)
     assert captured.state_dict().keys() == network.state_dict().keys()
     found = []
-    for model in (network, captured):
-        FLOW.set_mode(model, training)
+    for each in (network, captured):
+        FLOW.set_mode(each, training)
         torch.manual_seed(3)  # of dropout
-        found.append(model(images(3, info)))
+        found.append(each(images(3, info)))
     assert torch.equal(*found)
     for key, value in network.state_dict().items():
         assert torch.equal(captured.state_dict()[key], value), key
@@ -255,7 +257,7 @@ def test_torchscript_is_refused_when_the_model_is_a_captured_graph(
         runner.run(small_request(*RESIDUAL, "backend=openvino", "runtime.names=[torchscript]", stages))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["openvino", pytest.param("onnxruntime", marks=pytest.mark.operations)])
 def test_every_stage_works_when_a_network_has_no_twin(backend: str, small_request: Callable[..., Request]) -> None:
     metrics = runner.run(
         small_request(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from pipeline.commands import composition
 from pipeline.commands.composition import CONFIG_FOLDER, compose_request
 from pipeline.host.files import PROJECT_ROOT
 from pipeline.settings.typed import command, config_dirs_content, of_config_dir
-from tests import own_code
+from tests import forked, own_code
 from tests.conftest import SMALL
 
 Refuse = Callable[..., str]
@@ -151,11 +150,6 @@ def test_lines_to_type_next_name_the_folder() -> None:
 def test_jobs_of_a_sweep_have_the_folder_too(folder: Path, launcher: str) -> None:
     asked = ["--config-dir", "conf", "-m", "+experiment=mine", "seed=0,1", f"hydra/launcher={launcher}"]
     small = [*SMALL, "stages=[train]", "tracking=off"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *asked, *small],
-        env={"PYTHONPATH": str(PROJECT_ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    environment = {"PYTHONPATH": str(PROJECT_ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    forked.run([sys.executable, "-m", "pipeline", *asked, *small], cwd=folder, env=environment, check=True)
     assert len(list((folder / "outputs" / "artifacts").glob("train-*/model.pt"))) == 2

@@ -1,4 +1,4 @@
-"""Training on several processes, started by the real torchrun: what one process would learn, written by one alone."""
+"""Training on several processes, what one would learn, written by one alone. The operations start the real torchrun."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +25,16 @@ from pipeline.host.errors import UserError
 from pipeline.host.files import PROJECT_ROOT
 from pipeline.run.request import Request
 from pipeline.run.runner import check_parts, run
+from tests import forked
 from tests.conftest import SMALL
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
 TWO_EPOCHS = [*SMALL, "train.epochs=2", "train.batch_size=30", "qat.batch_size=30", "device=cpu"]
 
 
-def start(*arguments: str, several: bool = True) -> subprocess.Popen[str]:
-    command = [*(TORCHRUN if several else [sys.executable, "-m"]), *arguments]
+def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command,
+        [*TORCHRUN, *arguments],
         cwd=PROJECT_ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -53,9 +55,17 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 def learned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one process and two have learned in the same steps: see processes_worker.py."""
     folder = tmp_path_factory.mktemp("learned")
-    for name, several in (("one", False), ("two", True)):
-        status, said = finish(start("tests.processes_worker", str(folder / f"{name}.json"), several=several))
-        assert status == 0, said
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    of_torchrun = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    of_torchrun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    of_ranks = [of_torchrun | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    with ThreadPoolExecutor() as threads:
+        for name, environments in (("one", [{}]), ("two", of_ranks)):
+            command = [sys.executable, "-m", "tests.processes_worker", str(folder / f"{name}.json")]
+            started = [threads.submit(forked.run, command, env=os.environ | given) for given in environments]
+            for ended in started:
+                assert ended.result().returncode == 0, ended.result().stderr
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in ("one", "two")}
 
 

@@ -17,15 +17,15 @@ from pipeline.flows.eager import flow, twins
 from pipeline.settings.config import Config
 from pipeline.stages.qat import freeze_on_schedule
 from pipeline.tasks.classification import TASK
-from tests.conftest import EAGER_BACKENDS
+from tests.conftest import EAGER_BACKENDS, TINY
 
 INFO = DatasetInfo(1, tuple("0123456789"))
 
 
-def config_of(backend: str) -> Config:
+def config_of(backend: str, *overrides: str) -> Config:
     if backend not in quantization.supported_engines():
         pytest.skip(f"this machine's torch has no engine {backend}")
-    return compose_request([f"backend={backend}"]).config
+    return compose_request([f"backend={backend}", *overrides]).config
 
 
 def images(count: int = 8, seed: int = 0, size: int = 32) -> torch.Tensor:
@@ -57,7 +57,7 @@ def observed(prepared: nn.Module, size: int = 32) -> nn.Module:
 @pytest.mark.parametrize("backend", EAGER_BACKENDS)
 @pytest.mark.parametrize("form", ["float", "fused", "qat", "int8", "ptq_int8"])
 def test_form_round_trips_bit_equal_when_loaded_from_its_state_dict(backend: str, form: Form, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    config = config_of(backend)
+    config = config_of(backend, *TINY)
     torch.manual_seed(0)
     if form == "float":
         model = models.build(config.model, INFO)
@@ -112,7 +112,7 @@ def test_qconfig_is_resolved_to_its_ranges() -> None:
 
 
 def test_freeze_schedule_stops_statistics_and_ranges_when_their_epochs_have_come() -> None:
-    config = config_of("fbgemm")
+    config = config_of("fbgemm", *TINY)
     config.qat.freeze_bn_epoch, config.qat.freeze_observer_epoch = 1.0, 1.5
     model = trained_qat(config)
 
@@ -142,7 +142,7 @@ def test_validation_leaves_ranges_as_they_are_when_observers_still_learn() -> No
     from pipeline.settings.config import DatasetConfig
     from pipeline.training.loop import predict
 
-    model = trained_qat(config_of("fbgemm"))
+    model = trained_qat(config_of("fbgemm", *TINY))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     bright = Part(torch.full((4, 1, 32, 32), 255, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
     predict(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -219,14 +220,10 @@ def test_run_goes_on_from_the_last_epoch_when_its_process_was_killed(outputs: Pa
 
 def test_second_process_waits_and_takes_the_result_when_a_first_is_making_it(outputs: Path) -> None:
     command = [sys.executable, "-m", "pipeline", *SMALL, "stages=[train]", "tracking=off", f"outputs={outputs}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipe = subprocess.PIPE
-    processes = [
-        subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
-        for _ in range(2)
-    ]
-    printed = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+    with ThreadPoolExecutor() as threads:
+        ended = list(threads.map(forked.run, [command, command]))
+    assert [done.returncode for done in ended] == [0, 0]
+    printed = [done.stdout for done in ended]
     assert sum("train     done" in text for text in printed) == 1
     assert sum("train     cached" in text for text in printed) == 1
 

@@ -318,6 +318,7 @@ def test_benchmark_reports_every_runtime_that_has_parity_and_one_of_ones_own(
     assert best == 1
     # Each in a process of its own: onnxruntime alone takes less than torch does.
     assert 20 < metrics["onnxruntime/int8/peak_memory_mb"] < metrics["torchscript/int8/peak_memory_mb"] < 2000
+    assert metrics["traced/int8/peak_memory_mb"] > 20
     (folder,) = (trained / "artifacts").glob("benchmark-*")
     samples = json.loads((folder / "benchmark_samples_ms.json").read_text())
     assert [len(rounds) > 0 for rounds in samples["1 threads, batch 2"]["onnxruntime/int8"]] == [True, True]
@@ -351,6 +352,7 @@ def test_whatever_computes_holds_the_lock_when_models_are_exported_and_measured(
     monkeypatch.setattr(runtimes, "registry", lambda: {"torchscript": dataclasses.replace(real, **watching)})
     predictor = eager.predictor
     monkeypatch.setattr(eager, "predictor", lambda *args: watched("predict eager", predictor(*args)))
+    monkeypatch.setattr(memory, "peak_memory_mb", lambda *given: 100.0)
     for module, name in ((forms, "load"), (memory, "peak_memory_mb"), (runtime_report, "draw_bars")):
         monkeypatch.setattr(module, name, watched(f"{module.__name__}.{name}", getattr(module, name)))
     quick = [f"benchmark.{given}" for given in ("max_seconds=1", "min_repeats=2", "passes=2", "batch_sizes=[1]")]
