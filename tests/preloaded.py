@@ -18,6 +18,7 @@ for _name in (
 ):
     importlib.import_module(_name)
 migrated_store.copy_from_now_on()
-compose_request([])  # the files of conf/ are merged once for all
+for _model in ([], ["model=own"]):
+    compose_request(_model)  # the files of conf/ are merged once for all
 gc.freeze()
 gc.set_threshold(100_000, 20, 50)  # as tests/conftest.py has it
