@@ -41,7 +41,10 @@ TRAINED = [*LEARNED, "export.min_agreement=90"]
 
 
 # The files that take longest, the longest first: begun last, they would leave one of two workers without work.
-_LONG = ("sweeps", "processes", "runtimes", "streaming", "end_to_end", "tracking", "runner")
+_LONG = (
+    *("sweeps", "runtimes", "streaming", "tracking", "runner", "planted", "bad_input", "qat", "export_flow"),
+    *("end_to_end", "search", "own_dataset"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
