@@ -14,6 +14,8 @@ from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
 from pipeline.flows import Form, forms
 from pipeline.flows.eager import twins
+from pipeline.host.errors import UserError
+from pipeline.run.plan import make_plan
 from pipeline.run.request import Request
 from pipeline.run.runner import artifacts_of, run
 from pipeline.settings.config import Config
@@ -21,6 +23,7 @@ from pipeline.tasks.classification import TASK
 from pipeline.training import calibration
 from pipeline.training.context import MODEL_FILE
 from tests.array_images import all_pixels
+from tests.conftest import LEARNED
 
 Compose = Callable[..., Request]
 PTQ = ("stages=[train,ptq]", "tracking=off")
@@ -45,6 +48,43 @@ def test_ptq_answers_nearly_as_the_float_model_when_its_artifact_is_loaded(small
     assert (quantized - expected).norm() < 0.2 * expected.norm()
     path = next((Path(config.outputs) / "artifacts").glob(f"ptq-*/{MODEL_FILE}"))
     assert torch.load(path, weights_only=True)["conv1.weight"].dtype == torch.qint8
+
+
+def test_outputs_are_shifted_less_in_both_flows_when_biases_are_corrected(small_request: Compose) -> None:
+    """Rounding weights shifts outputs on average; the correction takes much of that off."""
+    for backend in ("fbgemm", "onnxruntime"):
+        shift = {}
+        for corrected in (False, True):
+            settings = [f"backend={backend}", f"ptq.bias_correction={corrected}", "ptq.calibration_samples=320"]
+            config = (request := small_request(*PTQ, *LEARNED, *settings)).config
+            run(request)
+            shift[corrected] = (logits("ptq_int8", "ptq", config) - logits("float", "train", config)).mean(0).norm()
+        assert shift[True] < 0.8 * shift[False]
+
+
+def test_int8_is_that_of_ptq_when_the_method_is_ptq(small_request: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    request = small_request("method=ptq", "tracking=off")
+    outcome = run(request)
+    made = artifacts_of(request.config)
+    assert [name.rpartition("-")[0] for name in made] == ["train", "ptq", "evaluate"]
+    config = request.config
+    assert torch.equal(logits("int8", "ptq", config), logits("ptq_int8", "ptq", config))
+    assert "PTQ int8" in (said := capsys.readouterr().out)
+    assert "QAT" not in said
+    assert {"int8/latency_ms", "speedup", "val/accuracy_drop_ci_high_pct"} <= outcome.metrics.keys()
+
+
+def test_ptq_is_no_control_beside_itself_when_the_method_is_ptq(small_request: Compose) -> None:
+    stages = "stages=[train,fuse,finetune,ptq,evaluate]"
+    plan = make_plan(small_request("method=ptq", stages).config)
+    evaluate = plan.steps[-1]
+    assert set(evaluate.consumes) == {"float", "float_finetuned", "int8"}
+    assert evaluate.consumes["int8"].startswith("ptq-")
+
+
+def test_evaluate_asks_for_ptq_when_it_makes_the_int8_model(small_request: Compose) -> None:
+    with pytest.raises(UserError, match="no result of stage train and ptq"):
+        run(small_request("method=ptq", "stages=[evaluate]", "tracking=off"))
 
 
 def test_ptq_never_reads_the_test_part(small_request: Compose, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ Importing this does not import torch: whoever only shows numbers need not wait f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,6 +38,10 @@ class FormSpec:
     is_shipped: bool = False
     compared_with: tuple[str, ...] = ()
     colour: str = "#444444"
+
+    def label_for(self, method: str) -> str:
+        """The label in a run whose int8 form is made by `method`."""
+        return f"{method.upper()} int8" if self.prefix == "int8" else self.label
 
     @property
     def is_control(self) -> bool:
@@ -71,3 +76,8 @@ FORMS = (
     ),
 )
 BY_PREFIX = {form.prefix: form for form in FORMS}
+
+
+def controls(stages: Sequence[str], method: str) -> tuple[FormSpec, ...]:
+    """The forms beside fp32 and int8 that a run of these stages makes; of `method` ptq, int8 is PTQ's already."""
+    return tuple(form for form in FORMS if form.made_by in stages and form.made_by != method)

@@ -27,7 +27,7 @@ def compared(metric: Metric) -> tuple[str, ...]:
     )
 
 
-def results_table(metrics: Mapping[str, float], style: str, metric: Metric = ACCURACY) -> str:
+def results_table(metrics: Mapping[str, float], style: str, metric: Metric = ACCURACY, method: str = "qat") -> str:
     """A row for each form that was evaluated and the change from fp32 to int8, in a style of tabulate."""
     rows = []
     for form in FORMS:
@@ -38,7 +38,7 @@ def results_table(metrics: Mapping[str, float], style: str, metric: Metric = ACC
         values = [metrics[f"val/{name}_{metric.name}"], metrics[f"{name}/{metric.name}"]]
         measured = [metrics.get(f"{name}/{number}") for number in _MEASURED.values()]
         cells = ["–" if value is None else f"{value:.2f}" for value in (*values, *measured)]
-        rows.append([form.label, *cells[:2], f"[{low:.2f}, {high:.2f}]", *cells[2:]])
+        rows.append([form.label_for(method), *cells[:2], f"[{low:.2f}, {high:.2f}]", *cells[2:]])
     # The change is int8 minus fp32, and the drop what is lost by it; + 0.0 makes no -0.00.
     change, *ends = (
         metric.drop(0.0, metrics[metric.of(what)]) + 0.0 for what in ("drop", "drop_ci_low", "drop_ci_high")
@@ -50,7 +50,7 @@ def results_table(metrics: Mapping[str, float], style: str, metric: Metric = ACC
     return _table(headings, rows, style)
 
 
-def pairs_table(metrics: Mapping[str, float], style: str, metric: Metric = ACCURACY) -> str:
+def pairs_table(metrics: Mapping[str, float], style: str, metric: Metric = ACCURACY, method: str = "qat") -> str:
     """A row for each pair of forms that was compared on the test images, in a style of tabulate."""
     rows = []
     for first, second in PAIRS:
@@ -62,7 +62,7 @@ def pairs_table(metrics: Mapping[str, float], style: str, metric: Metric = ACCUR
             )
             rows.append(
                 [
-                    f"{BY_PREFIX[first].label} – {BY_PREFIX[second].label}",
+                    f"{BY_PREFIX[first].label_for(method)} – {BY_PREFIX[second].label_for(method)}",
                     f"{value:+.2f}",
                     f"[{low:+.2f}, {high:+.2f}]",
                     f"{metrics[f'{pair}/lost_images']:.0f} / {metrics[f'{pair}/won_images']:.0f}",
@@ -77,7 +77,7 @@ def _table(headings: list[str], rows: list[list[str]], style: str) -> str:
     return tabulate(rows, headings, tablefmt=style, disable_numparse=True, colalign=align)
 
 
-def in_words(metrics: Mapping[str, float], metric: Metric = ACCURACY) -> str:
+def in_words(metrics: Mapping[str, float], metric: Metric = ACCURACY, method: str = "qat") -> str:
     """What the numbers mean: whether there is a drop that is no chance, whether QAT was worth it, what is wrong."""
     p = metrics[f"int8_vs_fp32/{metric.test}_holm"]
     if 1 in (metrics.get("fp32/named_classes"), metrics.get("int8/named_classes")):
@@ -87,8 +87,8 @@ def in_words(metrics: Mapping[str, float], metric: Metric = ACCURACY) -> str:
     else:
         verdict = f"int8 is {'worse' if metrics[metric.of('drop')] > 0 else 'better'}, beyond chance (p = {p:.2g})"
     one_class = [
-        f"{form.label} names one class for every test image: its accuracy is that class's share, and compares to "
-        "nothing"
+        f"{form.label_for(method)} names one class for every test image: its accuracy is that class's share, and "
+        "compares to nothing"
         for form in FORMS
         if metrics.get(f"{form.prefix}/named_classes") == 1
     ]

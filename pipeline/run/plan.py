@@ -77,6 +77,8 @@ def wire(config: Config) -> dict[str, dict[Product, Stage]]:
                 f"stages {producers[stage.produces].name} and {stage.name} both declare that they make "
                 f"{stage.produces}: allowed: one stage for each form"
             )
+    if config.method == "ptq":
+        producers["int8"] = producers["ptq_int8"]
     for position, name in enumerate(config.stages):
         for form in declared[name].inputs(config):
             producer = producers[form].name

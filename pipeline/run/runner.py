@@ -256,13 +256,16 @@ def _report(request: Request, metrics: dict[str, float], tracker: Tracker) -> No
     if "speedup" not in metrics:
         return
     metric = find_task(request.config.task).primary
-    words = report.in_words(metrics, metric)
+    method = request.config.method
+    words = report.in_words(metrics, metric, method)
     target = find_flow(request.config.backend).runtime(request.config)
     where = environment.cpu_name() + (f", in {target}" if target is not None else "")
     conditions = report.conditions(request.config.evaluate, metrics, where, metric)
 
     def tables(style: str) -> str:
-        return f"{report.results_table(metrics, style, metric)}\n\n{report.pairs_table(metrics, style, metric)}"
+        return "\n\n".join(
+            table(metrics, style, metric, method) for table in (report.results_table, report.pairs_table)
+        )
 
     below = "\n\n".join(f"{words}\n{conditions}".splitlines())  # Markdown joins lines that follow each other
     markdown = f"{tables('github')}\n\n{below}\n"

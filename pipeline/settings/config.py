@@ -156,11 +156,13 @@ class QatConfig(OptimizationConfig):
 class PtqConfig:
     """Post-training quantization: how many training images the observers see, so many at a time.
 
-    `observer` is that of the activations; null: `backend.observer`, and without that a histogram.
+    `observer` is that of the activations; null: `backend.observer`, and without that a histogram. `bias_correction`
+    takes off the biases what rounding the weights shifts the outputs by.
     """
 
     calibration_samples: int = setting(1024, minimum=1)
     observer: str | None = setting(None, choices=OBSERVERS)
+    bias_correction: bool = setting(False)
     batch_size: int = setting(64, minimum=1, maximum=65_536)
 
 
@@ -260,6 +262,8 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     # What an output is worth: one of pipeline/tasks, or package.module:name of the user's own.
     task: str = setting("classification")
+    # Which way the int8 model that ships is made: by the stages qat and convert, or by ptq.
+    method: str = setting("qat", choices=("qat", "ptq"))
     seed: int = setting(0, minimum=0, maximum=2**32 - 1)
     device: str = setting("auto", choices=("auto", "cpu", "cuda"))
     stages: list[str] = setting(["train", "fuse", "qat", "convert", "evaluate"])

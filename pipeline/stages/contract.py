@@ -34,8 +34,8 @@ class Stage:
         also_reads: more sections that it reads, and that come into its key, for this configuration.
         ignores: dotted settings of those sections that do not change its result.
         consumes: the forms it needs, as checkpoints (exports: as a folder).
-        also_consumes: the forms that it takes too for this configuration; it may look at `stages`. They come
-            into its key with the stages that make them.
+        also_consumes: the forms that it takes too for this configuration; it may look at `stages` and `method`. They
+            come into its key with the stages that make them.
         produces: the form it makes, or None for one that only measures.
         parts: the parts of the data set that it reads.
         trains: all processes of a run do it together; the other stages are rank 0's alone.

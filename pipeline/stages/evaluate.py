@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipeline import runtimes
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
-from pipeline.flows import BY_PREFIX, FORMS, Form, forms
+from pipeline.flows import BY_PREFIX, FORMS, Form, controls, forms
 from pipeline.host import terminal
 from pipeline.host.errors import first_line
 from pipeline.host.faults import fault
@@ -197,8 +197,8 @@ def _shipped(
 
 def _controls(config: Config) -> tuple[Form, ...]:
     """The forms beside fp32 and int8: a control that this run makes, and the fake-quantized model when asked."""
-    controls = tuple(form.name for form in FORMS if form.made_by in config.stages)
-    return (*controls, "qat") if config.evaluate.fake_quantized else controls
+    beside = tuple(form.name for form in controls(config.stages, config.method))
+    return (*beside, "qat") if config.evaluate.fake_quantized else beside
 
 
 STAGE = Stage(

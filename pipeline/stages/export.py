@@ -19,7 +19,7 @@ from torch import nn
 
 from pipeline.datasets import catalogue
 from pipeline.datasets.preprocessing import OWN_PREPROCESSING, PREPROCESSING_FILE
-from pipeline.flows import FORMS, FormSpec, forms
+from pipeline.flows import FORMS, FormSpec, controls, forms
 from pipeline.host import terminal
 from pipeline.host.errors import UserError
 from pipeline.host.faults import fault
@@ -137,7 +137,7 @@ def _likely_cause(
 
 
 def _controls(config: Config) -> tuple[Product, ...]:
-    return tuple(form.name for form in FORMS if form.is_shipped and form.made_by in config.stages)
+    return tuple(form.name for form in controls(config.stages, config.method) if form.is_shipped)
 
 
 STAGE = Stage(

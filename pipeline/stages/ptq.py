@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import time
 
+from pipeline.flows import forms
 from pipeline.settings.config import Config
 from pipeline.stages.contract import Inputs, Stage
-from pipeline.training.calibration import calibrated
+from pipeline.training.bias_correction import correct_biases
+from pipeline.training.calibration import calibrate, calibrated
 from pipeline.training.context import Context
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
     context.load_training()  # reading images is no part of what quantization takes
     started = time.perf_counter()
-    prepared = calibrated(inputs["float"], config, context)
+    if config.ptq.bias_correction:
+        with context.machine.computing():
+            model = forms.load("float", inputs["float"], config, context.info)
+            prepared = context.flow.prepare_simulation(model, config, context.info)
+        calibrate(prepared, config, context)
+        with context.flow.observers_off(prepared):
+            correct_biases(prepared, config, context)
+    else:
+        prepared = calibrated(inputs["float"], config, context)
     with context.machine.computing():
         int8 = context.flow.convert(prepared, config)
     context.metric("ptq/seconds", time.perf_counter() - started)

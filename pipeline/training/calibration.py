@@ -44,12 +44,19 @@ def calibrate(model: nn.Module, config: Config, context: Context) -> None:
     modules, where there are any, only observe: the ranges are those of the float activations. Leaves
     the model in evaluation mode on the context's device.
     """
+    context.flow.set_mode(model.to(context.device), training=False)
+    show_calibration_images(model, config, context, "calibrate")
+
+
+@torch.no_grad()
+def show_calibration_images(model: nn.Module, config: Config, context: Context, description: str) -> None:
+    """Have a prepared model compute the calibration images in float."""
     training, _ = context.load_training()  # without the validation part
     part, size = choose(training, config.ptq.calibration_samples, config.seed), config.ptq.batch_size
-    flow = context.flow
-    flow.set_mode(model.to(context.device), training=False)
-    batches = count_batches(part, size, training=False)
-    with flow.fake_quantize_off(model), terminal.bar("calibrate", batches) as bar:
+    with (
+        context.flow.fake_quantize_off(model),
+        terminal.bar(description, count_batches(part, size, training=False)) as bar,
+    ):
         for images, _ in evaluation_batches(part, config.dataset, size, context.device):
             with context.machine.computing():
                 model(images)
