@@ -143,7 +143,8 @@ def find_earlier(config: TrackingConfig, outputs: Path, record: RunRecord) -> Ea
     name = short_name(mask_text(config.run_name)) if config.run_name is not None else None
     for run in found:
         run_id, called = run.info.run_id, run.info.run_name
-        same = _artifacts(run.data.tags) == artifacts and _settings(run.data.params) == settings
+        # MLflow adds to the parameters of a run what a model that it logs is configured with.
+        same = _artifacts(run.data.tags) == artifacts and settings.items() <= _settings(run.data.params).items()
         if same and name in (None, called):
             return Earlier(run_id, called, run_page(store.uri, store.experiment, run_id), store.experiment)
     return None
