@@ -27,18 +27,19 @@ _SETTINGS = {name for name, kind in typing.get_type_hints(Config).items() if not
 def compose(folder: Path, name: str, overrides: list[str]) -> DictConfig:
     """As `hydra.compose(name, overrides)`, where Hydra is initialized with `folder`."""
     parsed = OverridesParser.create().parse_overrides(overrides)
-    others = [text for one, text in zip(parsed, overrides, strict=True) if not _is_setting(one)]
+    settings = _SETTINGS - {path.name for path in folder.iterdir()}  # `method` is a group, and sets the value too
+    others = [text for one, text in zip(parsed, overrides, strict=True) if not _is_setting(one, settings)]
     files = sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*.yaml"))
     composed = copy.deepcopy(_composed(name, tuple(others), tuple(files), typed.config_dirs_content(others)))
     # What Hydra does too, once it has merged the files.
-    ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if _is_setting(one)], composed)
+    ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if _is_setting(one, settings)], composed)
     return composed
 
 
-def _is_setting(override: Override) -> bool:
+def _is_setting(override: Override, settings: set[str]) -> bool:
     """Whether it changes a value, and not which files are merged."""
     key = override.key_or_group
-    named = "." in key or key in _SETTINGS
+    named = "." in key or key in settings
     return named and not (key.startswith("hydra") or override.package or override.is_sweep_override())
 
 
