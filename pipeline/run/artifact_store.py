@@ -40,7 +40,8 @@ class Artifact:
     """A stage's complete result: its folder, the metrics it reported and the files it shows.
 
     `content_hash` is its checkpoint's, or that of all its files, `inputs` those of the artifacts that it was made
-    from: a key says what was asked for, the hashes which of two results of the same key was used.
+    from: a key says what was asked for, the hashes which of two results of the same key was used. It took so many
+    `seconds` to make.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Artifact:
     attachments: tuple[Path, ...]
     content_hash: str | None
     inputs: dict[str, str | None]
+    seconds: float
 
     @property
     def product(self) -> Path:
@@ -116,7 +118,8 @@ class Store:
             attachments = tuple(folder / file for file in manifest["attachments"])
             all_files = hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
             content_hash = manifest["files"].get(MODEL_FILE) or all_files
-            return Artifact(folder, metrics, attachments, content_hash, dict(manifest["inputs"]))
+            seconds = float(manifest.get("seconds", 0.0))
+            return Artifact(folder, metrics, attachments, content_hash, dict(manifest["inputs"]), seconds)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if folder not in _said:
                 terminal.warn(f"{folder} is damaged and will be made again: {error}")

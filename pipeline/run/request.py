@@ -22,10 +22,13 @@ from pipeline.reports.tracked_run import METRIC_TAG
 from pipeline.run.artifact_store import seen_folder
 from pipeline.run.plan import Plan
 from pipeline.settings.config import Config
-from pipeline.settings.typed import is_for_hydra
+from pipeline.settings.typed import command, is_for_hydra
 from pipeline.tasks.catalogue import find as find_task
 from pipeline.tracking import RunRecord
 from pipeline.tracking.parents import JOB_TAG
+
+# MLflow keeps no longer tags than 8,000 characters.
+_MAX_COMMAND = 5000
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ def describe(request: Request, plan: Plan, warnings: Mapping[str, str] = {}) -> 
         "latency_threads": str(config.evaluate.threads),
         **{f"{name}_version": version for name, version in versions.items()},
         "backend": config.backend.name,
+        "command": mask_text(command(request.overrides))[:_MAX_COMMAND],
         METRIC_TAG: json.dumps(asdict(find_task(config.task).primary)),
         **{f"{name}.{role}": text for name, found in qconfigs(config, plan).items() for role, text in found.items()},
         **{f"warning.{name}": line for name, line in warnings.items()},
@@ -106,7 +110,7 @@ def describe(request: Request, plan: Plan, warnings: Mapping[str, str] = {}) -> 
     )
     seen = seen_folder(resolved(config.outputs))
     data = {part: catalogue.fingerprint(config.dataset, part, seen) for part in ("train", "test")}  # type: ignore[arg-type]
-    digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:8]
+    digest = tags["dataset.digest"] = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:8]
     return RunRecord(
         mask_text(name),
         request.parameters,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,6 +19,9 @@ from pipeline.host.interruption import stop_if_interrupted, termination_as_inter
 from pipeline.host.world import SOLO, World, join
 from pipeline.models import weights
 from pipeline.reports import results as report
+from pipeline.reports.card import markdown, page
+from pipeline.reports.tracked_run import TrackedRun
+from pipeline.run import card
 from pipeline.run.artifact_store import Artifact, Store, note_tracking
 from pipeline.run.followers import announce, check_processes, follow, undeclared_part
 from pipeline.run.plan import (
@@ -46,10 +49,19 @@ from pipeline.training.context import Context
 
 @dataclass(frozen=True)
 class Outcome:
-    """The metrics of a whole run, and its id in the tracking store (None: not tracked)."""
+    """What a run came to.
+
+    Attributes:
+        metrics: of the whole run.
+        run_id: its id in the tracking store; None: not tracked.
+        artifacts: by stage.
+        told: the run as a store has it, whether it is tracked or not.
+    """
 
     metrics: dict[str, float]
     run_id: str | None
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    told: TrackedRun | None = None
 
 
 def run(request: Request) -> Outcome:
@@ -93,8 +105,21 @@ def _run(request: Request, plan: Plan, world: World, store: Store) -> Outcome:
             stop_if_interrupted()
         _report(request, walk.metrics, tracker)
         keep_model(config, walk.folder_of("export"), walk.metrics, tracker)
+        told = TrackedRun(
+            tracker.run_id or "untracked",
+            record.name,
+            "FINISHED",
+            record.logged_parameters(),
+            walk.metrics,
+            record.tags,
+        )
+        if config.register.name is not None:
+            sections, title = card.sections(told, outputs), card.title(told)
+            tracker.text(markdown(title, sections), "card.md")
+            tracker.text(page(title, sections), "card.html")
         stop_if_interrupted()
-    return Outcome(walk.metrics, tracker.run_id)
+    made = {step.stage.name: walk.done[step.artifact] for step in plan.steps}
+    return Outcome(walk.metrics, tracker.run_id, made, told)
 
 
 def artifacts_of(config: Config) -> list[str]:

@@ -6,6 +6,7 @@ report. Forms are compared pair by pair on the very images that all of them saw.
 
 from __future__ import annotations
 
+import csv
 import json
 import tempfile
 from collections.abc import Mapping
@@ -24,7 +25,8 @@ from pipeline.host.errors import first_line
 from pipeline.host.faults import fault
 from pipeline.measure.latency import measure_latency
 from pipeline.measure.measurement import size_mb, threads
-from pipeline.measure.pairs import interval, pair_metrics
+from pipeline.measure.pairs import difference, interval, pair_metrics
+from pipeline.measure.statistics import holm
 from pipeline.runtimes import Predictor
 from pipeline.settings.config import Config
 from pipeline.stages.contract import Inputs, Stage
@@ -47,6 +49,7 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     _keep_decisions(test, decided, "predictions.npz", context)
     with context.machine.computing():
         context.task.show(decided, test.labels, context.info, context.attach)
+    _keep_groups(test, decided, context)
     timed = {name: model for name, model in models.items() if BY_PREFIX[name].is_shipped}
     latency = _measure_latency(config, timed, test, context)
     _report_validation(validation, validated, context)
@@ -73,6 +76,30 @@ def _keep_decisions(part: Part, decided: Mapping[str, Tensor], file: str, contex
     """Write the targets and what each form decided, in the order of the part, so that a later test can be made."""
     arrays = {name: _smallest(values.numpy()) for name, values in {"labels": part.labels, **decided}.items()}
     np.savez_compressed(context.attach(file), **arrays)  # type: ignore[arg-type]
+
+
+def _keep_groups(part: Part, decided: Mapping[str, Tensor], context: Context) -> None:
+    """Write a row for each group of the test part that the task tells apart: which of them lose by int8?"""
+    task, scores = context.task, _scores(part, decided, context.task)
+    metric, rows = task.primary, []
+    for name, chosen in task.groups(part.labels, context.info).items():
+        if not chosen.any():
+            continue
+        of_group = {form: scores[form][chosen] for form in ("fp32", "int8")}
+        row: dict[str, object] = {"group": name, "images": int(chosen.sum())}
+        for form, values in of_group.items():
+            low, high = interval(metric, values)
+            value = metric.scale * float(values.double().mean())
+            row |= {f"{form}_{metric.name}": value, f"{form}_ci_low": low, f"{form}_ci_high": high}
+        apart = difference(metric, of_group["int8"], of_group["fp32"])
+        rows.append(row | {"lost": apart.lost, "won": apart.won, metric.test: apart.p})
+    if rows:
+        for row, p in zip(rows, holm([float(str(row[metric.test])) for row in rows]), strict=True):
+            row[f"{metric.test}_holm"] = p
+        with context.attach("groups.csv").open("w", newline="") as stream:
+            table = csv.DictWriter(stream, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
 
 
 def _smallest(values: np.ndarray) -> np.ndarray:

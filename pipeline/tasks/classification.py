@@ -81,6 +81,9 @@ class Classification(Task):
     def of_decisions(self, decided: Tensor) -> dict[str, float]:
         return {"named_classes": len(decided.unique())}
 
+    def groups(self, targets: Tensor, data: DatasetInfo) -> dict[str, Tensor]:
+        return {name: targets == label for label, name in enumerate(data.class_names)}
+
     def show(
         self, decided: Mapping[str, Tensor], targets: Tensor, data: DatasetInfo, attach: Callable[[str], Path]
     ) -> None:

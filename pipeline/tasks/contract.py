@@ -91,6 +91,10 @@ class Task(ABC):
         """The same of the decisions of one model."""
         return {}
 
+    def groups(self, targets: Tensor, data: DatasetInfo) -> dict[str, Tensor]:
+        """The examples that a reader wants to see apart, bool (N) by name: of a classification, those of each class."""
+        return {}
+
     def show(
         self, decided: Mapping[str, Tensor], targets: Tensor, data: DatasetInfo, attach: Callable[[str], Path]
     ) -> None:
