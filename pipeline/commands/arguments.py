@@ -31,7 +31,7 @@ def read_arguments(project: Path) -> argparse.Namespace:
     parser.add_argument("--config-dir", "-cd")
     arguments = parser.parse_intermixed_args()
     if arguments.config_dir is not None:
-        arguments.overrides.insert(0, typed.of_config_dir(_checked_config_dir(arguments.config_dir, project)))
+        arguments.overrides.insert(0, of_config_dir(arguments.config_dir, project))
     return arguments
 
 
@@ -39,6 +39,15 @@ def flags_in_front(arguments: argparse.Namespace) -> list[str]:
     """The flags for Hydra, which reads the command line once more, and takes flags in front of overrides alone."""
     given = [f"--{name.replace('_', '-')}" for name, value in vars(arguments).items() if value is True]
     return [*given, "--cfg", arguments.cfg] if arguments.cfg else given
+
+
+def of_config_dir(given: str, project: Path) -> str:
+    """The override that stands for `--config-dir`.
+
+    Raises:
+        UserError: when the folder is not there, or hides behind what the project has.
+    """
+    return typed.of_config_dir(_checked_config_dir(given, project))
 
 
 def _checked_config_dir(given: str, project: Path) -> Path:

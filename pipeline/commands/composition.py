@@ -42,7 +42,9 @@ from pipeline.host.faults import fault
 from pipeline.host.files import make_writable_folder, resolved
 from pipeline.settings import typed
 from pipeline.settings.config import Config, check
+from pipeline.settings.decision import DecisionConfig
 from pipeline.settings.schema import flatten
+from pipeline.settings.setting import check_settings
 from pipeline.sweeps import search, search_space
 
 if typing.TYPE_CHECKING:
@@ -61,6 +63,7 @@ _SCHEMA = OmegaConf.structured(Config)
 for _group in _OWN:
     OmegaConf.set_struct(_SCHEMA[_group].kwargs, False)
 ConfigStore.instance().store(name="schema", node=_SCHEMA)
+ConfigStore.instance().store(name="decision_schema", node=OmegaConf.structured(DecisionConfig))
 # Hydra checks conf/hydra/launcher/submitit_*.yaml by the plugin's dataclasses, as it should, and regrets that it does.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/submitit_", category=UserWarning)
 
@@ -283,6 +286,20 @@ def compose_request(overrides: list[str]) -> Request:
     _refuse_removals(overrides)
     with _initialized():
         return to_request(_compose(overrides), overrides)
+
+
+def compose_decision(overrides: list[str]) -> DecisionConfig:
+    """The budget and the ladder of `python -m pipeline.decide`.
+
+    Raises:
+        UserError: for whatever is wrong with them.
+    """
+    with _initialized():
+        composed = OmegaConf.to_container(hydra.compose("decision", overrides), resolve=True)
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DecisionConfig), composed))
+    assert isinstance(found, DecisionConfig)
+    check_settings(found)
+    return found
 
 
 def to_request(composed: DictConfig, overrides: list[str]) -> Request:

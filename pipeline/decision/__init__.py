@@ -1,1 +1,1 @@
-"""What may be shipped: measurements held against limits."""
+"""Whether, and how, to ship int8: a ladder of methods climbed to a budget, and the gate for what is to be shipped."""

@@ -37,7 +37,7 @@ class Difference:
     """What tells two models apart: the first minus the second.
 
     Attributes:
-        value, low, high: of the primary metric, with its paired 95 % interval.
+        value, low, high: of the primary metric, with its paired interval.
         won, lost: examples on which the first, or the second, is better; of shares, which it alone gets right.
         p: that it is chance, by the test that `Metric.test` names.
     """
@@ -50,17 +50,17 @@ class Difference:
     p: float
 
 
-def difference(metric: Metric, first: Tensor, second: Tensor) -> Difference:
+def difference(metric: Metric, first: Tensor, second: Tensor, confidence: float = 0.95) -> Difference:
     """Compare two models by their scores (N) for the same examples, as `Task.score` gives them."""
     count = len(first)
     if metric.is_share:
         won, lost = int((first & ~second).sum()), int((second & ~first).sum())
-        low, high = paired_interval(won, lost, count)
+        low, high = paired_interval(won, lost, count, confidence)
         return Difference(100 * (won - lost) / count, low, high, won, lost, mcnemar_p(won, lost))
     apart = metric.scale * (first.double() - second.double()).numpy()
     higher, lower = int((apart > 0).sum()), int((apart < 0).sum())
     won, lost = (higher, lower) if metric.higher_is_better else (lower, higher)
-    return Difference(float(apart.mean()), *mean_interval(apart), won, lost, sign_flip_p(apart))
+    return Difference(float(apart.mean()), *mean_interval(apart, confidence), won, lost, sign_flip_p(apart))
 
 
 def interval(metric: Metric, scores: Tensor) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.host.errors import UserError, suggestion
 from pipeline.settings.config import Config
+from pipeline.settings.decision import DecisionConfig
 from pipeline.settings.setting import declared
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
@@ -18,7 +19,11 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 @functools.cache
 def _settings() -> dict[str, tuple[Any, tuple[str, ...]]]:
     """Type and choices of every setting, by its dotted key."""
-    return {key: (kind, spec.metadata["choices"]) for key, kind, spec in declared(Config)}
+    return {
+        key: (kind, spec.metadata["choices"])
+        for schema in (Config, DecisionConfig)
+        for key, kind, spec in declared(schema)
+    }
 
 
 def allowed_words(key: str) -> str | None:

@@ -32,9 +32,9 @@ def config_dirs(overrides: Iterable[str]) -> list[str]:
     return [text for text in overrides if text.startswith(_KEY)]
 
 
-def command(overrides: Iterable[str], *flags: str) -> str:
+def command(overrides: Iterable[str], *flags: str, module: str = "pipeline") -> str:
     """The line that has `overrides` run."""
-    words = ["python", "-m", "pipeline", *flags]
+    words = ["python", "-m", module, *flags]
     for text in overrides:
         folder = _folder_of(text)
         words += [text] if folder is None else [FLAG, folder]

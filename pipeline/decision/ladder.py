@@ -1,0 +1,207 @@
+"""The ladder: int8 by the cheapest method that keeps the budget.
+
+Each rung is a run like others, cached and resumed, and a child of the decision's run in MLflow. A rung is judged on
+the validation part; what passes is exported, and the test part is looked at once, to confirm it.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.decision.budget import Measured, confidence_of, criteria, measured, too_few_images
+from pipeline.decision.verdict import Criterion, Verdict, together
+from pipeline.host import terminal
+from pipeline.host.errors import UserError, suggestion
+from pipeline.run.request import Request
+from pipeline.run.runner import Outcome, check_parts, run
+from pipeline.settings.config import Config
+from pipeline.settings.decision import DecisionConfig
+from pipeline.tasks.catalogue import find as find_task
+
+# Gives what overrides would run.
+Compose = Callable[[list[str]], Request]
+
+# A ladder sets what it walks by itself.
+_STAGES = {"ptq": ["train", "ptq", "evaluate"], "qat": ["train", "fuse", "qat", "convert", "evaluate"]}
+_WORST, _LONGER = "{worst_layers}", "{longer_epochs}"
+# Of training, nothing is counted: it is there in any case.
+_NOT_QUANTIZING = "train"
+# The criteria that no method changes: the same graph computes on every rung.
+_OF_GRAPH = ("speedup", "latency", "size")
+
+
+@dataclass
+class Rung:
+    """One rung on one backend, climbed or not.
+
+    Attributes:
+        overrides: all that was typed for its run, and the rung's own.
+        found: what it came to; None where it was not climbed, or failed.
+        note: why it was not climbed, or failed, or what ends the climb.
+        minutes: what its stages took, but training, when they were made; without those of earlier rungs.
+    """
+
+    backend: str
+    name: str
+    overrides: list[str]
+    verdict: Verdict | None = None
+    found: Measured | None = None
+    criteria: list[Criterion] = field(default_factory=list)
+    note: str = ""
+    minutes: float = 0.0
+    run_id: str | None = None
+    shipped: Outcome | None = None
+
+
+@dataclass
+class Ladder:
+    """The rungs of one backend, in order, and what is to be said of all of them."""
+
+    backend: str
+    rungs: list[Rung]
+    verdict: Verdict
+    reason: str
+
+    @property
+    def passed(self) -> Rung | None:
+        return next((rung for rung in self.rungs if rung.verdict is Verdict.PASSES), None)
+
+
+class Climber:
+    """Climbs the ladder of one decision, a backend at a time."""
+
+    def __init__(
+        self, settings: DecisionConfig, overrides: list[str], backends: Sequence[str], compose: Compose
+    ) -> None:
+        self.settings, self.overrides, self.backends, self.compose = settings, overrides, list(backends), compose
+        self.parent_run_id: str | None = None
+        self._counted: set[str] = set()
+        self._minutes = 0.0
+
+    def check(self) -> Config:
+        """Compose and check every rung of every backend before the first runs; gives the first configuration.
+
+        Raises:
+            UserError: for the first that cannot be.
+        """
+        names, rungs = self._names(), self.settings.ladder.rungs
+        for name in names:
+            if name not in rungs:
+                raise UserError(f"ladder.climb=[{','.join(names)}]: no rung '{name}'; {suggestion(name, rungs)}")
+        if not names or len(set(names)) < len(names):
+            raise UserError(
+                f"ladder.climb=[{','.join(names)}]: allowed: one rung or more of {', '.join(rungs)}, each once"
+            )
+        configs = []
+        for backend in self.backends:
+            for name in names:
+                for ship in (False, True):
+                    config = self._request(backend, name, [], ship).config
+                    check_parts(config)
+                    configs.append(config)
+        return configs[0]
+
+    def _names(self) -> list[str]:
+        ladder = self.settings.ladder
+        return list(ladder.rungs) if ladder.climb is None else ladder.climb
+
+    def _request(self, backend: str, rung: str, worst: list[str], ship: bool = False) -> Request:
+        base = [*self.overrides, f"backend={backend}"]
+        texts = self.settings.ladder.rungs[rung]
+        longer = (
+            str(self.settings.ladder.longer * self.compose(base).config.qat.epochs) if _uses(texts, _LONGER) else ""
+        )
+        own = [text.replace(_WORST, ",".join(worst)).replace(_LONGER, longer) for text in texts]
+        kept = base if ship else _unregistered(base)
+        method = self.compose([*kept, *own]).config.method
+        stages = [*_STAGES[method], *(["export"] if ship else [])]
+        request = self.compose([*kept, *own, f"stages=[{','.join(stages)}]"])
+        name = f"{rung} {backend}{' shipped' if ship else ''}"
+        return dataclasses.replace(request, name=name, parent_run_id=self.parent_run_id, job=name.replace(" ", "."))
+
+    def climb(self, backend: str) -> Ladder:
+        """Climb until a rung passes, or none can."""
+        rungs = [Rung(backend, name, self.settings.ladder.rungs[name]) for name in self._names()]
+        for place, rung in enumerate(rungs):
+            limit = self.settings.budget.max_minutes
+            if limit is not None and self._minutes >= limit:
+                return self._end(backend, rungs, f"budget.max_minutes={limit:g} are over")
+            terminal.say(f"\nrung {place + 1} of {len(rungs)}: {rung.name}, backend {backend}")
+            try:
+                self._take(rung, confidence_of(place, len(self.backends)))
+            except UserError as error:
+                rung.verdict, rung.note = Verdict.FAILS, str(error)
+                terminal.warn(f"{rung.name}: {error}")
+                continue
+            if rung.verdict is Verdict.PASSES:
+                return Ladder(backend, rungs, Verdict.PASSES, "")
+            if rung.note:
+                return self._end(backend, rungs, rung.note)
+        return self._end(backend, rungs, "no rung keeps the budget")
+
+    def epochs_of(self, rung: Rung) -> int:
+        """How many epochs of QAT a rung would train."""
+        config = self._request(rung.backend, rung.name, worst=[]).config
+        return config.qat.epochs if config.method == "qat" else 0
+
+    def _end(self, backend: str, rungs: list[Rung], reason: str) -> Ladder:
+        untold = any(rung.verdict is Verdict.UNKNOWN for rung in rungs)
+        return Ladder(backend, rungs, Verdict.UNKNOWN if untold else Verdict.FAILS, reason)
+
+    def _take(self, rung: Rung, confidence: float) -> None:
+        """Run a rung and judge it; one that passes is run once more, with the export."""
+        budget = self.settings.budget
+        worst = self._worst_layers(rung) if _uses(rung.overrides, _WORST) else []
+        request = self._request(rung.backend, rung.name, worst)
+        rung.overrides = request.overrides
+        outcome = self._run(rung, request)
+        task = find_task(request.config.task)
+        rung.found = measured(outcome.metrics, outcome.artifacts["evaluate"], task, confidence)
+        rung.criteria = criteria(rung.found, budget, task.primary)
+        rung.verdict = together(rung.criteria)
+        for criterion in rung.criteria:
+            terminal.say(f"{rung.name}: {criterion.line}")
+        failed = [one.name for one in rung.criteria if one.name in _OF_GRAPH and one.verdict is Verdict.FAILS]
+        if failed:
+            rung.note = f"{' and '.join(failed)}: no other rung on this backend is faster or smaller"
+        elif rung.verdict is Verdict.UNKNOWN and task.primary.is_share:
+            share = (rung.found.lost + rung.found.won) / rung.found.images
+            rung.note = too_few_images(rung.found.images, share, budget.max_drop_pct, confidence) or ""
+        elif rung.verdict is Verdict.PASSES:
+            shipping = self._request(rung.backend, rung.name, worst, ship=True)
+            rung.shipped = self._run(rung, shipping)
+            rung.overrides = shipping.overrides
+
+    def _run(self, rung: Rung, request: Request) -> Outcome:
+        outcome = run(request)
+        rung.run_id = outcome.run_id
+        for stage, artifact in outcome.artifacts.items():
+            if stage != _NOT_QUANTIZING and artifact.folder.name not in self._counted:
+                self._counted.add(artifact.folder.name)
+                rung.minutes += artifact.seconds / 60
+                self._minutes += artifact.seconds / 60
+        return outcome
+
+    def _worst_layers(self, rung: Rung) -> list[str]:
+        """The layers that lose most, as `sensitivity` ranks them on the validation part."""
+        typed = _unregistered([*self.overrides, f"backend={rung.backend}"])
+        base = self.compose([*typed, "stages=[train,sensitivity]"])
+        name = f"sensitivity {rung.backend}"
+        request = dataclasses.replace(base, name=name, parent_run_id=self.parent_run_id, job=name.replace(" ", "."))
+        found = self._run(rung, request).artifacts["sensitivity"].folder / "sensitivity.csv"
+        with found.open(newline="") as stream:
+            ranked = [row["name"] for row in csv.DictReader(stream)]
+        skipped = request.config.backend.skip_layers
+        return [*skipped, *ranked[: self.settings.ladder.worst_layers]]
+
+
+def _unregistered(overrides: Sequence[str]) -> list[str]:
+    """What is only climbed is not registered."""
+    return [text for text in overrides if not text.lstrip("+").startswith("register")]
+
+
+def _uses(texts: Sequence[str], word: str) -> bool:
+    return any(word in text for text in texts)
