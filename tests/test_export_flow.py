@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import models
+from pipeline import models, runtimes
 from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue
 from pipeline.datasets.spec import DatasetInfo
@@ -21,9 +22,12 @@ from pipeline.run import runner
 from pipeline.run.request import Request
 from pipeline.settings.config import Config
 from pipeline.training import loop
+from tests.test_compilation import needs_compiler
 
 RESIDUAL = ["model=own", "model.target=tests.export_networks:Residual"]
 BACKENDS = ["openvino", "onnxruntime"]
+# One in brief; the others take their time, to compile among others.
+RUNTIMES = ["openvino", *(pytest.param(name, marks=pytest.mark.operations) for name in ("onnxruntime", "inductor"))]
 
 
 def config_of(*overrides: str) -> tuple[Config, DatasetInfo]:
@@ -257,7 +261,7 @@ def test_torchscript_is_refused_when_the_model_is_a_captured_graph(
         runner.run(small_request(*RESIDUAL, "backend=openvino", "runtime.names=[torchscript]", stages))
 
 
-@pytest.mark.parametrize("backend", ["openvino", pytest.param("onnxruntime", marks=pytest.mark.operations)])
+@pytest.mark.parametrize("backend", RUNTIMES)
 def test_every_stage_works_when_a_network_has_no_twin(backend: str, small_request: Callable[..., Request]) -> None:
     metrics = runner.run(
         small_request(
@@ -270,7 +274,8 @@ def test_every_stage_works_when_a_network_has_no_twin(backend: str, small_reques
             "export.min_agreement=90",
             "tracking=off",
             "+controls=full",
-            "stages=[train,fuse,qat,ptq,finetune,convert,evaluate,sensitivity,export]",
+            "stages=[train,fuse,qat,ptq,finetune,convert,evaluate,sensitivity,export,benchmark]",
+            *("benchmark.passes=2", "benchmark.min_repeats=4", "benchmark.max_seconds=2", "benchmark.memory=false"),
         )
     ).metrics
     assert metrics[f"{backend}/int8/parity"] == metrics[f"{backend}/ptq_int8/parity"] == 1
@@ -280,6 +285,7 @@ def test_every_stage_works_when_a_network_has_no_twin(backend: str, small_reques
     assert metrics[f"{backend}/int8/max_difference"] < 0.02
     assert metrics[f"{backend}/int8/mean_difference"] < 0.001
     assert metrics["sensitivity/images"] > 0
+    assert metrics[f"{backend}/int8/latency_ms"] > 0
 
 
 def test_qat_goes_on_bit_for_bit_when_it_was_interrupted_in_its_second_epoch(
@@ -311,3 +317,37 @@ def test_qat_goes_on_bit_for_bit_when_it_was_interrupted_in_its_second_epoch(
     assert whole.keys() == cut.keys()
     for name, value in whole.items():
         assert torch.equal(cut[name], value), name
+
+
+@pytest.mark.operations  # it compiles for half a minute
+@pytest.mark.parametrize("channels", [1, 3])
+def test_inductor_computes_what_torch_computes_for_any_batch_when_a_network_is_int8(
+    channels: int, tmp_path: Path
+) -> None:
+    needs_compiler()
+    inductor = runtimes.registry()["inductor"]
+    config, info = config_of(f"dataset={'digits' if channels == 1 else 'cifar10'}", "dataset.image_size=17")
+    int8 = FLOW.convert(trained(config, info), config)
+    batch = images(5, info)
+    before = int8(batch)
+    inductor.export(int8, batch[:1], tmp_path)
+    predictor = inductor.load(tmp_path, 1)
+    for count in (5, 1):
+        torch.testing.assert_close(
+            torch.from_numpy(predictor(batch[:count].numpy())), before[:count], atol=0.02, rtol=0
+        )
+    assert torch.equal(int8(batch), before)
+    with zipfile.ZipFile(tmp_path / "model.pt2") as package:
+        (code,) = (name for name in package.namelist() if name.endswith("wrapper.cpp"))
+        assert b"qconv" in package.read(code)
+
+
+def test_run_that_exports_is_refused_in_one_line_when_there_is_no_compiler(
+    small_request: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
+    request = small_request(*RESIDUAL, "backend=inductor", "stages=[train,fuse,qat,convert,export]")
+    with pytest.raises(UserError, match=r"exporting to inductor needs a C[+][+] compiler"):
+        runner.run(request)

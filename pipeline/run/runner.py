@@ -152,7 +152,7 @@ def check_parts(config: Config) -> Plan:
     check_runtimes(config.runtime.names, config.stages, config.backend.flow if exports else None)
     target = flow.runtime(config)
     if target is not None and "evaluate" in config.stages:
-        check_runtimes([target], key=f"backend.engine={target}")
+        check_runtimes([target], ["export"], key=f"backend.engine={target}")
     check_registration(config)
     return make_plan(config)
 

@@ -4,6 +4,7 @@
     torchscript.py   traced and frozen
     onnx.py          ONNX (int8 in QDQ form), run by onnxruntime
     openvino.py      OpenVINO's IR, made from the ONNX file
+    inductor.py      compiled ahead of time by torch's own compiler (AOTInductor)
 
 A runtime is a file that ends with its declaration `RUNTIME`, found here by that, or the user's own by import path.
 To find them every module of this room is imported, so each imports torch, and its runtime, where it uses it: a program
@@ -108,6 +109,8 @@ def check_runtimes(
         if flow is not None and not runtime.takes(flow):
             able = ", ".join([EAGER, *(each.name for each in registry().values() if each.takes(flow))])
             raise UserError(f"{key}: {runtime.name} cannot take the models of backend.flow={flow}; allowed: {able}")
+        if "export" in stages and (lacking := runtime.lacks()) is not None:
+            raise UserError(f"{key}: exporting to {runtime.name} needs {lacking}")
     for first, second in itertools.combinations(asked, 2):
         if first.name == second.name:
             raise UserError(f"{key}: two runtimes are named '{first.name}'; allowed: names that differ")

@@ -32,6 +32,7 @@ class Runtime:
         marker: of its points in plots, as matplotlib names it.
         flows: the flows of this project whose int8 models it can take; None: of any. Those of a flow of the user's own
             are tried: export and parity tell.
+        lacks: what else exporting needs that is not here, in words; None: nothing.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Runtime:
     load: Callable[[Path, int], Predictor]
     marker: str = "P"
     flows: frozenset[str] | None = None
+    lacks: Callable[[], str | None] = lambda: None
 
     def takes(self, flow: str) -> bool:
         """Whether it may take the models of a flow, by the name that `backend.flow` has."""

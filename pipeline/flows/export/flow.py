@@ -59,7 +59,7 @@ __all__ = [
 # How far a graph's outputs may be from the float network's, relative to the largest of these.
 _NEARLY = 1e-4
 # The runtimes that a backend may be for.
-_ENGINES = ("openvino", "onnxruntime")
+_ENGINES = ("openvino", "onnxruntime", "inductor")
 
 
 def check(config: Config, info: DatasetInfo) -> None:
