@@ -62,7 +62,7 @@ def test_help_shows_groups_and_examples_without_importing_torch() -> None:
     done = subprocess.run([sys.executable, "-c", probe], cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for words in (
-        "backend: fbgemm, inductor, onednn, onnxruntime, openvino, qnnpack, x86",
+        "backend: executorch, fbgemm, inductor, onednn, onnxruntime, openvino, qnnpack, x86",
         "+experiment=resnet18_mnist_224",
         "make ui",
     ):

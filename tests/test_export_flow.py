@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import io
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,8 @@ from tests.test_compilation import needs_compiler
 RESIDUAL = ["model=own", "model.target=tests.export_networks:Residual"]
 BACKENDS = ["openvino", "onnxruntime"]
 # One in brief; the others take their time, to compile among others.
-RUNTIMES = ["openvino", *(pytest.param(name, marks=pytest.mark.operations) for name in ("onnxruntime", "inductor"))]
+SLOW = ("onnxruntime", "inductor", "executorch")
+RUNTIMES = ["openvino", *(pytest.param(name, marks=pytest.mark.operations) for name in SLOW)]
 
 
 def config_of(*overrides: str) -> tuple[Config, DatasetInfo]:
@@ -263,6 +266,8 @@ def test_torchscript_is_refused_when_the_model_is_a_captured_graph(
 
 @pytest.mark.parametrize("backend", RUNTIMES)
 def test_every_stage_works_when_a_network_has_no_twin(backend: str, small_request: Callable[..., Request]) -> None:
+    if backend == "executorch":
+        pytest.importorskip("executorch", reason="pip install -e '.[executorch]'")
     metrics = runner.run(
         small_request(
             *RESIDUAL,
@@ -351,3 +356,46 @@ def test_run_that_exports_is_refused_in_one_line_when_there_is_no_compiler(
     request = small_request(*RESIDUAL, "backend=inductor", "stages=[train,fuse,qat,convert,export]")
     with pytest.raises(UserError, match=r"exporting to inductor needs a C[+][+] compiler"):
         runner.run(request)
+
+
+@pytest.mark.operations  # half a minute each
+@pytest.mark.parametrize("overrides", [[], ["backend.symmetric=true", "backend.per_channel=false"]])
+def test_executorch_computes_what_torch_computes_for_any_batch_when_a_network_is_int8(
+    overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("executorch", reason="pip install -e '.[executorch]'")
+    executorch = runtimes.registry()["executorch"]
+    config, info = config_of("backend=executorch", *overrides)
+    model, batch = trained(config, info), images(70, info)
+    simulated = outputs_of(model, batch)
+    int8 = FLOW.convert(model, config)
+    assert torch.equal(int8(batch), simulated)
+    told = executorch.export(int8, batch[:1], tmp_path)
+    assert told is not None
+    assert 50 < told["delegated_pct"] < 100
+    assert f"XNNPACK computes {told['delegated_pct']:.1f} % of the operators" in "".join(capsys.readouterr())
+    predictor = executorch.load(tmp_path, 1)
+    for count in (70, 1):  # more images than a program takes at once, and one
+        found = torch.from_numpy(predictor(batch[:count].numpy()))
+        torch.testing.assert_close(found, simulated[:count], atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("missing", "overrides", "told"),
+    [
+        (True, [], "executorch is not installed here; pip install -e '.[executorch]' brings it"),
+        (False, ["backend.activation_bits=7"], "has activations of 8 bits; allowed: 8"),
+    ],
+)
+def test_executorch_is_refused_in_one_line_when_it_cannot_be_had_as_asked(
+    missing: bool,
+    overrides: list[str],
+    told: str,
+    small_request: Callable[..., Request],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = importlib.util.find_spec
+    found = None if missing else real("json")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found if name == "executorch" else real(name))
+    with pytest.raises(UserError, match=re.escape(told)):
+        runner.run(small_request(*RESIDUAL, "backend=executorch", *overrides))

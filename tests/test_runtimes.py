@@ -243,7 +243,7 @@ def test_gate_counts_an_output_that_is_no_number_as_different() -> None:
     [
         ("[eager,torchscrip]", "did you mean 'torchscript'?"),
         ("[eager]", "nothing to export; allowed: runtime=all"),
-        ("[tensorrt]", "allowed: eager, inductor, onnxruntime, openvino, torchscript"),
+        ("[tensorrt]", "allowed: eager, executorch, inductor, onnxruntime, openvino, torchscript"),
     ],
 )
 def test_runtimes_are_refused_before_anything_runs_when_they_cannot_be_exported_to(

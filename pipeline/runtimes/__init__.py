@@ -5,6 +5,7 @@
     onnx.py          ONNX (int8 in QDQ form), run by onnxruntime
     openvino.py      OpenVINO's IR, made from the ONNX file
     inductor.py      compiled ahead of time by torch's own compiler (AOTInductor)
+    executorch.py    for phones: ExecuTorch's program, computed by XNNPACK
 
 A runtime is a file that ends with its declaration `RUNTIME`, found here by that, or the user's own by import path.
 To find them every module of this room is imported, so each imports torch, and its runtime, where it uses it: a program

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,8 @@ class Runtime:
         modules: what must be importable.
         extra: of this project's optional dependencies, the one that brings them.
         file: the file that `export` writes and `load` reads, beside which it may put others.
-        export: writes a model (on the CPU, in evaluation mode) for an example (1, C, H, W) into a folder.
+        export: writes a model (on the CPU, in evaluation mode) for an example (1, C, H, W) into a folder; what it
+            returns, numbers by name, is reported beside the file's size.
         load: gives the predictor of what is in a folder, with so many threads.
         marker: of its points in plots, as matplotlib names it.
         flows: the flows of this project whose int8 models it can take; None: of any. Those of a flow of the user's own
@@ -39,7 +40,7 @@ class Runtime:
     modules: tuple[str, ...]
     extra: str | None
     file: str
-    export: Callable[[nn.Module, Tensor, Path], None]
+    export: Callable[[nn.Module, Tensor, Path], Mapping[str, float] | None]
     load: Callable[[Path, int], Predictor]
     marker: str = "P"
     flows: frozenset[str] | None = None

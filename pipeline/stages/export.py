@@ -83,7 +83,7 @@ def _ship(runtime: Runtime, reference: _Reference, fp32: _Reference, config: Con
     folder.mkdir(parents=True)
     try:
         with context.machine.computing():
-            runtime.export(reference.model, torch.zeros(1, context.info.channels, size, size), folder)
+            told = runtime.export(reference.model, torch.zeros(1, context.info.channels, size, size), folder)
         if (preprocessing := catalogue.preprocessing(config.dataset)) is not None:
             dataclasses.replace(preprocessing, class_names=context.info.class_names).write(folder)
         with context.machine.computing():
@@ -105,6 +105,8 @@ def _ship(runtime: Runtime, reference: _Reference, fp32: _Reference, config: Con
     for what, value in dataclasses.asdict(found).items():
         context.metric(f"{name}/{ {'value': metric.name, 'p': metric.test}.get(what, what) }", value)
     context.metric(f"{name}/file_mb", sum(path.stat().st_size for path in folder.iterdir()) / MEGABYTE)
+    for what, value in (told or {}).items():
+        context.metric(f"{name}/{what}", value)
     context.metric(f"{name}/parity", float(passed))
     line = (
         f"{name}: agrees on {found.agreement_pct:.2f} % of {len(targets)} test images, outputs differ by "

@@ -59,7 +59,7 @@ __all__ = [
 # How far a graph's outputs may be from the float network's, relative to the largest of these.
 _NEARLY = 1e-4
 # The runtimes that a backend may be for.
-_ENGINES = ("openvino", "onnxruntime", "inductor")
+_ENGINES = ("openvino", "onnxruntime", "inductor", "executorch")
 
 
 def check(config: Config, info: DatasetInfo) -> None:
@@ -70,6 +70,8 @@ def check(config: Config, info: DatasetInfo) -> None:
     ):
         if value not in allowed:
             raise UserError(f"backend.{key}={value}: {suggestion(value, allowed)} with backend.flow=export")
+    if (lacking := quantizers.lacks(backend)) is not None:
+        raise UserError(lacking)
     if backend.float_modules:
         network = models.build(config.model, info)
         blocks = [name for name, _ in network.named_modules() if name]

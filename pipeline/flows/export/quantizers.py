@@ -2,15 +2,18 @@
 
 `x86_inductor` is torchao's: it quantizes what goes into convolutions, linear layers and the additions behind them,
 which OpenVINO fuses best. `onnxruntime` is ours: onnxruntime computes a convolution in int8 where there is
-a pair of quantize and dequantize behind it too.
+a pair of quantize and dequantize behind it too. `xnnpack` is ExecuTorch's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.util
+import logging
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,6 +36,7 @@ from pipeline.flows.processor import has_vnni
 from pipeline.settings.config import BackendConfig
 
 aten = torch.ops.aten
+_XNNPACK = "xnnpack"
 # The operators whose weights are quantized.
 WEIGHTED = (aten.conv2d.default, aten.linear.default)
 # Fused into the layer before them by onnxruntime.
@@ -76,10 +80,15 @@ def numbers(backend: BackendConfig, observer: str) -> Numbers:
     (onnxruntime's `reduce_range`, NNCF's overflow fix), as 7 bits of the activations do; but a file holds weights
     exactly, while QuantizeLinear has no levels from 0 to 127.
     """
-    reduced = backend.activation_bits != 7 and not has_vnni()
+    if backend.qconfig == _XNNPACK:
+        # Signed, as its kernels are, which saturate on no processor.
+        activation, reduced = (-128, 127), False
+    else:
+        activation = (0, 127 if backend.activation_bits == 7 else 255)
+        reduced = backend.activation_bits != 7 and not has_vnni()
     largest = 63 if reduced else 127
     return Numbers(
-        activation=(0, 127 if backend.activation_bits == 7 else 255),
+        activation=activation,
         weight=(-largest, largest),
         per_channel=backend.per_channel is not False,
         symmetric=bool(backend.symmetric),
@@ -99,14 +108,17 @@ def in_words(found: Numbers, training: bool) -> dict[str, str]:
     }
     return {
         role: f"{kind} [{low}, {high}] {schemes[role]} {observers[role]}"
-        for role, kind, (low, high) in (("activation", "uint8", found.activation), ("weight", "int8", found.weight))
+        for role, kind, (low, high) in (
+            ("activation", "int8" if found.activation[0] < 0 else "uint8", found.activation),
+            ("weight", "int8", found.weight),
+        )
     }
 
 
 def _specs(found: Numbers, training: bool) -> tuple[QuantizationSpec, QuantizationSpec]:
     """For activations and for weights."""
     activation = QuantizationSpec(
-        dtype=torch.uint8,
+        dtype=torch.int8 if found.activation[0] < 0 else torch.uint8,
         quant_min=found.activation[0],
         quant_max=found.activation[1],
         qscheme=torch.per_tensor_symmetric if found.symmetric else torch.per_tensor_affine,
@@ -233,8 +245,44 @@ def _back_to_pool(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-_QUANTIZERS: dict[str, Any] = {"x86_inductor": _X86, "onnxruntime": _OnnxRuntime}
+def _xnnpack(found: Numbers, training: bool, stays_float: Callable[[fx.Node], bool]) -> Quantizer:
+    """ExecuTorch's own: it knows what XNNPACK has int8 kernels for."""
+    with _quietly():
+        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
+
+    activation, weight = _specs(found, training)
+    # Without is_qat, for the reason of _X86.
+    quantizer = XNNPACKQuantizer().set_global(QuantizationConfig(activation, activation, weight, None, is_qat=False))
+    quantizer.set_filter_function(lambda node: not stays_float(node))
+    return quantizer
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what ExecuTorch says of its other backends when it is imported."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+_QUANTIZERS: dict[str, Any] = {"x86_inductor": _X86, "onnxruntime": _OnnxRuntime, _XNNPACK: _xnnpack}
 NAMES = tuple(_QUANTIZERS)
+
+
+def lacks(backend: BackendConfig) -> str | None:
+    """Why a backend's quantizer cannot be had as it is asked for, in words."""
+    if backend.qconfig != _XNNPACK:
+        return None
+    if importlib.util.find_spec("executorch") is None:
+        return f"backend.qconfig={_XNNPACK}: executorch is not installed here; pip install -e '.[executorch]' brings it"
+    if backend.activation_bits == 7:
+        return f"backend.activation_bits=7: backend.qconfig={_XNNPACK} has activations of 8 bits; allowed: 8"
+    return None
 
 
 def make_quantizer(backend: BackendConfig, found: Numbers, training: bool) -> Quantizer:
