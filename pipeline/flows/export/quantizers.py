@@ -161,6 +161,12 @@ class _X86(X86InductorQuantizer):  # type: ignore[misc]
             warnings.filterwarnings("ignore", message="The input of maxpool2d is not quantized")
             return super().annotate(model)
 
+    def _get_input_idx_for_binary_node(self, gemm: fx.Node, binary: fx.Node) -> tuple[int | None, int | None]:
+        """Which operands an addition behind a layer has; none to fuse where one is a number, which torchao asserts."""
+        if not all(isinstance(one, fx.Node) for one in binary.args):
+            return None, None
+        return super()._get_input_idx_for_binary_node(gemm, binary)  # type: ignore[no-any-return]
+
 
 class _OnnxRuntime(Quantizer):  # type: ignore[misc]
     """Convolutions and linear layers with what goes in and what comes out, additions of such, and what moves numbers.
