@@ -78,3 +78,44 @@ class WithoutLayers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((1, 2, 3))[:, None] * self.scale
+
+
+class Unusual(nn.Module):
+    """What mobileone, ghostnet and swin do: a sum that begins with 0, a slice of everything, a tensor that it makes."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Conv2d(in_channels, 8, 3, padding=1) for _ in range(2))
+        self.cheap = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.mix = nn.Conv2d(16, 8, 1)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor | int = 0
+        for branch in self.branches:
+            total = total + branch(x)
+        x = torch.relu(total)
+        x = torch.cat([x, self.cheap(x)], 1)[:, :16]
+        x = torch.relu(self.mix(x)).mean((2, 3))
+        return self.head(x + torch.tensor([0.5]))
+
+
+class ReturnsDictionary(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(in_channels, num_classes, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.convolution(x).mean((2, 3))}
+
+
+class TrainsWithTwoOutputs(nn.Module):
+    """As torchvision's googlenet and inception_v3 do."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(in_channels, num_classes, 3)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.convolution(x).mean((2, 3))
+        return (x, x) if self.training else x

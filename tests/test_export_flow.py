@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from pipeline import models, runtimes
 from pipeline.commands.composition import compose_request
@@ -214,6 +214,26 @@ def test_weight_that_two_layers_share_is_quantized_when_it_is_converted() -> Non
     assert torch.equal(FLOW.convert(model, config)(batch), simulated)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_graph_has_one_pair_at_each_place_when_a_network_adds_to_zero_slices_all_and_makes_tensors(
+    backend: str,
+) -> None:
+    config, info = config_of("model.target=tests.export_networks:Unusual", f"backend={backend}")
+    FLOW.check(config, info)
+    network = float_network(config, info)
+    batch = images(3, info)
+    captured = FLOW.fuse(copy.deepcopy(network), config, info)
+    assert torch.equal(outputs_of(captured, batch), outputs_of(network, batch))
+    model = trained(config, info)
+    simulated = outputs_of(model, batch)
+    int8 = FLOW.convert(model, config)
+    assert torch.equal(int8(batch), simulated)
+    assert isinstance(int8, fx.GraphModule)
+    # OpenVINO crashes where a value is quantized that was dequantized, and nothing has changed, just before.
+    quantized = [node.args[0] for node in int8.graph.nodes if ".quantize_per_tensor" in str(node.target)]
+    assert not [node for node in quantized if ".dequantize" in str(node.target) or ".alias" in str(node.target)]
+
+
 @pytest.mark.parametrize(
     ("network", "words"),
     [
@@ -222,6 +242,8 @@ def test_weight_that_two_layers_share_is_quantized_when_it_is_converted() -> Non
             ["inner (Inner, ", "export_networks.py:", "values of a tensor", "allowed: a forward"],
         ),
         ("FixesBatch", ["the network (FixesBatch", "export_networks.py:", "number of images"]),
+        ("ReturnsDictionary", ["ReturnsDictionary returns a dict", "allowed: one tensor"]),
+        ("TrainsWithTwoOutputs", ["TrainsWithTwoOutputs returns, when it trains, a tuple", "allowed: one tensor"]),
         ("WithoutLayers", ["nothing of WithoutLayers would be quantized", "allowed:"]),
     ],
 )

@@ -42,16 +42,7 @@ def capture(model: nn.Module, example: Tensor) -> fx.GraphModule:
     Raises:
         UserError: where torch.export cannot take the network, naming the module and the line of its source.
     """
-    model.eval()
-    with torch.no_grad():
-        try:
-            logits = model(example)
-        except Exception as error:
-            shape = tuple(example.shape[1:])
-            raise UserCodeError(
-                f"model: {type(model).__name__} cannot take images {shape}: {type(error).__name__}: {first_line(error)}"
-            ) from error
-    _check_output(logits, type(model).__name__)
+    check_output(model.eval(), example)
     batch = torch.export.Dim("batch", min=1, max=_MOST_IMAGES)
     try:
         with _quietly():
@@ -73,6 +64,8 @@ def capture(model: nn.Module, example: Tensor) -> fx.GraphModule:
                 name = f"dropouts.{node.name}"
                 graph_module.add_submodule(name, _DROPOUTS[node.target](node.args[1]))
                 _become_call(node, name)
+            elif node.target is aten.alias.default:  # a slice of everything; with a pair of its own, OpenVINO crashes
+                node.replace_all_uses_with(node.args[0])
     graph.eliminate_dead_code()
     _return_one(graph)
     return plain(graph_module).eval()
@@ -150,11 +143,23 @@ def _return_one(graph: fx.Graph) -> None:
     output.args = (logits,)
 
 
-def _check_output(output: Any, name: str) -> None:
+def check_output(model: nn.Module, example: Tensor) -> None:
+    """Refuse a network that cannot take such images in the mode that it is in, or does not return one tensor."""
+    name = type(model).__name__
+    with torch.no_grad():
+        try:
+            output = model(example)
+        except Exception as error:
+            shape = tuple(example.shape[1:])
+            raise UserCodeError(
+                f"model: {name} cannot take images {shape}: {type(error).__name__}: {first_line(error)}"
+            ) from error
     if isinstance(output, Tensor):
         return
+    when = ", when it trains," if model.training else ""
     raise UserError(
-        f"model: {name} returns a {type(output).__name__}; allowed: one tensor (N, …), chosen by a module around it"
+        f"model: {name} returns{when} a {type(output).__name__}; allowed: one tensor (N, …), chosen by a module around "
+        "it or by its own settings, as model.kwargs.aux_logits=false does for torchvision's googlenet"
     )
 
 

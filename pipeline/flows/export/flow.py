@@ -15,7 +15,7 @@ from pipeline.datasets.spec import DatasetInfo
 from pipeline.flows import Form
 from pipeline.flows.contract import Method
 from pipeline.flows.export import graph, quantizers
-from pipeline.flows.export.capture import capture
+from pipeline.flows.export.capture import capture, check_output
 from pipeline.flows.export.fake_quantize import fake_quantize_off, fake_quantizes
 from pipeline.flows.export.fake_quantize import observers_off as _observers_off
 from pipeline.flows.export.graph import layers, take_ranges
@@ -77,6 +77,8 @@ def check(config: Config, info: DatasetInfo) -> None:
         blocks = [name for name, _ in network.named_modules() if name]
         check_names("backend.float_modules", backend.float_modules, blocks, f"{config.model.name} has no module")
     captured = _captured(config.model, info)
+    with torch.random.fork_rng(devices=[]):
+        check_output(models.build(config.model, info).train(), _example(info))
     bare = dataclasses.replace(backend, skip_layers=[], float_modules=[])
     quantizable = _prepared_layers(captured, bare)
     check_names(
@@ -141,7 +143,8 @@ def _graph_of(model: nn.Module, config: Config, info: DatasetInfo) -> fx.GraphMo
     """The captured graph with a float network's parameters."""
     captured = copy.deepcopy(_captured(config.model, info))
     state = model.state_dict()
-    captured.load_state_dict({name: state[name] for name in captured.state_dict()})
+    # Beside the network's own, a graph holds constants that its forward makes.
+    captured.load_state_dict({name: state.get(name, value) for name, value in captured.state_dict().items()})
     return captured
 
 
