@@ -168,6 +168,24 @@ def test_scale_of_zero_learns_when_its_batch_norm_is_trained_quantization_aware(
     assert (scale != 0).any()
 
 
+def test_layer_computes_in_training_what_int8_will_when_its_batch_norm_is_frozen() -> None:
+    config, info = config_of()
+    model = trained(config, info)
+    frozen, running = copy.deepcopy(model), copy.deepcopy(model)
+    FLOW.freeze(frozen, batch_norm=True, ranges=True)
+    FLOW.set_mode(running, training=False)
+    for (name, layer), other in zip(FLOW.layers(frozen).items(), FLOW.layers(running).values(), strict=True):
+        if layer.norm is None:
+            continue
+        channels = {"stem": info.channels}.get(name, 8)
+        values = torch.randn(4, channels, 7, 7, generator=torch.Generator().manual_seed(3))
+        outputs = layer(values)
+        with torch.no_grad(), FLOW.observers_off(running):
+            assert torch.equal(outputs, other(values))
+        outputs.square().mean().backward()
+        assert (layer.norm.weight.grad != 0).any()  # type: ignore[operator, union-attr]
+
+
 def test_float_network_stays_within_reach_when_it_is_prepared_and_nothing_is_quantized() -> None:
     config, info = config_of()
     network = float_network(config, info)

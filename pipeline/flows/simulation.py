@@ -7,7 +7,6 @@ the model is converted, bit for bit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -110,7 +109,8 @@ def invertible(factor: Tensor, weight: Tensor, fake_quantize: Any) -> Tensor:
     """
     observer = getattr(fake_quantize, "activation_post_process", fake_quantize)  # an observer may stand alone
     with torch.no_grad():
-        largest = torch.linalg.vector_norm(weight.flatten(1), math.inf, dim=1)
+        low, high = extremes(weight, per_channel=True)
+        largest = torch.maximum(-low, high)
         reached = largest * factor.abs()
         floor = torch.full_like(reached, observer.quant_max * torch.finfo(torch.float32).eps)
         if observer.qscheme in (torch.per_channel_symmetric, torch.per_channel_affine):

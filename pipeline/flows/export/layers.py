@@ -19,8 +19,9 @@ class WeightedLayer(nn.Module):
     In training the BatchNorm is kept, and finds what it would find in a float network: the convolution's weight is
     scaled by gamma / sigma, fake-quantized, and the result divided by the factor again (Krishnamoorthi 2018,
     "Quantizing deep convolutional networks for efficient inference", section 3.2.2). torchao's pattern does the same,
-    with torch's defaults instead of the BatchNorm's own eps, and divides 0 by 0 where gamma is 0. In evaluation the
-    layer computes bit for bit what the converted one will: the BatchNorm folded into weight and bias.
+    with torch's defaults instead of the BatchNorm's own eps, and divides 0 by 0 where gamma is 0. Where the BatchNorm
+    goes by its running statistics, in evaluation or because they are frozen, the layer computes bit for bit what the
+    converted one will: the BatchNorm folded into weight and bias, which also costs less.
 
     Attributes:
         operator, rest: the ATen operator, and its arguments behind the bias.
@@ -55,7 +56,7 @@ class WeightedLayer(nn.Module):
         return self._input_fake_quantize[0]
 
     def forward(self, values: Tensor) -> Tensor:
-        if self.norm is None or not self.training:
+        if self.norm is None or not self.norm.training:
             weight, factor, bias = self.folded()
             return self.operator(values, self.weight_fake_quant(weight, factor), bias, *self.rest)
         factor = invertible(self._factor(), self.weight, self.weight_fake_quant)
