@@ -1,20 +1,21 @@
 """The export flow beside the eager one: what a step of QAT costs, and the accuracies of the four networks with a twin.
 
     OMP_NUM_THREADS=1 python -m benchmarks.export_flow step
-    python -m benchmarks.export_flow accuracy [epochs of QAT] [outputs]
+    OMP_NUM_THREADS=1 python -m benchmarks.export_flow accuracy OUTPUTS [overrides of python -m pipeline]
 
 `step`: ResNet-18, 32 px, batch 64. The float network, both flows and torchao's own QAT take turns in one loop; the
-processor's time of this process counts, so that other programs disturb little. `accuracy`: one float training of each
-network, then QAT by both flows on bundled digits, and McNemar's exact test between their int8 models.
+processor's time of this process counts, so that other programs disturb little. Both flows with BatchNorm's statistics
+frozen, as the default recipe has them, and with those of the batch; the forward pass of distillation's teacher, which
+the recipe adds to fine-tuning and QAT alike, is in no step. `accuracy`: one float training of each
+network that has a twin, then PTQ and QAT of that model by both flows, on bundled digits where nothing else is said.
 """
 
 from __future__ import annotations
 
-import statistics
+import itertools
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,27 +26,36 @@ from pipeline import models
 from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue
 from pipeline.flows import catalogue as flows
-from pipeline.measure.statistics import mcnemar_p
-from pipeline.run.runner import run
+from pipeline.host.files import resolved
+from pipeline.measure import latency
+from pipeline.measure.statistics import paired_interval
+from pipeline.run.request import Request
+from pipeline.run.runner import artifacts_of, run
 
 _ROUNDS, _WARMUP, _BATCH = 20, 3, 64
-_NETWORKS = ("resnet18", "mobilenet_v2", "mobilenet_v3_large", "blog_resnet18")
+# Those with a twin: of each, the images' side and the epochs of float training; half an hour of one core in all.
+_NETWORKS = {"resnet18": (32, 4), "mobilenet_v2": (32, 10), "mobilenet_v3_large": (32, 10), "blog_resnet18": (65, 3)}
 
 
 def step() -> None:
-    """Print the median of a training step of each, and its ratio to the float step."""
+    """Print how long a training step of each takes, and its ratio to the float step."""
     torch.set_num_threads(1)
-    taken: dict[str, list[float]] = {}
-    calls = {"float": _float(), "eager": _flow("fbgemm"), "export": _flow("openvino"), "torchao": _torchao()}
-    for turn in range(_WARMUP + _ROUNDS):
-        for name, call in list(calls.items())[:: 1 if turn % 2 else -1]:
-            started = time.process_time()
-            call()
-            if turn >= _WARMUP:
-                taken.setdefault(name, []).append(1000 * (time.process_time() - started))
-    for name, samples in sorted(taken.items(), key=lambda item: statistics.median(item[1])):
-        ratio = statistics.median(one / base for one, base in zip(samples, taken["float"], strict=True))
-        print(f"{name:8} {statistics.median(samples):8.1f} ms  {ratio:5.2f} float steps")
+    calls = {
+        "float": _float(),
+        "eager": _flow("fbgemm", frozen=True),
+        "eager, statistics of the batch": _flow("fbgemm", frozen=False),
+        "export": _flow("openvino", frozen=True),
+        "export, statistics of the batch": _flow("openvino", frozen=False),
+        "torchao, statistics of the batch": _torchao(),
+    }
+    rounds = list(itertools.islice(latency.rounds_of(calls, time.process_time), _WARMUP + _ROUNDS))[_WARMUP:]
+    # As if each round were a pass: in training nothing stays where it lies.
+    taken = {name: [[one[name]] for one in rounds] for name in calls}
+    for name, samples in taken.items():
+        ratio, low, high = latency.ratio_interval(samples, taken["float"])
+        print(
+            f"{name:33} {latency.median_interval(samples)[0]:7.0f} ms  {ratio:.2f} [{low:.2f}, {high:.2f}] float steps"
+        )
 
 
 def _stepper(model: nn.Module) -> Callable[[], None]:
@@ -65,11 +75,12 @@ def _float() -> Callable[[], None]:
     return _stepper(models.build(config.model, catalogue.info(config.dataset)).train())
 
 
-def _flow(backend: str) -> Callable[[], None]:
+def _flow(backend: str, frozen: bool) -> Callable[[], None]:
     config = compose_request([f"backend={backend}"]).config
     info, flow = catalogue.info(config.dataset), flows.find(config.backend)
     model = flow.prepare(flow.fuse(models.build(config.model, info), config, info), config)
     flow.set_mode(model, training=True)
+    flow.freeze(model, batch_norm=frozen, ranges=False)
     return _stepper(model)
 
 
@@ -88,22 +99,30 @@ def _torchao() -> Callable[[], None]:
     return _stepper(move_exported_model_to_train(prepare_qat_pt2e(exported, quantizer)))
 
 
-def accuracy(epochs: str = "1", outputs: str = "outputs/export_flow") -> None:
-    """Print the test accuracies of each network by both flows, and whether their int8 models differ."""
-    for name in _NETWORKS:
-        size = 80 if name == "blog_resnet18" else 32
-        decided, shown = {}, []
-        for backend in ("fbgemm", "openvino"):
-            asked = [f"model={name}", f"backend={backend}", f"qat.epochs={epochs}", f"dataset.image_size={size}"]
-            metrics = run(compose_request([*asked, f"outputs={outputs}", "tracking=off"])).metrics
-            folder = max((Path(outputs) / "artifacts").glob("evaluate-*"), key=lambda path: path.stat().st_mtime)
-            found = np.load(folder / "predictions.npz")
-            decided[backend] = found["int8"] == found["labels"]
-            shown.append(f"{backend} {metrics['int8/accuracy_pct']:.2f} %")
-        lost, won = (int((one & ~other).sum()) for one, other in (decided.values(), list(decided.values())[::-1]))
-        print(
-            f"{name:20} fp32 {metrics['fp32/accuracy_pct']:.2f} %  {'  '.join(shown)}  p = {mcnemar_p(lost, won):.2g}"
-        )
+def accuracy(outputs: str, *overrides: str) -> None:
+    """Print the test accuracies of each network by both flows, and the paired intervals of their differences."""
+    for name, (size, epochs) in _NETWORKS.items():
+        asked = [f"model={name}", f"dataset.image_size={size}", f"train.epochs={epochs}", "qat.epochs=1"]
+        asked += [*overrides, f"outputs={outputs}", "tracking=off", "stages=[train,fuse,ptq,qat,convert,evaluate]"]
+        eager, export = (_decided(compose_request([*asked, f"backend={each}"])) for each in ("fbgemm", "openvino"))
+        images = len(eager["labels"])
+        print(f"{name}, {size} px, {images} images: fp32 {100 * eager['fp32'].mean():.2f} %", end="")
+        print("" if np.array_equal(eager["fp32"], export["fp32"]) else ", by the flows' float models NOT the same")
+        for form in ("ptq_int8", "int8"):
+            won, lost = (int((one[form] & ~other[form]).sum()) for one, other in ((export, eager), (eager, export)))
+            low, high = paired_interval(won, lost, images)
+            print(
+                f"  {form:8} eager {100 * eager[form].mean():.2f} %  export {100 * export[form].mean():.2f} %", end=""
+            )
+            print(f"  won {won}, lost {lost}: [{low:.2f}, {high:.2f}] points", flush=True)
+
+
+def _decided(request: Request) -> dict[str, np.ndarray]:
+    """Of each form, which test images a run gets right."""
+    run(request)
+    (name,) = (name for name in artifacts_of(request.config) if name.startswith("evaluate-"))
+    found = np.load(resolved(request.config.outputs) / "artifacts" / name / "predictions.npz")
+    return {form: found[form] == found["labels"] for form in ("fp32", "ptq_int8", "int8")} | {"labels": found["labels"]}
 
 
 if __name__ == "__main__":
