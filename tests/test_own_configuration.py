@@ -70,6 +70,7 @@ def test_composition_is_another_as_soon_as_a_file_is(folder: Path) -> None:
         [],
         ["qat.epochs=3", "backend=qnnpack", "++qat.epochs=4", "seed=2", "stages=[train]", "outputs='a b'"],
         ["model=own", "+model.kwargs.width=3", "model.kwargs.width=4", "model.kwargs={depth:1}", "task=my.task:TASK"],
+        ["method=ptq", "seed=2"],
         ["qat=default", "hydra.job.chdir=false", "train.epochs='${qat.epochs}'"],
     ],
 )

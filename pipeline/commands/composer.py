@@ -31,7 +31,7 @@ def compose(folder: Path, name: str, overrides: list[str]) -> DictConfig:
     others = [text for one, text in zip(parsed, overrides, strict=True) if not _is_setting(one, settings)]
     files = sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*.yaml"))
     composed = copy.deepcopy(_composed(name, tuple(others), tuple(files), typed.config_dirs_content(others)))
-    # What Hydra does too, once it has merged the files.
+    # What Hydra does too, once it has merged the files. It has no public way to do this alone.
     ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if _is_setting(one, settings)], composed)
     return composed
 
