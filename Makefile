@@ -55,7 +55,7 @@ test: $(STAMP) ## Run the tests, on two processes of one thread each
 ifdef SHORT
 FULL =
 else
-FULL = PIPELINE_TEST_KILLS=20 PIPELINE_TEST_PROCESSES=8 PIPELINE_FUZZ=2000 PIPELINE_FAULTS=all \
+FULL = PIPELINE_TEST_KILLS=20 PIPELINE_TEST_PROCESSES=8 PIPELINE_COVERAGE=5 PIPELINE_FUZZ=2000 PIPELINE_FAULTS=all \
 	PIPELINE_FAULT_TABLE=$(CURDIR)/outputs/faults.md
 endif
 test-operations: $(STAMP) ## Try faults, kills, outages, random command lines; SHORT=1 for a few of each
