@@ -55,7 +55,7 @@ BEFORE_ANYTHING = [
     (["--multrun"], ["--multrun", "--multirun"]),
     # unknown options of a group
     (["model=resnet81"], ["model=resnet81", "allowed: blog_resnet18, mobilenet_v2", "did you mean 'resnet18'"]),
-    (["backend=fbgem"], ["backend=fbgem", "allowed: fbgemm, onednn", "did you mean 'fbgemm'"]),
+    (["backend=fbgem"], ["backend=fbgem", "allowed: executorch, fbgemm, inductor, onednn", "did you mean 'fbgemm'"]),
     (["dataset=mnsit"], ["dataset=mnsit", "allowed: cifar10, digits", "did you mean 'mnist'"]),
     (["+experiment=resnet18_mnits"], ["experiment=resnet18_mnits", "did you mean 'resnet18_mnist'"]),
     (["experiment=resnet18_mnist"], ["'experiment'", "use +experiment=resnet18_mnist"]),

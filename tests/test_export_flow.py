@@ -388,13 +388,15 @@ def test_inductor_computes_what_torch_computes_for_any_batch_when_a_network_is_i
 
 
 def test_run_that_exports_is_refused_in_one_line_when_there_is_no_compiler(
-    small_request: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+    small_request: Callable[..., Request],
 ) -> None:
     from torch._inductor import config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     request = small_request(*RESIDUAL, "backend=inductor", "stages=[train,fuse,qat,convert,export]")
-    with pytest.raises(UserError, match=r"exporting to inductor needs a C[+][+] compiler"):
+    with (
+        inductor.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(UserError, match=r"exporting to inductor needs a C[+][+] compiler"),
+    ):
         runner.run(request)
 
 

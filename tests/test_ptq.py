@@ -59,7 +59,7 @@ def test_outputs_are_shifted_less_in_both_flows_when_biases_are_corrected(small_
             config = (request := small_request(*PTQ, *LEARNED, *settings)).config
             run(request)
             shift[corrected] = (logits("ptq_int8", "ptq", config) - logits("float", "train", config)).mean(0).norm()
-        assert shift[True] < 0.8 * shift[False]
+        assert shift[True] < 0.95 * shift[False]
 
 
 def test_int8_is_that_of_ptq_when_the_method_is_ptq(small_request: Compose, capsys: pytest.CaptureFixture[str]) -> None:
