@@ -292,3 +292,20 @@ def test_epoch_is_kept_when_the_run_is_interrupted_as_it_is_told(
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, settings())
     assert torch.load(tmp_path / PROGRESS_FILE, weights_only=True)["epochs_done"] == 1
+
+
+class Insisting(nn.Linear):
+    """As torchvision's MNASNet: it loads what says of which version it is, and nothing else."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, local_metadata, *rest):  # type: ignore[no-untyped-def]
+        if local_metadata.get("version") != 2:
+            raise ValueError("version should be set to 2")
+        super()._load_from_state_dict(state, prefix, local_metadata, *rest)
+
+
+def test_best_epoch_is_loaded_when_a_module_insists_on_its_version(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), Insisting(64, 4))
+    training.fit(model, settings(), DATA, 0, context(tmp_path), "train", lambda model, done: None)
+    assert (tmp_path / PROGRESS_FILE).exists()

@@ -150,7 +150,10 @@ def fit(
         terminal.epoch_line(f"  {description}  loss {mean_loss:.4f}  {shown}  {took[-1]:.1f} s")
 
     if so_far.best:
-        model.load_state_dict(so_far.best)
+        # A state_dict also says the versions of modules, and some insist on theirs, as torchvision's MNASNet.
+        state = model.state_dict()
+        state.update(so_far.best)
+        model.load_state_dict(state)
     context.metric(f"{curve}/kept_epoch", so_far.best_epoch)
     if took:
         # By the epochs that ran here: what a clock says is kept out of checkpoints, which are equal bit for bit.
