@@ -27,6 +27,7 @@ th { border-bottom: 2px solid #999; vertical-align: bottom; cursor: pointer; min
 th:hover, tbody tr:hover { background: #f3f6f9; }
 th[aria-sort=ascending]::after { content: " ▲"; }
 th[aria-sort=descending]::after { content: " ▼"; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .875rem; max-width: 100ch; }
 details { margin-top: 1.5rem; }
 """
 
