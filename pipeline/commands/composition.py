@@ -6,7 +6,6 @@ status 2. All jobs of a sweep are composed and checked before the first of them 
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import re
@@ -318,11 +317,9 @@ def to_config(composed: DictConfig) -> Config:
         OmegaConfBaseException: for a key that no dataclass has (`+qat.epoch=5` gets past Hydra), or a wrong type.
         UserError: for a value out of its range.
     """
-    config = OmegaConf.to_object(composed)
+    # An interpolation may have brought what no setting of that type can be: all is checked again by value.
+    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(composed, resolve=True))
+    config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
-    plain = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(plain, dict)
-    if dict(flatten(plain)).keys() != dict(flatten(dataclasses.asdict(config))).keys():
-        OmegaConf.merge(OmegaConf.structured(Config), plain)  # raises, and names the stray
     check(config)
     return config
