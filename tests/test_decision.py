@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -202,3 +203,18 @@ def test_error_is_spent_on_all_rungs_and_backends_together_when_they_are_many() 
     one_sided = [(1 - confidence_of(rung, 3)) / 2 for rung in range(50)]
     assert 3 * 100 * sum(one_sided) == pytest.approx(ERROR_PCT)
     assert confidence_of(0, 1) == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_only_what_is_chosen_and_confirmed_is_registered_when_two_backends_pass(
+    outputs: Path, walked: list[str], confirmed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deciding, "_confirm", lambda *_: (confirmed, "what the test part says"))
+    asked = [WIDE, "backend=fbgemm,onednn", "ladder.climb=[ptq]", "register.name=digits"]
+    assert decided(outputs, *asked, monkeypatch=monkeypatch) == (0 if confirmed else 1)
+    registered = [run for run in read_runs(TrackingConfig(), outputs) if run.name.endswith("registered")]
+    assert [name for name in walked if name.endswith("registered")] == [run.name for run in registered]
+    with sqlite3.connect(outputs / "mlflow.db") as store:
+        versions = store.execute("select run_id from model_versions").fetchall()
+    assert [run_id for (run_id,) in versions] == [run.run_id for run in registered]
+    assert len(versions) == confirmed

@@ -134,6 +134,7 @@ def _decide(climber: Climber, config: Config, outputs: Path) -> Decision:
     confirmed, said = _confirm(chosen, metric, budget.max_drop_pct)
     if not confirmed:
         return Decision(ladders, chosen, Verdict.FAILS, [f"do not ship int8: {chosen.name}, {said}"], timed)
+    climber.register(chosen)
     assert chosen.found is not None
     ship = f"ship {chosen.name} on {chosen.backend}: drop {chosen.criteria[0].evidence}"
     lines = [ship, said, *_speed(fastest, timed), *_spent(chosen, ladders, climber)]

@@ -99,7 +99,7 @@ class Climber:
         for backend in self.backends:
             for name in names:
                 for ship in (False, True):
-                    config = self._request(backend, name, [], ship).config
+                    config = self._request(backend, name, [], ship, register=ship).config
                     check_parts(config)
                     configs.append(config)
         return configs[0]
@@ -108,18 +108,20 @@ class Climber:
         ladder = self.settings.ladder
         return list(ladder.rungs) if ladder.climb is None else ladder.climb
 
-    def _request(self, backend: str, rung: str, worst: list[str], ship: bool = False) -> Request:
+    def _request(
+        self, backend: str, rung: str, worst: list[str], ship: bool = False, register: bool = False
+    ) -> Request:
         base = [*self.overrides, f"backend={backend}"]
         texts = self.settings.ladder.rungs[rung]
         longer = (
             str(self.settings.ladder.longer * self.compose(base).config.qat.epochs) if _uses(texts, _LONGER) else ""
         )
         own = [text.replace(_WORST, ",".join(worst)).replace(_LONGER, longer) for text in texts]
-        kept = base if ship else _unregistered(base)
+        kept = base if register else self._unregistered(base)
         method = self.compose([*kept, *own]).config.method
         stages = [*_STAGES[method], *(["export"] if ship else [])]
         request = self.compose([*kept, *own, f"stages=[{','.join(stages)}]"])
-        name = f"{rung} {backend}{' shipped' if ship else ''}"
+        name = f"{rung} {backend}{' registered' if register else ' shipped' if ship else ''}"
         return dataclasses.replace(request, name=name, parent_run_id=self.parent_run_id, job=name.replace(" ", "."))
 
     def climb(self, backend: str) -> Ladder:
@@ -171,9 +173,18 @@ class Climber:
             share = (rung.found.lost + rung.found.won) / rung.found.images
             rung.note = too_few_images(rung.found.images, share, budget.max_drop_pct, confidence) or ""
         elif rung.verdict is Verdict.PASSES:
-            shipping = self._request(rung.backend, rung.name, worst, ship=True)
-            rung.shipped = self._run(rung, shipping)
-            rung.overrides = shipping.overrides
+            self._ship(rung, worst, register=False)
+
+    def register(self, rung: Rung) -> None:
+        """Register what is to be shipped, where that is asked for: once it is chosen and confirmed, and not before."""
+        if self.compose([*self.overrides, f"backend={rung.backend}"]).config.register.name is not None:
+            worst = self._worst_layers(rung) if _uses(self.settings.ladder.rungs[rung.name], _WORST) else []
+            self._ship(rung, worst, register=True)
+
+    def _ship(self, rung: Rung, worst: list[str], register: bool) -> None:
+        request = self._request(rung.backend, rung.name, worst, ship=True, register=register)
+        rung.shipped = self._run(rung, request)
+        rung.overrides = request.overrides
 
     def _run(self, rung: Rung, request: Request) -> Outcome:
         outcome = run(request)
@@ -185,9 +196,14 @@ class Climber:
                 self._minutes += artifact.seconds / 60
         return outcome
 
+    def _unregistered(self, overrides: Sequence[str]) -> list[str]:
+        """What is only climbed is not registered, also where a file asks for it."""
+        kept = [text for text in overrides if not text.lstrip("+").startswith("register")]
+        return kept if self.compose(kept).config.register.name is None else [*kept, "register.name=null"]
+
     def _worst_layers(self, rung: Rung) -> list[str]:
         """The layers that lose most, as `sensitivity` ranks them on the validation part."""
-        typed = _unregistered([*self.overrides, f"backend={rung.backend}"])
+        typed = self._unregistered([*self.overrides, f"backend={rung.backend}"])
         base = self.compose([*typed, "stages=[train,sensitivity]"])
         name = f"sensitivity {rung.backend}"
         request = dataclasses.replace(base, name=name, parent_run_id=self.parent_run_id, job=name.replace(" ", "."))
@@ -196,11 +212,6 @@ class Climber:
             ranked = [row["name"] for row in csv.DictReader(stream)]
         skipped = request.config.backend.skip_layers
         return [*skipped, *ranked[: self.settings.ladder.worst_layers]]
-
-
-def _unregistered(overrides: Sequence[str]) -> list[str]:
-    """What is only climbed is not registered."""
-    return [text for text in overrides if not text.lstrip("+").startswith("register")]
 
 
 def _uses(texts: Sequence[str], word: str) -> bool:
