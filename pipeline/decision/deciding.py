@@ -246,7 +246,8 @@ def _sections(decision: Decision, climber: Climber, config: Config) -> list[Sect
         text = (
             "Budget: " + ", ".join(f"{name} {value:g}" for name, value in budget.items()) + ". A rung passes if the "
             "whole interval of its drop lies within the budget. The intervals widen from rung to rung, so that a "
-            "network that loses more than the budget passes on any of them in 5 % of all decisions at most."
+            "network that loses more than the budget passes on any of them in 5 % of all decisions at most, but for "
+            "what a method itself chooses on validation (the epoch that QAT keeps, the layers that stay float)."
         )
         sections.append(Section("The ladder", [text], heads, rows))
     if decision.timed:
