@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
+import warnings
+from collections.abc import Iterator
 from typing import IO, Any
 
 from tqdm import tqdm
@@ -26,6 +30,19 @@ def bar(description: str, total: int, unit: str = "it") -> tqdm[Any]:
         disable=_muted or not sys.stderr.isatty(),
         dynamic_ncols=True,
     )
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without what libraries log within the block, and warn of: parts of theirs that nobody asked for."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def download_bar(stream: IO[bytes], name: str, length: str | None) -> Any:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +24,7 @@ _BOOKKEEPING = ("getitem", "sym_size")
 def _export(model: nn.Module, example: Tensor, folder: Path) -> dict[str, float]:
     import torch
 
-    with _quietly(), torch.no_grad():
+    with terminal.quietly(), torch.no_grad():
         import executorch.kernels.quantized  # noqa: F401 (kernels of what XNNPACK leaves in int8)
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.devtools.backend_debug import get_delegation_info
@@ -58,7 +54,7 @@ def _export(model: nn.Module, example: Tensor, folder: Path) -> dict[str, float]
 def _load(folder: Path, threads: int) -> Predictor:
     import torch
 
-    with _quietly():
+    with terminal.quietly():
         import executorch.kernels.quantized  # noqa: F401
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime as Interpreter
@@ -77,19 +73,6 @@ def _load(folder: Path, threads: int) -> Predictor:
         return outputs
 
     return predict
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without what importing and lowering warn of: other backends, and parts of torch that will change."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 RUNTIME = Runtime(

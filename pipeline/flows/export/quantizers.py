@@ -7,13 +7,11 @@ a pair of quantize and dequantize behind it too. `xnnpack` is ExecuTorch's.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
-import logging
 import operator
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,6 +31,7 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
 
 from pipeline.flows.export.fake_quantize import OBSERVERS, FakeQuantize, weight_observer
 from pipeline.flows.processor import has_vnni
+from pipeline.host import terminal
 from pipeline.settings.config import BackendConfig
 
 aten = torch.ops.aten
@@ -253,7 +252,7 @@ def _back_to_pool(node: fx.Node) -> set[fx.Node]:
 
 def _xnnpack(found: Numbers, training: bool, stays_float: Callable[[fx.Node], bool]) -> Quantizer:
     """ExecuTorch's own: it knows what XNNPACK has int8 kernels for."""
-    with _quietly():
+    with terminal.quietly():
         from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
 
     activation, weight = _specs(found, training)
@@ -261,19 +260,6 @@ def _xnnpack(found: Numbers, training: bool, stays_float: Callable[[fx.Node], bo
     quantizer = XNNPACKQuantizer().set_global(QuantizationConfig(activation, activation, weight, None, is_qat=False))
     quantizer.set_filter_function(lambda node: not stays_float(node))
     return quantizer
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without what ExecuTorch says of its other backends when it is imported."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 _QUANTIZERS: dict[str, Any] = {"x86_inductor": _X86, "onnxruntime": _OnnxRuntime, _XNNPACK: _xnnpack}
