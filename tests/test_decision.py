@@ -16,6 +16,7 @@ import pytest
 from pipeline import decide
 from pipeline.decision import deciding, ladder
 from pipeline.decision.budget import ERROR_PCT, Measured, confidence_of
+from pipeline.host.errors import UserError
 from pipeline.host.files import PROJECT_ROOT
 from pipeline.measure.statistics import paired_interval
 from pipeline.run.runner import run as run_really
@@ -153,6 +154,7 @@ def test_model_is_not_shipped_when_it_names_one_class_as_the_float_one_does(
         ("budget.max_drop=1", "budget.max_drop: no such setting; allowed: budget.max_drop_pct"),
         ("ladder.climb=[ptp]", "ladder.climb=[ptp]: no rung 'ptp'; allowed: ptq, "),
         ("ladder.climb=[]", "ladder.climb=[]: allowed: one rung or more of ptq, "),
+        ('ladder.rungs.qat=["backend=x86"]', "ladder.rungs.qat: backend=x86: a decision sets it itself"),
         ("backend=fbgem", "backend=fbgem: no such backend; allowed: "),
     ],
 )
@@ -168,6 +170,39 @@ def test_decision_is_refused_before_anything_runs_when_it_cannot_be_asked(
     assert line in capsys.readouterr().err
     assert walked == []
     assert not (outputs / "decisions").exists()
+
+
+def test_decision_cannot_be_told_when_the_minutes_are_over_before_a_rung(
+    outputs: Path, walked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ladder, "measured", lambda *_: measured_of(40, 100, 0.95))
+    short = ["budget.max_minutes=0.0001", "tracking=off", "train.epochs=1"]
+    assert decided(outputs, WIDE, *short, monkeypatch=monkeypatch) == 3
+    assert walked == ["ptq fbgemm"]
+    assert "fbgemm: budget.max_minutes=0.0001 are over before rung ptq_corrected" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("broken", "status"), [(("ptq",), 3), (("ptq", "ptq_corrected"), 2)])
+def test_decision_is_no_verdict_on_int8_when_rungs_could_not_run(
+    broken: tuple[str, ...],
+    status: int,
+    outputs: Path,
+    walked: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = ladder.run
+
+    def run_or_break(request):  # type: ignore[no-untyped-def]
+        if request.name.split()[0] in broken:
+            raise UserError("the disk is full")
+        return run(request)
+
+    monkeypatch.setattr(ladder, "run", run_or_break)
+    monkeypatch.setattr(ladder, "measured", lambda *_: measured_of(40, 100, 0.95))
+    both = ["ladder.climb=[ptq,ptq_corrected]", "tracking=off", "train.epochs=1"]
+    assert decided(outputs, WIDE, *both, monkeypatch=monkeypatch) == status
+    assert "the disk is full" in capsys.readouterr().err
 
 
 @pytest.mark.operations

@@ -124,6 +124,8 @@ def _decide(climber: Climber, config: Config, outputs: Path) -> Decision:
         if few is not None:
             return Decision([], None, Verdict.UNKNOWN, [f"cannot be told: {few}"], {})
     ladders = [climber.climb(backend) for backend in climber.backends]
+    if climber.broken is not None and all(rung.found is None for ladder in ladders for rung in ladder.rungs):
+        raise climber.broken
     passed = [ladder.passed for ladder in ladders if ladder.passed is not None]
     if not passed:
         verdict = Verdict.UNKNOWN if any(ladder.verdict is Verdict.UNKNOWN for ladder in ladders) else Verdict.FAILS

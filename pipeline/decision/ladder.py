@@ -26,10 +26,12 @@ Compose = Callable[[list[str]], Request]
 
 # A ladder sets what it walks by itself.
 _STAGES = {"ptq": ["train", "ptq", "evaluate"], "qat": ["train", "fuse", "qat", "convert", "evaluate"]}
+# What is the same on all rungs of a backend, or follows from the method.
+_NOT_OF_RUNGS = ("backend", "stages", "outputs", "force")
 _WORST, _LONGER = "{worst_layers}", "{longer_epochs}"
 # Of training, nothing is counted: it is there in any case.
 _NOT_QUANTIZING = "train"
-# The criteria that no method changes: the same graph computes on every rung.
+# The criteria that no rung mends: each computes the same graph, or one with more layers in float.
 _OF_GRAPH = ("speedup", "latency", "size")
 
 
@@ -52,7 +54,6 @@ class Rung:
     criteria: list[Criterion] = field(default_factory=list)
     note: str = ""
     minutes: float = 0.0
-    run_id: str | None = None
     shipped: Outcome | None = None
 
 
@@ -78,6 +79,8 @@ class Climber:
     ) -> None:
         self.settings, self.overrides, self.backends, self.compose = settings, overrides, list(backends), compose
         self.parent_run_id: str | None = None
+        # Why the last rung that did not run did not.
+        self.broken: UserError | None = None
         self._counted: set[str] = set()
         self._minutes = 0.0
 
@@ -95,6 +98,10 @@ class Climber:
             raise UserError(
                 f"ladder.climb=[{','.join(names)}]: allowed: one rung or more of {', '.join(rungs)}, each once"
             )
+        for name in names:
+            for text in rungs[name]:
+                if text.lstrip("+~").partition("=")[0] in _NOT_OF_RUNGS:
+                    raise UserError(f"ladder.rungs.{name}: {text}: a decision sets it itself; allowed: other settings")
         configs = []
         for backend in self.backends:
             for name in names:
@@ -130,19 +137,22 @@ class Climber:
         for place, rung in enumerate(rungs):
             limit = self.settings.budget.max_minutes
             if limit is not None and self._minutes >= limit:
-                return self._end(backend, rungs, f"budget.max_minutes={limit:g} are over")
+                reason = f"budget.max_minutes={limit:g} are over before rung {rung.name}"
+                return Ladder(backend, rungs, Verdict.UNKNOWN, reason)
             terminal.say(f"\nrung {place + 1} of {len(rungs)}: {rung.name}, backend {backend}")
             try:
                 self._take(rung, confidence_of(place, len(self.backends)))
             except UserError as error:
-                rung.verdict, rung.note = Verdict.FAILS, str(error)
+                # What was judged already cannot be shipped; of what did not run nothing is known.
+                rung.verdict = Verdict.UNKNOWN if rung.found is None else Verdict.FAILS
+                rung.note, self.broken = str(error), error
                 terminal.warn(f"{rung.name}: {error}")
                 continue
             if rung.verdict is Verdict.PASSES:
                 return Ladder(backend, rungs, Verdict.PASSES, "")
             if rung.note:
                 return self._end(backend, rungs, rung.note)
-        return self._end(backend, rungs, "no rung keeps the budget")
+        return self._end(backend, rungs, "no rung is shown to keep the budget")
 
     def epochs_of(self, rung: Rung) -> int:
         """How many epochs of QAT a rung would train."""
@@ -188,7 +198,6 @@ class Climber:
 
     def _run(self, rung: Rung, request: Request) -> Outcome:
         outcome = run(request)
-        rung.run_id = outcome.run_id
         for stage, artifact in outcome.artifacts.items():
             if stage != _NOT_QUANTIZING and artifact.folder.name not in self._counted:
                 self._counted.add(artifact.folder.name)
