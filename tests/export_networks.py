@@ -47,6 +47,18 @@ class Shared(nn.Module):
         return self.head(torch.relu(self.twice(x)).mean((2, 3)))
 
 
+class Swish(nn.Module):
+    """A convolution and a SiLU."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(in_channels, 8, 3), nn.BatchNorm2d(8), nn.SiLU(inplace=True))
+        self.head = nn.Conv2d(8, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x)).mean((2, 3))
+
+
 class Inner(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import fx, nn
@@ -133,9 +134,7 @@ def test_int8_model_is_the_same_when_it_is_loaded_from_its_file(backend: str) ->
     assert torch.equal(again(batch), int8(batch))
     state = int8.state_dict()
     assert {state[name].dtype for name in names} == {torch.int8}
-    # Of the gate, which stays float for onnxruntime.
-    float_weights = {name for name, value in state.items() if value.is_floating_point() and value.dim() > 1}
-    assert float_weights == ({"gate.weight"} if backend == "onnxruntime" else set())
+    assert not [name for name, value in state.items() if value.is_floating_point() and value.dim() > 1]
 
 
 def test_dropout_and_batch_norm_are_as_the_network_has_them_when_modes_were_switched() -> None:
@@ -219,9 +218,36 @@ def test_layers_and_blocks_stay_float_when_they_are_named() -> None:
     assert int8.get_parameter("stem.weight").dtype == torch.float32
 
 
-def test_gate_and_logits_stay_float_when_the_backend_is_onnxruntime() -> None:
+def test_gate_is_computed_in_int8_when_the_backend_is_onnxruntime(tmp_path: Path) -> None:
+    import onnxruntime
+
     config, info = config_of("backend=onnxruntime")
-    assert set(FLOW.layers(trained(config, info))) == {"stem", "body", "down.0", "head"}
+    model = trained(config, info)
+    assert set(FLOW.layers(model)) == {"stem", "body", "gate", "down.0", "head"}
+    runtime = runtimes.find("onnxruntime")
+    runtime.export(FLOW.convert(model, config), images(1, info), tmp_path)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(tmp_path / runtime.file, options, providers=["CPUExecutionProvider"])
+    found = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert {"QLinearGlobalAveragePool", "QLinearMul"} <= set(found)
+
+
+def test_silu_is_computed_in_int8_when_the_backend_is_onnxruntime() -> None:
+    config, info = config_of("model.target=tests.export_networks:Swish", "backend=onnxruntime")
+    network = float_network(config, info)
+    batch = images(3, info)
+    captured = FLOW.fuse(copy.deepcopy(network), config, info)
+    assert torch.equal(outputs_of(captured, batch), outputs_of(network, batch))
+    model = trained(config, info)
+    graph = FLOW.convert(model, config).graph
+    quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    (sigmoid,) = (node for node in graph.nodes if node.target is torch.ops.aten.sigmoid.default)
+    (product,) = (node for node in graph.nodes if node.target is torch.ops.aten.mul.Tensor)
+    for node in (sigmoid, product):
+        assert {one.target for one in node.all_input_nodes} == {dequantize}
+        assert {one.target for one in node.users} == {quantize}
 
 
 def test_weight_that_two_layers_share_is_quantized_when_it_is_converted() -> None:

@@ -36,15 +36,10 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
             batch = torch.export.Dim("batch", min=1, max=_MOST_IMAGES)
             # With one image, torch.export takes their number for fixed.
             captured = torch.export.export(model.eval(), (example.expand(2, -1, -1, -1),), dynamic_shapes=({0: batch},))
-            torch.onnx.export(
-                captured,
-                f=str(path),
-                dynamo=True,
-                opset_version=_CAPTURED_OPSET,
-                external_data=False,
-                verbose=False,
-                **common,
-            )
+            program = torch.onnx.export(captured, dynamo=True, opset_version=_CAPTURED_OPSET, verbose=False, **common)
+            assert program is not None
+            _pool_globally(program.model.graph)
+            program.save(str(path), external_data=False)
             return
         warnings.filterwarnings("ignore", message="You are using the legacy TorchScript-based ONNX export")
         warnings.filterwarnings("ignore", message="The feature will be removed. Please remove usage of this function")
@@ -57,6 +52,22 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
             dynamic_axes={_INPUT: {0: "batch"}, _OUTPUT: {0: "batch"}},
             **common,
         )
+
+
+def _pool_globally(graph: Any) -> None:
+    """Write means over height and width, as torch's exporter has them, as the pooling that they are.
+
+    onnxruntime has an int8 kernel for GlobalAveragePool, and none for ReduceMean.
+    """
+    for node in graph:
+        if node.op_type != "ReduceMean" or len(node.inputs) < 2 or not node.attributes.get_int("keepdims", 1):
+            continue
+        values, axes = node.inputs[0], node.inputs[1].const_value
+        rank = len(values.shape or ())
+        if rank == 4 and axes is not None and sorted(axis % rank for axis in axes.numpy().ravel()) == [2, 3]:
+            node.op_type = "GlobalAveragePool"
+            node.attributes.clear()
+            node.resize_inputs(1)
 
 
 def _export(model: nn.Module, example: Tensor, folder: Path) -> None:

@@ -51,6 +51,8 @@ _MOVING = (
     aten.reshape.default,
     aten.permute.default,
 )
+_MULTIPLICATIONS = (aten.mul.Tensor, aten.mul_.Tensor, operator.mul)
+_SILUS = (aten.silu.default, aten.silu_.default)
 _POOLS = (aten.adaptive_avg_pool2d.default, aten.mean.dim)
 
 
@@ -170,8 +172,9 @@ class _X86(X86InductorQuantizer):  # type: ignore[misc]
 class _OnnxRuntime(Quantizer):  # type: ignore[misc]
     """Convolutions and linear layers with what goes in and what comes out, additions of such, and what moves numbers.
 
-    A hard-swish is computed in float between dequantize and quantize; so is a whole squeeze-and-excitation gate: cut
-    up into quantized pieces, either costs more than it saves.
+    A squeeze-and-excitation gate is quantized whole: its pooling, its layers and its multiplication. So is a SiLU, as
+    the sigmoid and the multiplication that it is, for which onnxruntime has int8 kernels. A hard-swish is computed in
+    float between dequantize and quantize: cut up into quantized pieces, it costs more than it saves.
     """
 
     def __init__(self, found: Numbers, training: bool, stays_float: Callable[[fx.Node], bool]) -> None:
@@ -179,16 +182,31 @@ class _OnnxRuntime(Quantizer):  # type: ignore[misc]
         self._activation, self._weight = _specs(found, training)
         self._stays_float = stays_float
 
+    def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
+        for node in [node for node in model.graph.nodes if node.target in _SILUS and not self._stays_float(node)]:
+            (values,) = node.args
+            with model.graph.inserting_before(node):
+                sigmoid = model.graph.call_function(aten.sigmoid.default, (values,))
+                product = model.graph.call_function(aten.mul.Tensor, (values, sigmoid))
+            for made in (sigmoid, product):
+                made.meta = dict(node.meta)
+            node.replace_all_uses_with(product)
+            model.graph.erase_node(node)
+        return model
+
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-        gates = _gates(model.graph)
+        pieces = _gates(model.graph) | _silus(model.graph)
         quantized: set[fx.Node] = set()
         for node in model.graph.nodes:
-            if node.op != "call_function" or node in gates or self._stays_float(node):
+            if node.op != "call_function" or self._stays_float(node):
                 continue
             if node.target in WEIGHTED:
                 inputs = {node.args[0]: self._activation, node.args[1]: self._weight}
             elif node.target in _ADDITIONS and all(one in quantized for one in node.args):
                 inputs = dict.fromkeys(node.args, self._activation)
+            elif node in pieces:
+                # Each with levels of its own: means of many pixels are much smaller than the pixels.
+                inputs = dict.fromkeys(node.all_input_nodes, self._activation)
             elif node.target in _MOVING and node.args[0] in quantized:
                 self._note(node, {node.args[0]: self._activation}, SharedQuantizationSpec((node.args[0], node)))
                 quantized.add(node)
@@ -222,15 +240,26 @@ def _with_rectifier(node: fx.Node) -> fx.Node:
 
 
 def _gates(graph: fx.Graph) -> set[fx.Node]:
-    """What computes the factors of squeeze-and-excitation: from the pooling to the multiplication by (N, C, 1, 1)."""
+    """Of squeeze-and-excitation: the pooling, and the multiplication by its factors, (N, C, 1, 1)."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.target not in (aten.mul.Tensor, aten.mul_.Tensor, operator.mul):
-            continue
-        for factor in node.args:
-            if isinstance(factor, fx.Node) and _is_one_pixel(factor):
-                found |= _back_to_pool(factor)
+        if node.target in _MULTIPLICATIONS and all(isinstance(factor, fx.Node) for factor in node.args):
+            for factor in node.args:
+                pools = _pools_behind(factor) if _is_one_pixel(factor) else set()
+                found |= {node, *pools} if pools else set()
     return found
+
+
+def _silus(graph: fx.Graph) -> set[fx.Node]:
+    """Sigmoids, and the multiplications of them by what they are of."""
+    return {
+        piece
+        for node in graph.nodes
+        if node.target in _MULTIPLICATIONS
+        for sigmoid in node.args
+        if isinstance(sigmoid, fx.Node) and sigmoid.target is aten.sigmoid.default and sigmoid.args[0] in node.args
+        for piece in (sigmoid, node)
+    }
 
 
 def _is_one_pixel(node: fx.Node) -> bool:
@@ -238,16 +267,19 @@ def _is_one_pixel(node: fx.Node) -> bool:
     return len(shape) == 4 and tuple(shape[2:]) == (1, 1)
 
 
-def _back_to_pool(node: fx.Node) -> set[fx.Node]:
-    found, open_ends = set(), [node]
+def _pools_behind(node: fx.Node) -> set[fx.Node]:
+    """The poolings from which a tensor (N, C, 1, 1) is computed."""
+    pools, seen, open_ends = set(), set(), [node]
     while open_ends:
         node = open_ends.pop()
-        if node.op != "call_function" or node in found or not _is_one_pixel(node):
+        if node.op != "call_function" or node in seen or not _is_one_pixel(node):
             continue
-        found.add(node)
-        if node.target not in _POOLS:
+        seen.add(node)
+        if node.target in _POOLS:
+            pools.add(node)
+        else:
             open_ends += node.all_input_nodes
-    return found
+    return pools
 
 
 def _xnnpack(found: Numbers, training: bool, stays_float: Callable[[fx.Node], bool]) -> Quantizer:
