@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -255,3 +256,17 @@ def test_plots_are_drawn_when_the_environment_names_a_backend_that_there_is_not(
     ended = command("-c", script, str(tmp_path / "plot.png"), MPLBACKEND=backend)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+CRASHING = """
+import ctypes
+from pipeline.commands.command_line import run_command
+run_command(lambda: ctypes.string_at(0))
+"""
+
+
+def test_crash_says_where_it_was_when_a_library_ends_the_process() -> None:
+    ended = subprocess.run([sys.executable, "-c", CRASHING], cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGSEGV
+    assert "Segmentation fault" in ended.stderr
+    assert "in string_at" in ended.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import io
 import os
 import sys
@@ -40,6 +41,8 @@ def begin() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ESCAPED)
             os.environ["PYTHONIOENCODING"] = f"{stream.encoding}:{_ESCAPED}"
+    if isinstance(sys.stderr, io.TextIOWrapper) and not faulthandler.is_enabled():
+        faulthandler.enable(sys.stderr, all_threads=False)  # a library that crashes says where
 
 
 def run_command(command: Callable[[], None]) -> None:
