@@ -249,8 +249,8 @@ def _sections(decision: Decision, climber: Climber, config: Config) -> list[Sect
             "Budget: " + ", ".join(f"{name} {value:g}" for name, value in budget.items()) + ". A rung passes if the "
             "whole interval of its drop lies within the budget. The intervals widen from rung to rung, so that a "
             "network that loses more than the budget passes on any of them in 5 % of all decisions at most, but for "
-            "what a method itself chooses on validation (the epoch that QAT keeps, the layers that stay float). Speed-up, "
-            "ms and MB are what the stage evaluate found of each rung; what is shipped are the files, timed below."
+            "what a method itself chooses on validation (the epoch that QAT keeps, the layers that stay float). "
+            "Speed-up, ms and MB are what evaluate found of each rung; what is shipped is the file, timed below."
         )
         sections.append(Section("The ladder", [text], heads, rows))
     if decision.timed:
