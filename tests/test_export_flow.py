@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import io
 import re
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,8 @@ from pipeline.flows.export import FLOW
 from pipeline.host.errors import UserError
 from pipeline.run import runner
 from pipeline.run.request import Request
+from pipeline.runtimes import eager
+from pipeline.runtimes.contents import int8_pct
 from pipeline.settings.config import Config
 from pipeline.training import loop
 from tests.test_compilation import needs_compiler
@@ -408,9 +409,10 @@ def test_inductor_computes_what_torch_computes_for_any_batch_when_a_network_is_i
             torch.from_numpy(predictor(batch[:count].numpy())), before[:count], atol=0.02, rtol=0
         )
     assert torch.equal(int8(batch), before)
-    with zipfile.ZipFile(tmp_path / "model.pt2") as package:
-        (code,) = (name for name in package.namelist() if name.endswith("wrapper.cpp"))
-        assert b"qconv" in package.read(code)
+    assert inductor.inspect is not None
+    contents = inductor.inspect(tmp_path, batch[:1].numpy())
+    assert contents.int8_weights_pct == pytest.approx(int8_pct(eager.weights(int8)), abs=1)
+    assert sum(one.count for one in contents.operators if one.arithmetic == "int8" and "qconv" in one.kind) == 4
 
 
 def test_run_that_exports_is_refused_in_one_line_when_there_is_no_compiler(
@@ -446,6 +448,12 @@ def test_executorch_computes_what_torch_computes_for_any_batch_when_a_network_is
     for count in (70, 1):  # more images than a program takes at once, and one
         found = torch.from_numpy(predictor(batch[:count].numpy()))
         torch.testing.assert_close(found, simulated[:count], atol=0.02, rtol=0)
+    assert executorch.inspect is not None
+    contents = executorch.inspect(tmp_path, batch[:1].numpy())
+    assert contents.int8_weights_pct == int8_pct(eager.weights(int8))
+    arithmetic = {one.kind: one.arithmetic for one in contents.operators}
+    assert arithmetic["XNNConv2d"] == "int8"
+    assert arithmetic["aten::mean"] == "float"
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,30 @@ def test_runtime_fails_its_gate_and_others_go_on_when_its_export_is_broken(
     assert [path.name for path in (exports_folder(trained) / "int8").iterdir()] == ["torchscript"]
 
 
+def test_int8_file_fails_when_its_weights_are_in_float_though_its_outputs_agree(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, seen = dict(registry()), list[nn.Module]()
+
+    def export_first(model: nn.Module, example: torch.Tensor, folder: Path) -> None:
+        seen.append(model)  # fp32 comes first
+        real["onnxruntime"].export(seen[0], example, folder)
+
+    faulty = {**real, "onnxruntime": dataclasses.replace(real["onnxruntime"], export=export_first)}
+    monkeypatch.setattr(runtimes, "registry", lambda: faulty)
+    metrics = walk(trained)
+    assert metrics["onnxruntime/int8/agreement_pct"] >= 90
+    assert metrics["onnxruntime/int8/int8_weights_pct"] == metrics["onnxruntime/int8/parity"] == 0
+    assert metrics["openvino/int8/int8_weights_pct"] == metrics["torchscript/int8/int8_weights_pct"] == 100
+    assert "onnxruntime/fp32/int8_weights_pct" not in metrics
+    assert re.search(
+        r"onnxruntime/int8: fails: 0\.0 % of the numbers in its weights are in int8, where torch's int8 model has "
+        r"100\.0 %; in float: \S+ 16×16×3×3, .* and \d+ more",
+        capsys.readouterr().err,
+    )
+    assert not (exports_folder(trained) / "int8" / "onnxruntime").exists()
+
+
 def test_export_fails_and_leaves_no_verdict_when_the_disk_is_full(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.host.declared import is_import_path
+from pipeline.runtimes.contents import Contents
 
 if TYPE_CHECKING:  # a program that predicts with onnxruntime does not import torch
     from torch import Tensor, nn
@@ -34,6 +35,8 @@ class Runtime:
         flows: the flows of this project whose int8 models it can take; None: of any. Those of a flow of the user's own
             are tried: export and parity tell.
         lacks: what else exporting needs that is not here, in words; None: nothing.
+        inspect: says what is in the file of a folder, and, given images as `load`'s predictor takes them, what runs in
+            int8 for how long, on one thread; None: it cannot be told.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Runtime:
     marker: str = "P"
     flows: frozenset[str] | None = None
     lacks: Callable[[], str | None] = lambda: None
+    inspect: Callable[[Path, np.ndarray | None], Contents] | None = None
 
     def takes(self, flow: str) -> bool:
         """Whether it may take the models of a flow, by the name that `backend.flow` has."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.runtimes.contents import Weight
 from pipeline.runtimes.contract import Predictor
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def predictor(model: nn.Module, threads: int) -> Predictor:
@@ -25,3 +26,21 @@ def predictor(model: nn.Module, threads: int) -> Predictor:
         return outputs
 
     return predict
+
+
+def weights(model: nn.Module) -> list[Weight]:
+    """The tensors that a model holds; eager mode packs a quantized layer's weight with its bias."""
+    import torch
+
+    found = []
+    for name, value in model.state_dict().items():
+        for tensor in value if isinstance(value, tuple) else [value]:
+            if isinstance(tensor, torch.Tensor):
+                found.append(weight(name, tensor))
+    return found
+
+
+def weight(name: str, tensor: Tensor) -> Weight:
+    """A tensor of torch; its own quantized types are 8 bits with their scale beside them."""
+    dtype = str(tensor.dtype).removeprefix("torch.").replace("qint8", "int8").replace("quint8", "uint8")
+    return Weight(name, tuple(tensor.shape), dtype, tensor.numel() * tensor.element_size())

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.host import terminal
+from pipeline.runtimes.contents import Arithmetic, Contents, Weight, ports_of, together
 from pipeline.runtimes.contract import Predictor, Runtime
 
 if TYPE_CHECKING:
@@ -75,6 +80,79 @@ def _load(folder: Path, threads: int) -> Predictor:
     return predict
 
 
+def _inspect(folder: Path, images: np.ndarray | None) -> Contents:
+    """XNNPACK's graphs lie in the program as flatbuffers; ExecuTorch's private functions read them."""
+    with terminal.quietly():
+        from executorch.exir._serialize._program import deserialize_pte_binary
+        from executorch.exir.schema import DelegateCall, KernelCall
+        from executorch.exir.schema import Tensor as Value
+
+        program = deserialize_pte_binary((folder / _FILE).read_bytes()).program
+        (plan,) = (one for one in program.execution_plan if one.name == "forward")
+        weights: list[Weight] = []
+        nodes: list[tuple[str, Arithmetic, None]] = []
+        for value in (one.val for one in plan.values):
+            if isinstance(value, Value) and value.data_buffer_idx:
+                size = len(program.constant_buffer[value.data_buffer_idx].storage)
+                weights.append(Weight("", tuple(value.sizes), value.scalar_type.name.lower(), size))
+        for call in (one.instr_args for chain in plan.chains for one in chain.instructions):
+            if isinstance(call, KernelCall):
+                name = plan.operators[call.op_index].name
+                nodes.append((name, "conversion" if "quantize" in name else "float", None))
+            elif isinstance(call, DelegateCall):
+                blob = program.backend_delegate_data[plan.delegates[call.delegate_index].processed.index].data
+                graph = _graph(blob)
+                weights += _weights(graph)
+                nodes += _nodes(graph)
+    ports = ("not told", "not told") if images is None else ports_of(images, _load(folder, 1)(images))
+    unknown = ["what share of the time an operator takes: the library from pip does not count it"]
+    return Contents(*ports, weights, together(nodes), unknown)
+
+
+def _graph(blob: bytes) -> dict[str, Any]:
+    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader, _get_schema_bytes
+    from executorch.exir._serialize._flatbuffer import _flatc_decompile
+
+    header = XNNHeader.from_bytes(blob[: XNNHeader.EXPECTED_LENGTH])
+    with tempfile.TemporaryDirectory() as made:
+        schema, binary = Path(made) / "graph.fbs", Path(made) / "graph.bin"
+        schema.write_bytes(_get_schema_bytes())
+        binary.write_bytes(blob[header.flatbuffer_offset :][: header.flatbuffer_size])
+        _flatc_decompile(made, str(schema), str(binary))
+        text = (Path(made) / "graph.json").read_text()
+    # The bounds of what is not clipped, which JSON has no word for.
+    graph: dict[str, Any] = json.loads(re.sub(r": [-+]?(inf|nan)\b", ": null", text))
+    return graph
+
+
+def _tensors(graph: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for value in (one["xvalue_union"] for one in graph["xvalues"]):
+        yield value.get("tensor_value", value)
+
+
+def _dtype(tensor: dict[str, Any]) -> str:
+    """XNNPACK's name of a type as numpy has it: qint8 is of a tensor, qcint8 of each channel, quint8 unsigned."""
+    name = tensor["datatype"].removeprefix("xnn_datatype_")
+    return re.sub("^qc?u?int", "int", name).replace("fp", "float")
+
+
+def _weights(graph: dict[str, Any]) -> list[Weight]:
+    constants = graph["constant_data"]
+    return [
+        Weight("", tuple(one["dims"]), _dtype(one), constants[one["constant_buffer_idx"]]["size"])
+        for one in _tensors(graph)
+        if one["constant_buffer_idx"]
+    ]
+
+
+def _nodes(graph: dict[str, Any]) -> Iterator[tuple[str, Arithmetic, None]]:
+    dtypes = {one["id_out"]: _dtype(one) for one in _tensors(graph)}
+    for node in graph["xnodes"]:
+        name, about = node["xnode_union_type"], node["xnode_union"]
+        computed: Arithmetic = "int8" if dtypes.get(about.get("output_id")) == "int8" else "float"
+        yield name, "conversion" if name == "XNNConvert" else computed, None
+
+
 RUNTIME = Runtime(
     "executorch",
     ("executorch",),
@@ -84,4 +162,5 @@ RUNTIME = Runtime(
     _load,
     marker="p",
     flows=frozenset({"export"}),
+    inspect=_inspect,
 )

@@ -6,16 +6,20 @@ Imports no more than the runtime does that the file needs.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from pipeline.datasets.preprocessing import OWN_PREPROCESSING, PREPROCESSING_FILE, Preprocessing
 from pipeline.host.errors import UserError
 from pipeline.host.files import resolved
 from pipeline.runtimes import Predictor, Runtime, check_runtimes, find, registry
+from pipeline.runtimes.contents import Contents
 
 # Where MLflow's flavours keep a model's file and what goes with it.
 _PLACES = ("", "extra_files", "artifacts")
@@ -89,26 +93,80 @@ def load(path: Path, threads: int = 1, runtime: str | None = None, key: str = "-
     Raises:
         UserError: when either is missing or cannot be read, or the runtime is not installed.
     """
-    places, file = ([path / place for place in _PLACES], None) if path.is_dir() else ([path.parent], path.name)
-    found = _first(places, runtime, file)
-    if found is None:
-        raise UserError(f"{key} {path}: no exported model; allowed: models:/NAME@ALIAS, {_files(runtime)}")
-    chosen, folder = found
-    check_runtimes([runtime or chosen.name])
-    kept_by_mlflow = folder / "extra_files" / PREPROCESSING_FILE
-    beside = kept_by_mlflow if kept_by_mlflow.is_file() else folder / PREPROCESSING_FILE
+    chosen, folder = _find(path, runtime, key)
+    beside = _beside(folder)
     if not beside.exists():
         raise UserError(
             f"{beside}: it is not there, and without it images cannot be prepared: it was removed, or "
             f"{OWN_PREPROCESSING}: then give {chosen.file} tensors of your own (docs/own-network.md)"
         )
     preprocessing = Preprocessing.read(beside)
-    try:
+    with _readable(chosen, folder):
         predictor = chosen.load(folder, threads)
-    except Exception as error:  # whatever the runtime raises on a damaged file
-        reason = " ".join(str(error).split())
-        raise UserError(f"{folder / chosen.file}: {chosen.name} cannot load it: {reason}") from error
     return ExportedModel(folder / chosen.file, preprocessing, predictor)
+
+
+@dataclass(frozen=True)
+class InspectedModel:
+    """What is known of an exported file; `preprocessing`: None where none lies beside it."""
+
+    runtime: str
+    file: Path
+    bytes: int
+    preprocessing: Preprocessing | None
+    contents: Contents
+
+
+def inspect(path: Path, runtime: str | None = None, key: str = "MODEL") -> InspectedModel:
+    """Look into the model in a file or in a folder; the arguments are those of `load`.
+
+    Raises:
+        UserError: when it is not there or cannot be read, or the runtime is not installed or tells nothing.
+    """
+    chosen, folder = _find(path, runtime, key)
+    if chosen.inspect is None:
+        raise UserError(f"{key} {path}: {chosen.name} does not tell what is in its files (it has no `inspect`)")
+    beside = _beside(folder)
+    preprocessing = Preprocessing.read(beside) if beside.exists() else None
+    with _readable(chosen, folder):
+        contents = chosen.inspect(folder, None if preprocessing is None else _noise(preprocessing))
+    size = sum(one.stat().st_size for one in folder.glob(f"{Path(chosen.file).stem}.*"))
+    return InspectedModel(chosen.name, folder / chosen.file, size, preprocessing, contents)
+
+
+def _noise(preprocessing: Preprocessing) -> np.ndarray:
+    """A picture of noise, as the model takes it."""
+    size = preprocessing.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    with tempfile.TemporaryDirectory() as made:
+        Image.fromarray(pixels).save(Path(made) / "noise.png")
+        return preprocessing.apply(Path(made) / "noise.png")
+
+
+def _find(path: Path, runtime: str | None, key: str) -> tuple[Runtime, Path]:
+    """The runtime of the model in a file or folder, which is installed, and the folder of its file."""
+    places, file = ([path / place for place in _PLACES], None) if path.is_dir() else ([path.parent], path.name)
+    found = _first(places, runtime, file)
+    if found is None:
+        raise UserError(f"{key} {path}: no exported model; allowed: models:/NAME@ALIAS, {_files(runtime)}")
+    check_runtimes([runtime or found[0].name])
+    return found
+
+
+def _beside(folder: Path) -> Path:
+    """The preprocessing that goes with the file in a folder."""
+    kept_by_mlflow = folder / "extra_files" / PREPROCESSING_FILE
+    return kept_by_mlflow if kept_by_mlflow.is_file() else folder / PREPROCESSING_FILE
+
+
+@contextmanager
+def _readable(runtime: Runtime, folder: Path) -> Iterator[None]:
+    """Say in one line whatever a runtime raises on a damaged file."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder / runtime.file}: {runtime.name} cannot load it: {reason}") from error
 
 
 def _those(runtime: str | None) -> list[Runtime]:

@@ -6,10 +6,14 @@ The package is for processors with the instructions of the one that made it, and
 from __future__ import annotations
 
 import copy
+import json
+import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.runtimes.contents import Arithmetic, Contents, Operators, Weight, ports_of, together
 from pipeline.runtimes.contract import Predictor, Runtime
 
 if TYPE_CHECKING:
@@ -18,6 +22,16 @@ if TYPE_CHECKING:
 
 _FILE = "model.pt2"
 _MOST_IMAGES = 65_536
+# Of the code that Inductor has written, which lies in the package: a constant, the function that runs the network,
+# what that calls, and the declaration of a kernel.
+_CONSTANT = re.compile(
+    r'constants_info_\[(\d+)\]\.name = "([^"]+)";.*?\[\1\]\.dtype = cached_torch_dtype_(\w+);'
+    r".*?\[\1\]\.data_size = (\d+);.*?\[\1\]\.shape = \{([\d, ]*)\};",
+    re.DOTALL,
+)
+_RUN = re.compile(r"void AOTInductorModel::run_impl\(.*?^\} // AOTInductorModel::run_impl", re.DOTALL | re.MULTILINE)
+_CALL = re.compile(r"aoti_torch_cpu_(\w+)\(|(cpp_fused\w+)\(|proxy_executor_call_function\(proxy_executor, (\d+),")
+_KERNEL = re.compile(r'extern "C"\s+void\s+(cpp_fused\w+)\(([^)]*)\)')
 
 
 def lacks_compiler() -> str | None:
@@ -101,6 +115,39 @@ def _load(folder: Path, threads: int) -> Predictor:
     return predict
 
 
+def _inspect(folder: Path, images: np.ndarray | None) -> Contents:
+    with zipfile.ZipFile(folder / _FILE) as package:
+        (name,) = (name for name in package.namelist() if name.endswith(".wrapper.cpp"))
+        code = package.read(name).decode()
+        others = name.removesuffix(".cpp") + ".json"  # the calls that go through torch's dispatcher
+        called = json.loads(package.read(others)) if others in package.namelist() else {"nodes": []}
+    weights = [
+        Weight(name, tuple(int(size) for size in shape.split(",") if size.strip()), dtype, int(size))
+        for _, name, dtype, size, shape in _CONSTANT.findall(code)
+    ]
+    ports = ("not told", "not told") if images is None else ports_of(images, _load(folder, 1)(images))
+    unknown = ["what share of the time an operator takes: Inductor's compiled code does not tell"]
+    targets = [node["node"]["target"] for node in called["nodes"]]
+    return Contents(*ports, weights, _operators(code, targets), unknown)
+
+
+def _operators(code: str, targets: list[str]) -> list[Operators]:
+    kernels = dict(_KERNEL.findall(code))
+    found = _RUN.search(code)
+    nodes: list[tuple[str, Arithmetic, None]] = []
+    for operator, kernel, target in _CALL.findall(found[0] if found else ""):
+        if kernel:
+            kinds = {"int8" in word for word in kernels[kernel].split(",") if "*" in word}
+            # One that is fused takes and gives int8, and computes in float between.
+            mixed = len(kinds) > 1 or "quantize" in kernel
+            arithmetic: Arithmetic = "conversion" if mixed else "int8" if kinds == {True} else "float"
+            nodes.append((kernel, arithmetic, None))
+        else:
+            name = operator or targets[int(target)]
+            nodes.append((name, "int8" if name.startswith(("_q", "quantized::")) else "float", None))
+    return together(nodes)
+
+
 RUNTIME = Runtime(
     "inductor",
     ("torch",),
@@ -111,4 +158,5 @@ RUNTIME = Runtime(
     marker="v",
     flows=frozenset({"export"}),
     lacks=lacks_compiler,
+    inspect=_inspect,
 )

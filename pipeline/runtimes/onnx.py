@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.runtimes.contents import INT8, PROFILED_RUNS, Arithmetic, Contents, Operators, Weight, port, together
 from pipeline.runtimes.contract import Predictor, Runtime
 
 if TYPE_CHECKING:
@@ -19,6 +22,9 @@ _OPSET = 17
 # The oldest that the newer exporter writes without converting.
 _CAPTURED_OPSET = 18
 _MOST_IMAGES = 65_536
+_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast")
+# What ends the name of a node's event in a profile.
+_KERNEL = "_kernel_time"
 
 
 def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
@@ -74,7 +80,7 @@ def _export(model: nn.Module, example: Tensor, folder: Path) -> None:
     export_onnx(model, example, folder / FILE)
 
 
-def _load(folder: Path, threads: int) -> Predictor:
+def _options(threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -82,7 +88,13 @@ def _load(folder: Path, threads: int) -> Predictor:
     options.inter_op_num_threads = 1
     # Idle threads that spin would take the processor from whatever runs in between.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(folder / FILE, options, providers=["CPUExecutionProvider"])
+    return options
+
+
+def _load(folder: Path, threads: int) -> Predictor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / FILE, _options(threads), providers=["CPUExecutionProvider"])
 
     def predict(images: np.ndarray) -> np.ndarray:
         (logits,) = session.run([_OUTPUT], {_INPUT: images})
@@ -91,4 +103,58 @@ def _load(folder: Path, threads: int) -> Predictor:
     return predict
 
 
-RUNTIME = Runtime("onnxruntime", ("onnx", "onnxruntime"), "onnxruntime", FILE, _export, _load, marker="D")
+def _inspect(folder: Path, images: np.ndarray | None) -> Contents:
+    import onnx
+
+    graph = onnx.load(folder / FILE).graph
+    stored = [*graph.initializer]
+    for node in graph.node:
+        if node.op_type == "Constant":
+            stored += [attribute.t for attribute in node.attribute if attribute.name == "value"]
+    weights = []
+    for tensor in stored:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        size = onnx.numpy_helper.to_array(tensor).nbytes
+        weights.append(Weight(tensor.name, tuple(tensor.dims), dtype.name, size))
+
+    def in_words(value: onnx.ValueInfoProto) -> str:
+        kind = value.type.tensor_type
+        shape = [size.dim_param or size.dim_value for size in kind.shape.dim]
+        return port(value.name, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name, shape)
+
+    ports = in_words(graph.input[0]), in_words(graph.output[0])
+    return Contents(*ports, weights, [] if images is None else _profile(folder / FILE, images))
+
+
+def _profile(file: Path, images: np.ndarray) -> list[Operators]:
+    """The operators of the graph as onnxruntime has fused it, which it names only where it counts their time."""
+    import onnxruntime
+
+    options = _options(1)
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as made:
+        options.profile_file_prefix = str(Path(made) / "profile")
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        for _ in range(PROFILED_RUNS):
+            session.run(None, {_INPUT: images})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    kinds: dict[str, tuple[str, Arithmetic]] = {}
+    times: dict[str, list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            about = event["args"]
+            index, kind = about["node_index"], about["op_name"]
+            kinds[index] = kind, _arithmetic(kind, about["input_type_shape"])
+            times.setdefault(index, []).append(event["dur"])
+    return together((*kinds[index], taken) for index, taken in times.items())
+
+
+def _arithmetic(kind: str, inputs: list[dict[str, Any]]) -> Arithmetic:
+    if kind in _CONVERSIONS:
+        return "conversion"
+    return "int8" if inputs and next(iter(inputs[0])) in INT8 else "float"
+
+
+RUNTIME = Runtime(
+    "onnxruntime", ("onnx", "onnxruntime"), "onnxruntime", FILE, _export, _load, marker="D", inspect=_inspect
+)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.host.files import write_and_rename
+from pipeline.runtimes.contents import PROFILED_RUNS, Arithmetic, Contents, Operators, ports_of, together
 from pipeline.runtimes.contract import Predictor, Runtime
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
 _FILE = "model.torchscript.pt"
@@ -31,16 +35,68 @@ def _export(model: nn.Module, example: Tensor, folder: Path) -> None:
         temporary.write_bytes(content)
 
 
-def _load(folder: Path, threads: int) -> Predictor:
+def _module(folder: Path) -> Any:
     import torch
-
-    from pipeline.runtimes.eager import predictor
 
     with _without_deprecation():
         torch.backends.quantized.engine = _engine(folder / _FILE)
         # As it is: torch.jit.optimize_for_inference makes fp32 twice as slow on small images, and int8 no faster.
-        module = torch.jit.load(str(folder / _FILE), map_location="cpu").eval()
-    return predictor(module, threads)
+        return torch.jit.load(str(folder / _FILE), map_location="cpu").eval()
+
+
+def _load(folder: Path, threads: int) -> Predictor:
+    from pipeline.runtimes.eager import predictor
+
+    return predictor(_module(folder), threads)
+
+
+def _inspect(folder: Path, images: np.ndarray | None) -> Contents:
+    import torch
+
+    from pipeline.runtimes.eager import weight
+
+    module, weights = _module(folder), []
+    for node in module.graph.findAllNodes("prim::Constant"):
+        kept: Any = node.output().toIValue()
+        held = kept.unpack() if hasattr(kept, "unpack") else [kept]  # packed with its bias
+        weights += [weight(node.output().debugName(), one) for one in held if isinstance(one, torch.Tensor)]
+    if images is None:
+        return Contents("not told", "not told", weights, [])
+    return Contents(*ports_of(images, _load(folder, 1)(images)), weights, _profile(module, images))
+
+
+def _profile(module: Any, images: np.ndarray) -> list[Operators]:
+    """The operators that the graph calls, without those that they call in turn."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    tensor = torch.from_numpy(images)
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as made:
+        for _ in range(3):  # it is compiled in the second
+            module(tensor)
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as taken:
+            for _ in range(PROFILED_RUNS):
+                module(tensor)
+        trace = Path(made) / "trace.json"
+        taken.export_chrome_trace(str(trace))
+        events = [event for event in json.loads(trace.read_text())["traceEvents"] if event.get("cat") == "cpu_op"]
+    nodes: list[tuple[str, Arithmetic, list[float]]] = []
+    place, ends = 0, 0.0
+    for event in sorted(events, key=lambda event: event["ts"]):
+        if event["name"] == "forward":  # the graph, which calls the same operators in each run
+            place = 0
+        elif event["ts"] >= ends:
+            if place == len(nodes):
+                nodes.append((event["name"], _arithmetic(event["name"], event["args"].get("Input type", [])), []))
+            nodes[place][2].append(event["dur"])
+            place, ends = place + 1, event["ts"] + event["dur"]
+    return together(nodes)
+
+
+def _arithmetic(name: str, inputs: list[str]) -> Arithmetic:
+    if name in ("aten::quantize_per_tensor", "aten::dequantize"):
+        return "conversion"
+    return "int8" if any(one.startswith(("c10::quint8", "c10::qint8")) for one in inputs) else "float"
 
 
 def _engine(file: Path) -> str:
@@ -58,4 +114,14 @@ def _without_deprecation() -> Iterator[None]:
         yield
 
 
-RUNTIME = Runtime("torchscript", ("torch",), None, _FILE, _export, _load, marker="s", flows=frozenset({"eager"}))
+RUNTIME = Runtime(
+    "torchscript",
+    ("torch",),
+    None,
+    _FILE,
+    _export,
+    _load,
+    marker="s",
+    flows=frozenset({"eager"}),
+    inspect=_inspect,
+)

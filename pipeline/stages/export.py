@@ -1,8 +1,8 @@
 """Export the float and the int8 models to each runtime, and test each file against the model it was made from.
 
 `<form>/<runtime>/` holds the runtime's file and the preprocessing. A runtime whose file does not decide what torch's
-own model decides fails for that form, with its likely cause; the others go on. `parity.json` tells
-later stages which files may be measured and shipped.
+own model decides fails for that form, with its likely cause, and so does an int8 file whose weights are in float; the
+others go on. `parity.json` tells later stages which files may be measured and shipped.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,10 +27,15 @@ from pipeline.host.faults import fault
 from pipeline.host.files import check_space
 from pipeline.measure.measurement import MEGABYTE, threads
 from pipeline.measure.pairs import TESTS
+from pipeline.reports.file_report import in_words
 from pipeline.runtimes import Predictor, Runtime, eager, exported_to, parity
+from pipeline.runtimes.contents import int8_pct
 from pipeline.settings.config import Config
 from pipeline.stages.contract import Inputs, Product, Stage
 from pipeline.training.context import Context
+
+# So many points fewer of an int8 file's weights may be in int8 than of torch's own model.
+_LEEWAY_PCT = 1.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,10 @@ def _ship(runtime: Runtime, reference: _Reference, fp32: _Reference, config: Con
     folder.mkdir(parents=True)
     try:
         with context.machine.computing():
-            told = runtime.export(reference.model, torch.zeros(1, context.info.channels, size, size), folder)
+            told = dict(
+                runtime.export(reference.model, torch.zeros(1, context.info.channels, size, size), folder) or {}
+            )
+            floating = _floating(runtime, reference, folder, told) if reference.form.is_int8 else None
         if (preprocessing := catalogue.preprocessing(config.dataset)) is not None:
             dataclasses.replace(preprocessing, class_names=context.info.class_names).write(folder)
         with context.machine.computing():
@@ -101,11 +110,12 @@ def _ship(runtime: Runtime, reference: _Reference, fp32: _Reference, config: Con
         context.metric(f"{name}/parity", 0)
         return False
     found = parity.compare(outputs, reference.outputs, targets, context.task)
-    passed = found.agreement_pct >= config.export.min_agreement
+    agrees = found.agreement_pct >= config.export.min_agreement
+    passed = agrees and floating is None
     for what, value in dataclasses.asdict(found).items():
         context.metric(f"{name}/{ {'value': metric.name, 'p': metric.test}.get(what, what) }", value)
     context.metric(f"{name}/file_mb", sum(path.stat().st_size for path in folder.iterdir()) / MEGABYTE)
-    for what, value in (told or {}).items():
+    for what, value in told.items():
         context.metric(f"{name}/{what}", value)
     context.metric(f"{name}/parity", float(passed))
     line = (
@@ -114,11 +124,34 @@ def _ship(runtime: Runtime, reference: _Reference, fp32: _Reference, config: Con
     )
     if passed:
         terminal.say(f"  {line}")
+    elif agrees:
+        terminal.warn(f"{name}: fails: {floating}")
+        shutil.rmtree(folder)
     else:
         cause = _likely_cause(found, reference, fp32, config, context) if reference.form.is_int8 else ""
         terminal.warn(f"{line}; export.min_agreement={config.export.min_agreement:g}: fails{cause}")
         shutil.rmtree(folder)  # nobody shall take it for the model
     return passed
+
+
+def _floating(runtime: Runtime, reference: _Reference, folder: Path, told: dict[str, float]) -> str | None:
+    """What an int8 file holds in float that torch's int8 model does not, in words; None: nothing.
+
+    Adds the share that is in int8 to `told`.
+    """
+    if runtime.inspect is None:
+        return None
+    contents = runtime.inspect(folder, None)
+    share, expected = contents.int8_weights_pct, int8_pct(eager.weights(reference.model))
+    if share is None or expected is None:
+        return None
+    told["int8_weights_pct"] = share
+    if share >= expected - _LEEWAY_PCT:
+        return None
+    return (
+        f"{share:.1f} % of the numbers in its weights are in int8, where torch's int8 model has {expected:.1f} %; in "
+        f"float: {in_words(contents.float_matrices)}"
+    )
 
 
 def _likely_cause(
