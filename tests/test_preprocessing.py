@@ -133,7 +133,7 @@ def test_normalization_is_the_same_bit_for_bit_when_a_pixel_has_any_level(name: 
     levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(1, len(composed.mean), 1, 1)
     ((images, _),) = evaluation_batches(Part(levels, torch.zeros(1, dtype=torch.int64)), composed, 1, CPU)
     shipped = Preprocessing(16, len(composed.mean), tuple(composed.mean), tuple(composed.std), ("a", "b"))
-    assert np.array_equal(shipped.normalize(levels[0].numpy()), images.numpy())
+    assert np.array_equal(shipped.model_input(levels[0].numpy()), images.numpy())
 
 
 def grey_ramp() -> Image.Image:

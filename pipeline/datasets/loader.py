@@ -79,17 +79,22 @@ def training_batches(
 
 
 def evaluation_batches(
-    part: Part, config: DatasetConfig, batch_size: int, device: torch.device
+    part: Part, config: DatasetConfig, batch_size: int, device: torch.device, as_pictures: bool = False
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Every image once, in order: images float (B, C, S, S) and labels int64 (B) on `device`."""
+    """Every image once, in order: images float (B, C, S, S) and labels int64 (B) on `device`.
+
+    Args:
+        as_pictures: as decoders give them instead: uint8 (B, S, S, C).
+    """
     chosen = torch.arange(len(part)).split(batch_size)
     with contextlib.closing(part.batches(chosen, device)) as fetched:
         for indices, pixels in zip(chosen, fetched, strict=True):
-            yield _normalize(pixels, config), part.labels[indices].to(device)
+            images = pixels.permute(0, 2, 3, 1).contiguous() if as_pictures else _normalize(pixels, config)
+            yield images, part.labels[indices].to(device)
 
 
 def _normalize(pixels: Tensor, config: DatasetConfig) -> Tensor:
-    """`Preprocessing.normalize` of a batch, uint8 (B, C, S, S), on its device, bit for bit."""
+    """`Preprocessing.model_input` of a batch, uint8 (B, C, S, S), on its device, bit for bit."""
     if pixels.is_floating_point():  # the user's own transforms have
         return pixels
     images = pixels.float()

@@ -155,8 +155,7 @@ def _timed(
     for rung in passed:
         assert rung.shipped is not None
         config = climber.compose(rung.overrides).config
-        shape = (1, len(config.dataset.mean), config.dataset.image_size, config.dataset.image_size)
-        image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        image = _noise(config)
         exports = rung.shipped.artifacts["export"].folder
         for runtime in exported_to(config.runtime.names):
             for form in ("fp32", "int8"):
@@ -169,6 +168,14 @@ def _timed(
     floats = [name for name in medians if "/fp32 " in name] or list(medians)
     best = min(floats, key=lambda name: medians[name][0])
     return {name: (medians[name], latency.ratio_interval(samples[best], samples[name])) for name in samples}
+
+
+def _noise(config: Config) -> np.ndarray:
+    """An image as the exported files take it."""
+    rng, channels, side = np.random.default_rng(0), len(config.dataset.mean), config.dataset.image_size
+    if config.export.takes_pictures:
+        return rng.integers(0, 256, (1, side, side, channels), np.uint8)
+    return rng.standard_normal((1, channels, side, side)).astype(np.float32)
 
 
 def _loaded(load: Callable[[], Callable[[np.ndarray], object]], image: np.ndarray) -> latency.Call:

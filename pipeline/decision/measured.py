@@ -98,8 +98,7 @@ def times(
 
 
 def _loader(model: ExportedModel) -> latency.Loader:
-    side = model.preprocessing.image_size
-    image = np.random.default_rng(0).normal(size=(1, model.preprocessing.channels, side, side)).astype(np.float32)
+    image = model.preprocessing.example()
     model.outputs(image)
     return lambda: functools.partial(load(model.file).predictor, image)
 

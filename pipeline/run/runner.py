@@ -11,6 +11,7 @@ import torch
 
 from pipeline import models, stages
 from pipeline.datasets import catalogue
+from pipeline.datasets.preprocessing import OWN_PREPROCESSING
 from pipeline.flows.catalogue import find as find_flow
 from pipeline.host import environment, terminal, torchrun
 from pipeline.host.errors import UserError, suggestion
@@ -153,6 +154,8 @@ def check_parts(config: Config) -> Plan:
     target = flow.runtime(config)
     if target is not None and "evaluate" in config.stages:
         check_runtimes([target], ["export"], key=f"backend.engine={target}")
+    if config.export.takes_pictures and catalogue.preprocessing(config.dataset) is None:
+        raise UserError(f"export.input={config.export.input}: {OWN_PREPROCESSING}; allowed: float32")
     check_registration(config)
     return make_plan(config)
 

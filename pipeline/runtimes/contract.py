@@ -15,7 +15,8 @@ from pipeline.runtimes.contents import Contents
 if TYPE_CHECKING:  # a program that predicts with onnxruntime does not import torch
     from torch import Tensor, nn
 
-# Normalized images, float32 (N, C, H, W), to the network's outputs, float32 (N, …); any N.
+# Images as the exported model takes them (`export.input`), to the network's outputs, float32 (N, …); any N: float32
+# (N, C, H, W), normalized, or uint8 (N, H, W, C).
 Predictor = Callable[[np.ndarray], np.ndarray]
 
 
@@ -28,8 +29,8 @@ class Runtime:
         modules: what must be importable.
         extra: of this project's optional dependencies, the one that brings them.
         file: the file that `export` writes and `load` reads, beside which it may put others.
-        export: writes a model (on the CPU, in evaluation mode) for an example (1, C, H, W) into a folder; what it
-            returns, numbers by name, is reported beside the file's size.
+        export: writes a model (on the CPU, in evaluation mode) for an example, float32 (1, C, H, W) or uint8
+            (1, H, W, C), into a folder; what it returns, numbers by name, is reported beside the file's size.
         load: gives the predictor of what is in a folder, with so many threads.
         marker: of its points in plots, as matplotlib names it.
         flows: the flows of this project whose int8 models it can take; None: of any. Those of a flow of the user's own

@@ -6,14 +6,12 @@ Imports no more than the runtime does that the file needs.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pipeline.datasets.preprocessing import OWN_PREPROCESSING, PREPROCESSING_FILE, Preprocessing
 from pipeline.host.errors import UserError
@@ -34,7 +32,7 @@ class ExportedModel:
     predictor: Predictor
 
     def outputs(self, image: np.ndarray) -> np.ndarray:
-        """What the network gives for an image as `preprocessing` makes it, float32 (1, C, S, S): float32 (…).
+        """What the network gives for an image as `preprocessing` makes it: float32 (…).
 
         Raises:
             UserError: when the model does not take it.
@@ -129,18 +127,9 @@ def inspect(path: Path, runtime: str | None = None, key: str = "MODEL") -> Inspe
     beside = _beside(folder)
     preprocessing = Preprocessing.read(beside) if beside.exists() else None
     with _readable(chosen, folder):
-        contents = chosen.inspect(folder, None if preprocessing is None else _noise(preprocessing))
+        contents = chosen.inspect(folder, None if preprocessing is None else preprocessing.example())
     size = sum(one.stat().st_size for one in folder.glob(f"{Path(chosen.file).stem}.*"))
     return InspectedModel(chosen.name, folder / chosen.file, size, preprocessing, contents)
-
-
-def _noise(preprocessing: Preprocessing) -> np.ndarray:
-    """A picture of noise, as the model takes it."""
-    size = preprocessing.image_size
-    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    with tempfile.TemporaryDirectory() as made:
-        Image.fromarray(pixels).save(Path(made) / "noise.png")
-        return preprocessing.apply(Path(made) / "noise.png")
 
 
 def _find(path: Path, runtime: str | None, key: str) -> tuple[Runtime, Path]:

@@ -38,15 +38,12 @@ def peak_memory_mb(runtime: str, folder: Path, threads: int, batch_size: int) ->
 
 
 def main() -> None:
-    """Predict on images of the mean colour, and print the peak."""
-    import numpy as np
-
+    """Predict on images of noise, and print the peak."""
     from pipeline.runtimes import exported
 
     runtime, folder, threads, batch_size = sys.argv[1:]
     model = exported.load(Path(folder), int(threads), runtime)
-    size = model.preprocessing.image_size
-    images = np.zeros((int(batch_size), model.preprocessing.channels, size, size), np.float32)
+    images = model.preprocessing.example(int(batch_size))
     for _ in range(_PREDICTIONS):
         model.predictor(images)
     print(_own_peak_bytes() / 1e6)

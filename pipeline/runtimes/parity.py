@@ -43,9 +43,15 @@ class Parity:
 
 
 def outputs(
-    predictor: Predictor, part: Part, dataset: DatasetConfig, batch_size: int, description: str, machine: Machine
+    predictor: Predictor,
+    part: Part,
+    dataset: DatasetConfig,
+    batch_size: int,
+    description: str,
+    machine: Machine,
+    as_pictures: bool = False,
 ) -> np.ndarray:
-    """The outputs for every image of a part, in order: float32 (N, …)."""
+    """The outputs for every image of a part, in order: float32 (N, …); `as_pictures`: given uint8 (N, S, S, C)."""
     import torch
 
     from pipeline.datasets.loader import count_batches, evaluation_batches
@@ -53,7 +59,7 @@ def outputs(
     found = []
     cpu = torch.device("cpu")
     with terminal.bar(description, count_batches(part, batch_size, training=False), unit="batch") as bar:
-        for images, _ in evaluation_batches(part, dataset, batch_size, cpu):
+        for images, _ in evaluation_batches(part, dataset, batch_size, cpu, as_pictures):
             with machine.computing():
                 found.append(predictor(images.numpy()))
             bar.update(1)

@@ -197,9 +197,18 @@ class RuntimeConfig:
 
 @dataclass
 class ExportConfig:
-    """How far an exported model may differ from torch's own: the test images, in %, on which both decide alike."""
+    """What an exported model takes, and how far it may differ from torch's own.
 
+    `input`: float32 (N, C, S, S), normalized; or uint8 (N, S, S, C), as decoders give images, which it normalizes
+    itself. `min_agreement`: the test images, in %, on which both must decide alike.
+    """
+
+    input: str = setting("float32", choices=("float32", "uint8"))
     min_agreement: float = setting(99.9, minimum=0, maximum=100)
+
+    @property
+    def takes_pictures(self) -> bool:
+        return self.input == "uint8"
 
 
 @dataclass

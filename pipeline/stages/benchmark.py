@@ -38,10 +38,14 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     settings, test = config.benchmark, context.load_test()
     largest = max(settings.batch_sizes)
     chosen = test.select(np.arange(largest) % len(test))
-    images = next(evaluation_batches(chosen, config.dataset, largest, torch.device("cpu")))[0].contiguous().numpy()
+    # Torch's own models take them normalized, and exported files as export.input says.
+    images, for_files = (
+        next(evaluation_batches(chosen, config.dataset, largest, torch.device("cpu"), as_pictures))[0].contiguous()
+        for as_pictures in (False, config.export.takes_pictures)
+    )
     with context.machine.computing():
         model = forms.load("float", inputs["float"], config, context.info)
-        macs = roofline.count_macs(model, torch.from_numpy(images[:1]))
+        macs = roofline.count_macs(model, images[:1])
         weights = sum(parameter.numel() for parameter in model.parameters())
     rows: list[Measured] = []
     samples: dict[str, dict[str, list[list[float]]]] = {}
@@ -51,7 +55,8 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
             with pinned(threads if settings.pin else None):
                 peak = roofline.measure_peak(threads, context.flow)
                 for batch_size in dict.fromkeys(settings.batch_sizes):
-                    loaders = _loaders(config, inputs, context, threads, images[:batch_size])
+                    given = images[:batch_size].numpy(), for_files[:batch_size].numpy()
+                    loaders = _loaders(config, inputs, context, threads, *given)
                     taken = latency.take_turns_afresh(loaders, settings)
                     samples[f"{threads} threads, batch {batch_size}"] = taken.samples_ms
                     measured = _rows(taken, peak, batch_size, macs)
@@ -80,27 +85,29 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
 
 
 def _loaders(
-    config: Config, inputs: Inputs, context: Context, threads: int, images: np.ndarray
+    config: Config, inputs: Inputs, context: Context, threads: int, images: np.ndarray, for_files: np.ndarray
 ) -> dict[str, latency.Loader]:
-    """By `<runtime>/<form>`: torch's own models, and every exported file that has parity, to be called on `images`."""
+    """By `<runtime>/<form>`: torch's own models, on `images`, and every exported file that has parity, on its own."""
 
     def load_eager(form: Form) -> Predictor:
         return eager.predictor(forms.load(form, inputs[form], config, context.info), threads)
 
+    def loader(load: Callable[[], Predictor], given: np.ndarray) -> latency.Loader:
+        return lambda: functools.partial(load(), given)
+
     exports = inputs["exports"]
-    predictors: dict[str, Callable[[], Predictor]] = {
-        f"{EAGER}/{form.prefix}": functools.partial(load_eager, form.name) for form in FORMS if form.name in inputs
+    loaders = {
+        f"{EAGER}/{form.prefix}": loader(functools.partial(load_eager, form.name), images)
+        for form in FORMS
+        if form.name in inputs
     }
     for prefix, verdicts in json.loads((exports / parity.FILE).read_text()).items():
         for runtime in exported_to(config.runtime.names):
             if verdicts[runtime.name]:
                 folder = exports / prefix / runtime.name
-                predictors[f"{runtime.name}/{prefix}"] = functools.partial(runtime.load, folder, threads)
-
-    def loader(load: Callable[[], Predictor]) -> latency.Loader:
-        return lambda: functools.partial(load(), images)
-
-    return {name: loader(load) for name, load in predictors.items()}
+                load = functools.partial(runtime.load, folder, threads)
+                loaders[f"{runtime.name}/{prefix}"] = loader(load, for_files)
+    return loaders
 
 
 def _rows(taken: Taken, peak: Peak, batch_size: int, macs: int) -> list[Measured]:
@@ -170,13 +177,14 @@ def _tell_limits(taken: Taken, measured: Measured, config: Config) -> None:
 STAGE = Stage(
     name="benchmark",
     run=run,
-    sections=("model", "dataset", "backend", "fuse", "runtime", "benchmark", "evaluate"),
+    sections=("model", "dataset", "backend", "fuse", "runtime", "export", "benchmark", "evaluate"),
     consumes=("float", "int8", "exports"),
     ignores=(
         "dataset.max_train_samples",
         "dataset.validation_fraction",
         "dataset.crop_padding",
         "dataset.horizontal_flip",
+        "export.min_agreement",
         "evaluate.fake_quantized",
         "evaluate.batch_size",
         "evaluate.threads",

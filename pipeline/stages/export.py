@@ -30,6 +30,7 @@ from pipeline.measure.pairs import TESTS
 from pipeline.reports.file_report import in_words
 from pipeline.runtimes import Predictor, Runtime, eager, exported_to, parity
 from pipeline.runtimes.contents import int8_pct
+from pipeline.runtimes.picture_in import taking_pictures
 from pipeline.settings.config import Config
 from pipeline.stages.contract import Inputs, Product, Stage
 from pipeline.training.context import Context
@@ -61,7 +62,8 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
             with context.machine.computing():
                 model = forms.load(form.name, inputs[form.name], config, context.info).eval()
             predictor = eager.predictor(model, torch.get_num_threads())
-            references.append(_Reference(form, model, _outputs(predictor, f"eager {form.prefix}", config, context)))
+            outputs = _outputs(predictor, f"eager {form.prefix}", config, context, as_pictures=False)
+            references.append(_Reference(form, model, outputs))
             verdicts[form.prefix] = {
                 runtime.name: _ship(runtime, references[-1], references[0], config, context)
                 for runtime in exported_to(config.runtime.names)
@@ -74,30 +76,29 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
     context.attach(parity.FILE).write_text(json.dumps(verdicts, indent=1))
 
 
-def _outputs(predictor: Predictor, description: str, config: Config, context: Context) -> np.ndarray:
+def _outputs(predictor: Predictor, description: str, config: Config, context: Context, as_pictures: bool) -> np.ndarray:
     """Of the whole test part: (N, …)."""
-    batch_size = config.evaluate.batch_size
-    return parity.outputs(predictor, context.load_test(), config.dataset, batch_size, description, context.machine)
+    part, batch_size = context.load_test(), config.evaluate.batch_size
+    return parity.outputs(predictor, part, config.dataset, batch_size, description, context.machine, as_pictures)
 
 
 def _ship(runtime: Runtime, reference: _Reference, fp32: _Reference, config: Config, context: Context) -> bool:
     """Export a form to a runtime and test it there; report the numbers, and say whether it may be shipped."""
-    prefix, size = reference.form.prefix, config.dataset.image_size
+    prefix, as_pictures = reference.form.prefix, config.export.takes_pictures
     name, folder = f"{runtime.name}/{prefix}", context.folder / prefix / runtime.name
     targets, metric = context.load_test().labels, context.task.primary
     shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
     folder.mkdir(parents=True)
     try:
         with context.machine.computing():
-            told = dict(
-                runtime.export(reference.model, torch.zeros(1, context.info.channels, size, size), folder) or {}
-            )
+            told = dict(runtime.export(*_model_and_example(reference.model, config, context), folder) or {})
             floating = _floating(runtime, reference, folder, told) if reference.form.is_int8 else None
         if (preprocessing := catalogue.preprocessing(config.dataset)) is not None:
-            dataclasses.replace(preprocessing, class_names=context.info.class_names).write(folder)
+            preprocessing = dataclasses.replace(preprocessing, class_names=context.info.class_names)
+            (preprocessing.for_pictures() if as_pictures else preprocessing).write(folder)
         with context.machine.computing():
             predictor = runtime.load(folder, torch.get_num_threads())
-        outputs = _outputs(predictor, f"{runtime.name} {prefix}", config, context)
+        outputs = _outputs(predictor, f"{runtime.name} {prefix}", config, context, as_pictures)
     except (UserError, OSError, MemoryError):  # of this machine, now: nothing to keep as a verdict
         raise
     except Exception as error:  # whatever an exporter or a runtime raises for a network that it cannot take
@@ -152,6 +153,15 @@ def _floating(runtime: Runtime, reference: _Reference, folder: Path, told: dict[
         f"{share:.1f} % of the numbers in its weights are in int8, where torch's int8 model has {expected:.1f} %; in "
         f"float: {in_words(contents.float_matrices)}"
     )
+
+
+def _model_and_example(model: nn.Module, config: Config, context: Context) -> tuple[nn.Module, torch.Tensor]:
+    """What is exported of a form, and one image as that takes it."""
+    channels, size = context.info.channels, config.dataset.image_size
+    if not config.export.takes_pictures:
+        return model, torch.zeros(1, channels, size, size)
+    example = torch.zeros(1, size, size, channels, dtype=torch.uint8)
+    return taking_pictures(model, config.dataset.mean, config.dataset.std).eval(), example
 
 
 def _likely_cause(

@@ -93,15 +93,16 @@ def log_model(record: ModelRecord) -> str:
     from mlflow.types import Schema, TensorSpec
 
     preprocessing = Preprocessing.read(record.file.parent / PREPROCESSING_FILE)
-    shape = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
+    # Of zeros, whose JSON stays small: the mean colour, or black.
+    example = np.zeros_like(preprocessing.example())
     # Of a model without classes nobody has said how many outputs it has.
-    float32, classes = np.dtype(np.float32), len(preprocessing.class_names) or -1
-    inputs, outputs = Schema([TensorSpec(float32, (-1, *shape))]), Schema([TensorSpec(float32, (-1, classes))])
+    classes = len(preprocessing.class_names) or -1
+    inputs = Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))])
+    outputs = Schema([TensorSpec(np.dtype(np.float32), (-1, classes))])
     common = {
         "name": _NAME,
         "signature": ModelSignature(inputs, outputs),
-        # An image of the mean colour: every value is 0, and its JSON stays small.
-        "input_example": np.zeros((1, *shape), np.float32),
+        "input_example": example,
         "tags": {_DIGEST: sha256(record.file)},
         "metadata": {"preprocessing": dataclasses.asdict(preprocessing), "runtime": record.runtime},
     }

@@ -13,7 +13,7 @@ import torch
 
 
 class TorchScriptModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined, misc]
-    """Float32 (N, C, H, W), normalized, to logits float32 (N, classes)."""
+    """Images as the model's signature says, to logits float32 (N, classes)."""
 
     def load_context(self, context: Any) -> None:
         # Global to the process, and decides with which kernels the weights are packed.
@@ -23,7 +23,7 @@ class TorchScriptModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,
 
     def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> np.ndarray:
         with torch.inference_mode():
-            return self.module(torch.from_numpy(np.ascontiguousarray(model_input, np.float32))).numpy()
+            return self.module(torch.from_numpy(np.ascontiguousarray(model_input))).numpy()
 
 
 mlflow.models.set_model(TorchScriptModel())
