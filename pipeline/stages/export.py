@@ -161,7 +161,7 @@ def _model_and_example(model: nn.Module, config: Config, context: Context) -> tu
     if not config.export.takes_pictures:
         return model, torch.zeros(1, channels, size, size)
     example = torch.zeros(1, size, size, channels, dtype=torch.uint8)
-    return taking_pictures(model, config.dataset.mean, config.dataset.std).eval(), example
+    return taking_pictures(model, size, config.dataset.mean, config.dataset.std).eval(), example
 
 
 def _likely_cause(
