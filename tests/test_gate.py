@@ -290,6 +290,16 @@ def test_drop_of_a_file_is_measured_on_the_same_images(
     assert "the drop is 100.00 points of accuracy (0.00 %, against 100.00 %)" in out
 
 
+def test_file_that_takes_pictures_is_held_against_one_that_takes_floats(
+    command: Command, other: Path, images: Path, tmp_path: Path
+) -> None:
+    pictures = write_brightness_model(tmp_path / "pictures", takes_pictures=True)
+    limits = ("--max-drop-pct", 3, "--max-latency-ratio", 1000, "--max-seconds", 1)
+    status, out, _ = command(pictures, "--against", other, "--images", images, *limits)
+    assert status == 0
+    assert "(100.00 %, against 100.00 %)" in out
+
+
 def test_answers_are_compared_by_name_when_the_classes_are_in_another_order(
     command: Command, model: Path, other: Path, images: Path
 ) -> None:

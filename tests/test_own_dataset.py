@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.host.errors import UserError
 from pipeline.run.request import Request
 from pipeline.run.runner import check_parts, run
 from pipeline.runtimes import exported
-from pipeline.settings.config import DatasetConfig
+from pipeline.settings.config import DatasetConfig, ExportConfig
 from tests import own_code
 from tests.array_images import all_pixels
 
@@ -284,6 +285,8 @@ def test_run_on_float_tensors_is_repeated_from_the_cache_and_its_export_has_no_p
         "stages=[train,fuse,qat,convert,export]",
         "export.min_agreement=50",
     )
+    with pytest.raises(UserError, match=r"export\.input=uint8: .* does not travel with a model; allowed: float32"):
+        run(dataclasses.replace(request, config=dataclasses.replace(request.config, export=ExportConfig("uint8"))))
     run(request)
     said = capsys.readouterr()
     assert "do not travel with an exported model" in said.err

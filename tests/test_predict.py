@@ -72,6 +72,18 @@ def test_predict_prints_one_class_when_top_is_one(command: Command, model: Path,
     assert len(out.splitlines()) == 2
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_predict_answers_the_same_when_the_model_takes_pictures(
+    command: Command, bright_left: Path, tmp_path: Path, channels: int
+) -> None:
+    floats, pictures = (
+        command("--model", write_brightness_model(tmp_path / str(takes), 8, channels, takes), bright_left)
+        for takes in (False, True)
+    )
+    assert floats == pictures
+    assert floats[0] == 0
+
+
 def damage(kind: str, folder: Path) -> tuple[Path, str]:
     """A file that is no image, and what is said of it."""
     path = folder / f"{kind}.png"

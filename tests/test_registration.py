@@ -170,6 +170,18 @@ def test_logged_model_has_signature_example_and_preprocessing(logged: str) -> No
     assert output.model_id == info.model_id
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_logged_model_says_that_it_takes_pictures_when_its_file_does(channels: int, run: None, tmp_path: Path) -> None:
+    folder = write_brightness_model(tmp_path / "model", 8, channels, takes_pictures=True)
+    uri = log_model(ModelRecord("onnxruntime", folder / "model.onnx", 1, "fbgemm"))
+    info = mlflow.models.get_model_info(uri)
+    assert info.signature.inputs.to_dict()[0]["tensor-spec"] == {"dtype": "uint8", "shape": (-1, 8, 8, channels)}
+    assert (info.metadata["preprocessing"]["layout"], info.metadata["preprocessing"]["dtype"]) == ("NHWC", "uint8")
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, channels), np.uint8)
+    (answer,) = mlflow.pyfunc.load_model(uri).predict(pictures).values()
+    assert np.array_equal(answer, registry()["onnxruntime"].load(folder, 1)(pictures))
+
+
 def test_logged_file_is_the_exported_one_to_its_outputs_when_found_by_its_alias(
     registering: Register, name: str, outputs: Path, model: ModelRecord
 ) -> None:
