@@ -40,11 +40,11 @@ class Shipped:
         return {**known, "MLFLOW_TRACKING_URI": self.store}
 
 
-def export_int8(runtime: str, folder: Path) -> Path:
+def export_int8(runtime: str, folder: Path, seed: int = 0) -> Path:
     """The default network in int8, calibrated on noise and not trained, as a file of a runtime."""
     quantization.silence_known_warnings()
     config = compose_request([]).config
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     twin = twins.build(config.model, catalogue.info(config.dataset))
     prepared = quantization.prepare_ptq(twin, config.backend, "min_max")
     with torch.inference_mode():
@@ -55,14 +55,14 @@ def export_int8(runtime: str, folder: Path) -> Path:
     return folder / registry()[runtime].file
 
 
-def ship(runtime: str, folder: Path) -> Shipped:
-    """Export a model for a runtime and make it the champion of a store of its own."""
-    outputs, exported = folder / "outputs", folder / "exported"
+def ship(runtime: str, folder: Path, takes: str = "array", seed: int = 0) -> Shipped:
+    """Export a model for a runtime and make it the champion of a store in a folder, that of another seed before it."""
+    outputs, exported = folder / "outputs", folder / f"exported_{seed}"
     exported.mkdir()
-    record = ModelRecord(runtime, export_int8(runtime, exported), 1, "fbgemm")
+    record = ModelRecord(runtime, export_int8(runtime, exported, seed), 1, "fbgemm", takes)
     run = RunRecord("test", {}, {}, "", ("digits", "0", "nowhere"))
     with open_run(TrackingConfig(), outputs, run) as tracker, mlflow.start_run(run_id=tracker.run_id):
-        contender = Contender(0.0, 90.0, 20.0, 1.0, True, "1 thread")
+        contender = Contender(0.0, 90.0, 20.0, 1 / (1 + seed), True, "1 thread")
         done = register(RegisterConfig("digits"), outputs, record, log_model(record), contender)
     assert done.verdict.wins
     images = np.random.default_rng(0).normal(size=(5, 1, _SIZE, _SIZE)).astype(np.float32)

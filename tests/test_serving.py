@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,17 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def server(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`mlflow models serve` on a free port; gives the address to post to."""
+    with serving(shipped, tmp_path_factory.mktemp("server")) as address:
+        yield address
+
+
+@contextmanager
+def serving(shipped: Shipped, folder: Path) -> Iterator[str]:
+    """`mlflow models serve` on a free port, its log in `folder`; gives the address to post to."""
     port = free_port()
     scripts = sysconfig.get_path("scripts")
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", shipped.uri, "--env-manager", "local"]
     variables = shipped.elsewhere | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
-    folder = tmp_path_factory.mktemp("server")
     with (folder / "log").open("w") as log:
         # A process group of its own: mlflow starts uvicorn, which would outlive it.
         process = subprocess.Popen(

@@ -47,22 +47,33 @@ class Reading:
         channels: 1 (grey) or 3 (RGB).
         max_megapixels: the most that an image may have.
         white_level: the value that is white in grey images of more than 8 bits; None: 65535, of floating-point 1.
+        formats: the only ones that are read, as Pillow names them; None: all that it knows.
     """
 
     channels: int
     max_megapixels: float = 179.0
     white_level: float | None = None
+    formats: tuple[str, ...] | None = None
+
+    @property
+    def knows(self) -> str:
+        """Which formats are read, as the end of "no format that"."""
+        return f"is read here: {', '.join(self.formats)}" if self.formats else "Pillow knows, such as PNG or JPEG"
 
 
-def read_image(path: Path, reading: Reading) -> Image.Image:
-    """The image in a file: upright, 8 bits, grey (mode L) for 1 channel and RGB for 3.
+def read_image(file: Path | io.BytesIO, reading: Reading, told: str | None = None) -> Image.Image:
+    """The image in a file, or in the bytes of one: upright, 8 bits, grey (mode L) for 1 channel and RGB for 3.
+
+    Args:
+        told: what names it in errors; None: its path.
 
     Raises:
         Unreadable: naming the file and why it cannot be read as an image.
         UserError: when this machine has no memory or no file handle left for it.
     """
+    told = told or str(file)
     try:
-        with _open(path) as image:
+        with _open(file, reading) as image:
             megapixels = image.width * image.height / 1e6
             if megapixels > reading.max_megapixels:
                 raise ValueError(
@@ -71,19 +82,17 @@ def read_image(path: Path, reading: Reading) -> Image.Image:
                 )
             return picture_of(upright(image), reading)
     except MemoryError as error:
-        raise UserError(f"{path}: there is no memory left to decode it") from error
+        raise UserError(f"{told}: there is no memory left to decode it") from error
     # Pillow's readers raise almost anything on damaged bytes: OSError, ValueError, SyntaxError, struct.error, …
     except Exception as error:
         reason = " ".join(str(error).split())
         if isinstance(error, UnidentifiedImageError):
-            reason = (
-                "it is in no format that Pillow knows, such as PNG or JPEG" if path.stat().st_size else "it is empty"
-            )
+            reason = f"it is in no format that {reading.knows}" if _start(file, 1) else "it is empty"
         elif isinstance(error, OSError):
             if error.errno in _OF_THE_MACHINE:
-                raise UserError(f"{path}: cannot be opened at the moment: {error.strerror}") from error
+                raise UserError(f"{told}: cannot be opened at the moment: {error.strerror}") from error
             reason = error.strerror or reason
-        raise Unreadable(f"{path}: cannot be read as an image: {reason}") from error
+        raise Unreadable(f"{told}: cannot be read as an image: {reason}") from error
 
 
 def picture_of(image: Image.Image, reading: Reading) -> Image.Image:
@@ -110,17 +119,25 @@ def white_of(image: Image.Image, white_level: float | None) -> float:
     return white_level or (_WHITE_OF_FLOAT if image.mode == "F" else _WHITE_OF_WHOLE)
 
 
-def _open(path: Path) -> Image.Image:
+def _open(file: Path | io.BytesIO, reading: Reading) -> Image.Image:
     """Open a file, be it a JPEG whose EXIF Pillow, looking for a resolution in it, takes for another format's bytes."""
     try:
-        return Image.open(path)
+        return Image.open(file, formats=reading.formats)
     except UnidentifiedImageError:
-        with path.open("rb") as stream:
-            start = stream.read(_EXIF_WITHIN)
+        start = _start(file, _EXIF_WITHIN)
         if not start.startswith(b"\xff\xd8") or _EXIF not in start:
             raise
         # Under another name it is a segment like any other, and passed.
-        return Image.open(io.BytesIO(path.read_bytes().replace(_EXIF, b"Gone\0\0", 1)))
+        again = _start(file).replace(_EXIF, b"Gone\0\0", 1)
+        return Image.open(io.BytesIO(again), formats=reading.formats)
+
+
+def _start(file: Path | io.BytesIO, size: int = -1) -> bytes:
+    """So many bytes of a file; -1: all."""
+    if isinstance(file, io.BytesIO):
+        return file.getvalue()[: size if size >= 0 else None]
+    with file.open("rb") as stream:
+        return stream.read(size)
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -72,6 +72,11 @@ class Preprocessing:
         mean, std = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
         return ((pixels.astype(np.float32) / np.float32(255) - mean) / std)[np.newaxis]
 
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """What such outputs (classes) say of each class: float64 (classes)."""
+        odds = np.exp(logits.astype(np.float64) - logits.max())
+        return odds / odds.sum()
+
     def example(self, count: int = 1) -> np.ndarray:
         """So many images of noise, as the model takes them."""
         shape = (count, self.channels, self.image_size, self.image_size)

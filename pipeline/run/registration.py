@@ -24,7 +24,7 @@ from pipeline.tracking import Tracker
 from pipeline.tracking.champion import Contender
 from pipeline.tracking.models import ModelRecord
 
-# The runtimes whose files MLflow can serve, the preferred one first.
+# The runtimes whose files MLflow can serve, the preferred one first, which alone is served with pictures.
 SERVED = ("onnxruntime", "torchscript")
 # What the champion's rule reads is theirs: the model, and what it is worth and its latency beside fp32.
 _NEEDED = ("export", "evaluate")
@@ -50,9 +50,13 @@ def check_registration(config: Config) -> None:
     for stage in _NEEDED:
         if stage not in config.stages:
             raise UserError(f"{key}: allowed: with {stage} among stages=[{','.join(config.stages)}]")
-    if not set(SERVED) & set(config.runtime.names):
+    if not set(_served(config)) & set(config.runtime.names):
         given = ",".join(config.runtime.names)
-        raise UserError(f"{key}: runtime.names=[{given}]: allowed: with {' or '.join(SERVED)} among them")
+        raise UserError(f"{key}: runtime.names=[{given}]: allowed: with {' or '.join(_served(config))} among them")
+
+
+def _served(config: Config) -> tuple[str, ...]:
+    return SERVED if config.register.input == "array" else SERVED[:1]
 
 
 def keep_model(config: Config, exports: Path | None, metrics: Mapping[str, float], tracker: Tracker) -> None:
@@ -65,7 +69,7 @@ def keep_model(config: Config, exports: Path | None, metrics: Mapping[str, float
     """
     if exports is None or not config.tracking.enabled:
         return
-    passed = [name for name in SERVED if metrics.get(f"{name}/int8/parity")]
+    passed = [name for name in _served(config) if metrics.get(f"{name}/int8/parity")]
     if not passed:
         if config.register.name is not None:
             terminal.warn(f"register.name={config.register.name}: nothing is registered: no exported model has parity")
@@ -75,7 +79,8 @@ def keep_model(config: Config, exports: Path | None, metrics: Mapping[str, float
         return
     runtime = passed[0]
     file = exports / "int8" / runtime / runtimes.registry()[runtime].file
-    record = ModelRecord(runtime, file, config.evaluate.threads, config.backend.engine)
+    takes = config.register.input
+    record = ModelRecord(runtime, file, config.evaluate.threads, config.backend.engine, takes)
     outputs = resolved(config.outputs)
     if config.register.name is None:
         tracker.model(record, outputs, None, None)

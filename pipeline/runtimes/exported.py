@@ -54,8 +54,7 @@ class ExportedModel:
         names = self.preprocessing.class_names
         if logits.shape != (len(names),):
             raise UserError(f"{self.file}: gives {logits.size} outputs, where {PREPROCESSING_FILE} names {len(names)}")
-        odds = np.exp(logits.astype(np.float64) - logits.max())
-        return odds / odds.sum()
+        return self.preprocessing.probabilities(logits)
 
 
 def locate(model: str | None, outputs: str, runtime: str | None = None, key: str = "--model") -> Path:

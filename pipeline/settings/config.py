@@ -229,11 +229,13 @@ class BenchmarkConfig:
 class RegisterConfig:
     """Under which name the int8 model is registered (null: it is not), and which version is its champion.
 
+    `input`: what it takes there, arrays as the file does, or pictures: PNG and JPEG files, in base64.
     The champion loses at most `max_drop_pct` points of accuracy (or as much of what else the task judges by) against
     fp32 and has the lowest latency of those.
     """
 
     name: str | None = setting(None)
+    input: str = setting("array", choices=("array", "picture"))
     max_drop_pct: float = setting(0.5, minimum=0, maximum=100)
 
 

@@ -73,6 +73,7 @@ class Tracker:
             runtime=record.runtime,
             threads=record.threads,
             engine=record.engine,
+            input=record.input,
             outputs=str(outputs),
             register=asdict(register) if register is not None else None,
             candidate=asdict(candidate) if candidate is not None else None,

@@ -2,13 +2,18 @@
 
 An ONNX file goes through MLflow's own onnx flavour: it is data, and onnxruntime alone runs it. A TorchScript file
 goes through pyfunc "models from code" (`torchscript_model.py` is copied beside it) instead of mlflow.pytorch, whose
-default format cannot take a converted model and whose pickle executes what it holds when it is loaded.
+default format cannot take a converted model and whose pickle executes what it holds when it is loaded. One that answers
+to pictures is an ONNX file with the code that reads them (`picture_model.py`, and what that imports).
 """
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import importlib.metadata
+import io
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +29,12 @@ from pipeline.tracking.champion import Contender, Verdict, judge
 
 ALIAS = "champion"
 _NAME = "int8"  # of the model within its run
-_DIGEST = "sha256"
+_DIGEST, _INPUT = "sha256", "input"
+# What `picture_model.py` needs of this project: Pillow and numpy are enough for it.
+_FOR_PICTURES = (
+    *("__init__.py", "host/__init__.py", "host/errors.py"),
+    *("datasets/__init__.py", "datasets/pictures.py", "datasets/preprocessing.py"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,12 +46,19 @@ class ModelRecord:
         file: the runtime's file; `preprocessing.json` lies beside it.
         threads: how many it was measured with, and is served with.
         engine: torch's quantized engine that it was converted for.
+        input: what it takes in MLflow: `array`, as the file does, or `picture`; of onnxruntime's alone.
     """
 
     runtime: str
     file: Path
     threads: int
     engine: str
+    input: str = "array"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What it is known by: the same of the same model."""
+        return {"runtime": self.runtime, _DIGEST: sha256(self.file), _INPUT: self.input}
 
 
 @dataclass(frozen=True)
@@ -56,12 +73,18 @@ def keep_with_run(client: Any, run_id: str, content: Mapping[str, Any]) -> str:
     """Log a model to a run, once for each file, and register it where that is asked for; gives what came of it.
 
     Args:
-        content: `path`, `runtime`, `threads`, `engine` as in `ModelRecord`; `register` and `candidate`, the fields of
-            `RegisterConfig` and `Contender`, or None; `outputs`, the folder of the runs.
+        content: `path`, `runtime`, `threads`, `engine`, `input` as in `ModelRecord`; `register` and `candidate`, the
+            fields of `RegisterConfig` and `Contender`, or None; `outputs`, the folder of the runs.
     """
     import mlflow
 
-    record = ModelRecord(content["runtime"], Path(content["path"]), content["threads"], content["engine"])
+    record = ModelRecord(
+        content["runtime"],
+        Path(content["path"]),
+        content["threads"],
+        content["engine"],
+        content.get("input", "array"),  # earlier ones that wait to be delivered lack it
+    )
     before = client.get_run(run_id).info
     try:
         with mlflow.start_run(run_id=run_id):
@@ -82,32 +105,58 @@ def _logged_before(client: Any, run_id: str, record: ModelRecord) -> str | None:
     outputs = client.get_run(run_id).outputs
     for output in outputs.model_outputs if outputs is not None else []:
         model = client.get_logged_model(output.model_id)
-        if str(model.status) == "READY" and model.tags.get(_DIGEST) == sha256(record.file):
+        if str(model.status) == "READY" and _is_of(record, model.tags):
             return str(model.model_uri)
     return None
 
 
+def _is_of(record: ModelRecord, tags: Mapping[str, str]) -> bool:
+    """Whether a model with these tags is of this file, and takes the same; earlier ones lack what they take."""
+    return (tags.get(_DIGEST), tags.get(_INPUT, "array")) == (record.tags[_DIGEST], record.input)
+
+
 def log_model(record: ModelRecord) -> str:
     """Log a model to the active run, with signature, input example and preprocessing; gives its URI."""
+    preprocessing = Preprocessing.read(record.file.parent / PREPROCESSING_FILE)
+    signature, example = (_of_pictures if record.input == "picture" else _of_arrays)(preprocessing)
+    common = {
+        "name": _NAME,
+        "signature": signature,
+        "input_example": example,
+        "tags": record.tags,
+        "metadata": {"preprocessing": dataclasses.asdict(preprocessing), "runtime": record.runtime},
+    }
+    if record.input == "picture":
+        return str(_log_pictures(record, common).model_uri)
+    log = {"onnxruntime": _log_onnx, "torchscript": _log_torchscript}[record.runtime]
+    return str(log(record, common).model_uri)
+
+
+def _of_arrays(preprocessing: Preprocessing) -> tuple[Any, np.ndarray]:
+    """Signature and input example of a model that takes what its file does."""
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    preprocessing = Preprocessing.read(record.file.parent / PREPROCESSING_FILE)
     # Of zeros, whose JSON stays small: the mean colour, or black.
     example = np.zeros_like(preprocessing.example())
     # Of a model without classes nobody has said how many outputs it has.
     classes = len(preprocessing.class_names) or -1
     inputs = Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))])
-    outputs = Schema([TensorSpec(np.dtype(np.float32), (-1, classes))])
-    common = {
-        "name": _NAME,
-        "signature": ModelSignature(inputs, outputs),
-        "input_example": example,
-        "tags": {_DIGEST: sha256(record.file)},
-        "metadata": {"preprocessing": dataclasses.asdict(preprocessing), "runtime": record.runtime},
-    }
-    log = {"onnxruntime": _log_onnx, "torchscript": _log_torchscript}[record.runtime]
-    return str(log(record, common).model_uri)
+    return ModelSignature(inputs, Schema([TensorSpec(np.dtype(np.float32), (-1, classes))])), example
+
+
+def _of_pictures(preprocessing: Preprocessing) -> tuple[Any, dict[str, list[str]]]:
+    """Signature and input example of a model that takes files of pictures, in base64."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema, TensorSpec
+    from PIL import Image
+
+    black = io.BytesIO()
+    Image.new("L", (preprocessing.image_size, preprocessing.image_size)).save(black, "PNG")
+    example = {"image": [base64.b64encode(black.getvalue()).decode()]}
+    names: list[Any] = [ColSpec("double", name) for name in preprocessing.class_names]
+    outputs = Schema(names or [TensorSpec(np.dtype(np.float32), (-1, -1))])
+    return ModelSignature(Schema([ColSpec("string", "image")]), outputs), example
 
 
 def _log_onnx(record: ModelRecord, common: Mapping[str, Any]) -> Any:
@@ -141,6 +190,25 @@ def _log_torchscript(record: ModelRecord, common: Mapping[str, Any]) -> Any:
         )
 
 
+def _log_pictures(record: ModelRecord, common: Mapping[str, Any]) -> Any:
+    import mlflow.pyfunc
+
+    rooms = Path(__file__).parent.parent
+    with tempfile.TemporaryDirectory() as made:
+        code = Path(made) / rooms.name
+        for name in _FOR_PICTURES:
+            (code / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(rooms / name, code / name)
+        return mlflow.pyfunc.log_model(
+            **common,
+            python_model=str(Path(__file__).with_name("picture_model.py")),
+            code_paths=[str(code)],
+            artifacts={"model": str(record.file), "preprocessing": str(record.file.parent / PREPROCESSING_FILE)},
+            model_config={"threads": record.threads},
+            pip_requirements=_pinned("onnxruntime", "numpy", "pillow"),
+        )
+
+
 def _pinned(*names: str) -> list[str]:
     """The installed version of each, without a local part (+cpu), which no registry has."""
     return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in names]
@@ -158,14 +226,14 @@ def register(
 
     client, name = mlflow.MlflowClient(), config.name
     assert name is not None
-    tags = candidate.tags() | {"runtime": record.runtime, _DIGEST: sha256(record.file)}
+    tags = candidate.tags() | record.tags
     outputs.mkdir(parents=True, exist_ok=True)
     # Two jobs of a sweep may come at once; each has to see the champion that the other made.
     with FileLock(outputs / ".register.lock"):
         known = client.search_registered_models(f"name='{name}'")
         champion = (known[0] if known else client.create_registered_model(name)).aliases.get(ALIAS)
         versions = {int(found.version): found for found in client.search_model_versions(f"name='{name}'")}
-        same = [number for number, found in versions.items() if found.tags.get(_DIGEST) == tags[_DIGEST]]
+        same = [number for number, found in versions.items() if _is_of(record, found.tags)]
         if same:
             version = max(same)
         else:
