@@ -13,6 +13,7 @@ from typing import Any
 
 import mlflow
 import onnxruntime
+import pandas
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
@@ -37,7 +38,7 @@ class PictureModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined, mis
         self.preprocessing = Preprocessing.read(Path(context.artifacts["preprocessing"]))
         self.reading = dataclasses.replace(self.preprocessing.reading, formats=_FORMATS)
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads the hints
+    def predict(self, context: Any, model_input: pandas.DataFrame, params: Any = None) -> list[Any]:
         # One by one: the same bits as for a picture alone, and no more memory than that takes.
         return [self._answer(f"image {place}", text) for place, text in enumerate(model_input["image"])]
 

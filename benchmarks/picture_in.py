@@ -1,0 +1,109 @@
+"""What normalizing a picture costs: in the file (export.input=uint8), and before one that takes floats.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.picture_in resnet18 openvino [pixels]
+
+An RGB picture, batch 1, one thread; random weights, calibrated on random images, int8 by the backend of that name in
+the runtime that it is for. All in one loop, turn by turn: the file that takes the picture, and the one that takes
+floats, alone, after the lines of docs/serving.md (numpy), and after torchvision's. Prints how far the two files'
+outputs are apart, and the ratios of the medians with their 95 % intervals.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline import models, runtimes
+from pipeline.commands.composition import compose_request
+from pipeline.datasets import catalogue
+from pipeline.flows import catalogue as flows
+from pipeline.measure import latency
+from pipeline.runtimes.picture_in import taking_pictures
+from pipeline.settings.config import Config
+
+_QUICK = ("benchmark.passes=6", "benchmark.min_repeats=240", "benchmark.max_seconds=60")
+
+
+def main(name: str, backend: str, pixels: str = "32") -> None:
+    """Print a line for each way to the same answer."""
+    from torchvision.transforms import functional  # beside its operators, which pipeline.models has declared
+
+    torch.set_num_threads(1)
+    asked = ["dataset=cifar10", f"dataset.image_size={pixels}", f"model={name}", f"backend={backend}", *_QUICK]
+    config = compose_request(asked).config
+    size, mean, std = config.dataset.image_size, config.dataset.mean, config.dataset.std
+    torch.manual_seed(0)
+    pictures = torch.randint(0, 256, (16, size, size, 3), dtype=torch.uint8)
+    images = ((pictures.permute(0, 3, 1, 2).float() / 255 - _column(mean)) / _column(std)).contiguous()
+    int8, runtime = _int8(config, images), runtimes.find(backend)
+    with tempfile.TemporaryDirectory() as made:
+        floats, as_pictures = Path(made) / "floats", Path(made) / "pictures"
+        for folder in (floats, as_pictures):
+            folder.mkdir()
+        runtime.export(int8, images[:1], floats)
+        runtime.export(taking_pictures(int8, size, mean, std), pictures[:1], as_pictures)
+        expected, found = runtime.load(floats, 1)(images.numpy()), runtime.load(as_pictures, 1)(pictures.numpy())
+        print(
+            f"{name} at {size} px, {backend}: outputs up to {np.abs(expected).max():.2f} differ by "
+            f"{np.abs(found - expected).max():.2g} at most",
+            flush=True,
+        )
+        picture = pictures[0].numpy()
+
+        def picture_in() -> latency.Call:
+            return functools.partial(runtime.load(as_pictures, 1), picture[None])
+
+        def after_nothing() -> latency.Call:
+            return functools.partial(runtime.load(floats, 1), images[:1].numpy())
+
+        def after_numpy() -> latency.Call:
+            predict = runtime.load(floats, 1)
+
+            def call() -> np.ndarray:
+                batch = (np.atleast_3d(picture / 255) - mean) / std
+                return predict(batch.transpose(2, 0, 1)[None].astype("float32"))
+
+            return call
+
+        def after_torchvision() -> latency.Call:
+            predict = runtime.load(floats, 1)
+            return lambda: predict(functional.normalize(functional.to_tensor(picture), mean, std)[None].numpy())
+
+        ways = {
+            "picture in": picture_in,
+            "floats in, alone": after_nothing,
+            "floats in, after numpy": after_numpy,
+            "floats in, after torchvision": after_torchvision,
+        }
+        samples = latency.take_turns_afresh(ways, config.benchmark).samples_ms
+    for way, passes in samples.items():
+        ratio, low, high = latency.ratio_interval(samples["picture in"], passes)
+        print(f"  picture in takes {ratio:.3f} [{low:.3f}, {high:.3f}] of the time of: {way}", flush=True)
+
+
+def _column(numbers: list[float]) -> torch.Tensor:
+    return torch.tensor(numbers).view(-1, 1, 1)
+
+
+def _int8(config: Config, images: torch.Tensor) -> nn.Module:
+    info, flow = catalogue.info(config.dataset), flows.find(config.backend)
+    network = models.build(config.model, info).train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        network(images)
+        prepared = flow.prepare_ptq(network.eval(), config, info)
+        with flow.fake_quantize_off(prepared):
+            prepared(images)
+        return flow.convert(prepared, config)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
