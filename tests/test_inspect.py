@@ -10,47 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
 from pipeline import inspect
 from pipeline.commands.composition import compose_request
-from pipeline.datasets import catalogue
 from pipeline.datasets.preprocessing import PREPROCESSING_FILE
-from pipeline.flows import eager as quantization
-from pipeline.flows.eager import twins
 from pipeline.host.files import PROJECT_ROOT
 from pipeline.runtimes import eager, registry
 from pipeline.runtimes.contents import int8_pct
-from tests.conftest import TINY
 from tests.onnx_models import write_brightness_model
+from tests.tiny_exports import export, models
 
 for needed in ("onnx", "onnxruntime", "openvino"):
     pytest.importorskip(needed)
 
 ALL = ["torchscript", "onnxruntime", "openvino"]
-SIZE = 32
-
-
-def models(*overrides: str) -> dict[str, nn.Module]:
-    """A tiny network of the digits, not trained: in float, and in int8."""
-    config = compose_request([*TINY, *overrides]).config
-    torch.manual_seed(0)
-    twin = twins.build(config.model, catalogue.info(config.dataset)).eval()
-    made = {"fp32": twin}
-    prepared = quantization.prepare_ptq(
-        twins.build(config.model, catalogue.info(config.dataset)), config.backend, "min_max"
-    )
-    with torch.inference_mode():
-        prepared(torch.randn(8, 1, SIZE, SIZE))
-    return made | {"int8": quantization.convert(prepared, config.backend)}
-
-
-def export(model: nn.Module, runtime: str, folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    registry()[runtime].export(model, torch.zeros(1, 1, SIZE, SIZE), folder)
-    catalogue.preprocessing(compose_request([]).config.dataset).write(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
