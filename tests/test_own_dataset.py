@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from pipeline.host.errors import UserError
 from pipeline.run.request import Request
 from pipeline.run.runner import check_parts, run
 from pipeline.runtimes import exported
-from pipeline.settings.config import DatasetConfig, ExportConfig
+from pipeline.settings.config import DatasetConfig
 from tests import own_code
 from tests.array_images import all_pixels
 
@@ -277,16 +276,19 @@ def test_users_own_traceback_stands_below_the_line_when_an_image_raises(
 def test_run_on_float_tensors_is_repeated_from_the_cache_and_its_export_has_no_preprocessing(
     module: str, small_request: Callable[..., Request], outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    request = small_request(
+    asked = [
         f"dataset.target={module}:pair",
         "dataset.kwargs.kind='random floats'",
         f"model.target={module.replace('.data', '.nets')}:Net",
         f"model.quantizable_target={module.replace('.data', '.nets')}:QuantizableNet",
-        "stages=[train,fuse,qat,convert,export]",
         "export.min_agreement=50",
-    )
+    ]
+    stages = "stages=[train,fuse,qat,convert,export]"
     with pytest.raises(UserError, match=r"export\.input=uint8: .* does not travel with a model; allowed: float32"):
-        run(dataclasses.replace(request, config=dataclasses.replace(request.config, export=ExportConfig("uint8"))))
+        run(small_request(*asked, "export.input=uint8", stages))
+    with pytest.raises(UserError, match=r"benchmark\.source=file: what prepares the images is code of dataset\.target"):
+        run(small_request(*asked, "benchmark.source=file", f"{stages[:-1]},benchmark]"))
+    request = small_request(*asked, stages)
     run(request)
     said = capsys.readouterr()
     assert "do not travel with an exported model" in said.err

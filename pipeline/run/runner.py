@@ -157,6 +157,12 @@ def check_parts(config: Config) -> Plan:
     if config.export.takes_pictures and catalogue.preprocessing(config.dataset) is None:
         raise UserError(f"export.input={config.export.input}: {OWN_PREPROCESSING}; allowed: float32")
     check_registration(config)
+    if (
+        config.benchmark.source == "file"
+        and "benchmark" in config.stages
+        and not catalogue.preprocessing(config.dataset)
+    ):
+        raise UserError(f"benchmark.source=file: {OWN_PREPROCESSING}; allowed: array")
     return make_plan(config)
 
 

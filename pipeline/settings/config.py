@@ -213,7 +213,10 @@ class ExportConfig:
 
 @dataclass
 class BenchmarkConfig:
-    """How latencies on the runtimes are measured; the method is that of docs/latency.md."""
+    """How latencies on the runtimes are measured; the method is that of docs/latency.md.
+
+    `source=file` measures besides from the bytes of picture files to the outputs, in parts.
+    """
 
     threads: list[int] = setting([1], minimum=1, maximum=1024)
     batch_sizes: list[int] = setting([1, 8], minimum=1, maximum=65536)
@@ -222,6 +225,7 @@ class BenchmarkConfig:
     max_seconds: float = setting(60.0, above=0)
     passes: int = setting(10, minimum=2)
     pin: bool = setting(False)
+    source: str = setting("array", choices=("array", "file"))
     memory: bool = setting(True)
 
 

@@ -5,15 +5,20 @@ What has failed parity is left out. Eager fp32 and int8 are always in the loop, 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from pipeline.datasets import catalogue
 from pipeline.datasets.loader import evaluation_batches
+from pipeline.datasets.preprocessing import PREPROCESSING_FILE, Preprocessing
 from pipeline.flows import FORMS, Form, forms
 from pipeline.host import environment, terminal
 from pipeline.host.errors import UserError
@@ -23,15 +28,19 @@ from pipeline.measure.latency import Taken
 from pipeline.measure.measurement import threads as kept_threads
 from pipeline.measure.roofline import Peak
 from pipeline.reports import runtime_report
+from pipeline.reports.from_file_report import PARTS, Way, ways_table
 from pipeline.reports.runtime_report import Measured, runtimes_table
-from pipeline.runtimes import EAGER, Predictor, eager, exported_to, memory, parity
+from pipeline.runtimes import EAGER, Predictor, Runtime, eager, exported_to, memory, parity
 from pipeline.runtimes import find as find_runtime
-from pipeline.settings.config import Config
+from pipeline.runtimes.from_file import FromFile, folder_call, picture_files, threads_for
+from pipeline.settings.config import BenchmarkConfig, Config
 from pipeline.stages.contract import Inputs, Stage
 from pipeline.training.context import Context
 
 # The share of the processors that others may use before a measurement is worth a warning.
 _BUSY = 0.1
+# Pictures of the folder whose throughput is measured.
+_FOLDER_FILES = 32
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
@@ -81,7 +90,108 @@ def run(config: Config, inputs: Inputs, context: Context) -> None:
         runtime_report.draw_bars(rows, context.attach("runtimes.png"))
         markers = {EAGER: "o"} | {runtime.name: runtime.marker for runtime in exported_to(config.runtime.names)}
         runtime_report.draw_roofline(rows, weights, markers, context.attach("roofline.png"))
+    if settings.source == "file":
+        _from_file(config, inputs, context)
     context.attach("benchmark_samples_ms.json").write_text(json.dumps(samples))
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """An exported file that has parity."""
+
+    runtime: Runtime
+    folder: Path
+
+    def load(self, threads: int) -> Predictor:
+        return self.runtime.load(self.folder, threads)
+
+
+def _exported(config: Config, exports: Path) -> dict[str, _Exported]:
+    """By `<runtime>/<form>`."""
+    return {
+        f"{runtime.name}/{prefix}": _Exported(runtime, exports / prefix / runtime.name)
+        for prefix, verdicts in json.loads((exports / parity.FILE).read_text()).items()
+        for runtime in exported_to(config.runtime.names)
+        if verdicts[runtime.name]
+    }
+
+
+def _from_file(config: Config, inputs: Inputs, context: Context) -> None:
+    """Measure the way from picture files to outputs, for every exported file that has parity."""
+    settings = config.benchmark
+    exported = _exported(config, inputs["exports"])
+    preprocessing = Preprocessing.read(next(iter(exported.values())).folder / PREPROCESSING_FILE)
+    ways = []
+    with tempfile.TemporaryDirectory() as made:
+        with context.machine.computing():
+            files, told = picture_files(
+                config.dataset, context.load_test(), max(_FOLDER_FILES, *settings.batch_sizes), Path(made)
+            )
+        with context.machine.measuring(), kept_threads():
+            for threads in dict.fromkeys(settings.threads):
+                with pinned(threads if settings.pin else None):
+                    ways += _ways(exported, files, preprocessing, threads, settings)
+    for way in ways:
+        for name, value in way.metrics().items():
+            context.metric(name, value)
+    context.attach("from_file.md").write_text(ways_table(ways, told, "github"))
+    terminal.say(f"{ways_table(ways, told, 'simple')}\n")
+
+
+def _ways(
+    exported: Mapping[str, _Exported],
+    files: list[Path],
+    preprocessing: Preprocessing,
+    threads: int,
+    settings: BenchmarkConfig,
+) -> list[Way]:
+    """The ways of each batch size; the folder's throughput is that of the largest."""
+    batch_sizes = sorted(set(settings.batch_sizes))
+    folder = latency.take_turns_afresh(
+        {
+            name: functools.partial(_folder_call, file, files, preprocessing, threads, batch_sizes[-1])
+            for name, file in exported.items()
+        },
+        dataclasses.replace(settings, min_repeats=settings.passes),
+    )
+    ways = []
+    for batch_size in batch_sizes:
+        with threads_for(threads, batch_size) as pool:
+            loaders = _way_loaders(FromFile(files[:batch_size], preprocessing, pool), exported, threads)
+            samples = latency.take_turns_afresh(loaders, settings).samples_ms
+        parts, networks, wholes = (
+            {name: samples[f"{kind} {name}"] for name in names}
+            for kind, names in (("part", PARTS), ("network", exported), ("whole", exported))
+        )
+        of_folder = folder.samples_ms if batch_size == batch_sizes[-1] else {}
+        ways.append(Way(threads, batch_size, parts, networks, wholes, of_folder, len(files)))
+    return ways
+
+
+def _way_loaders(way: FromFile, exported: Mapping[str, _Exported], threads: int) -> dict[str, latency.Loader]:
+    images = way.images()
+
+    def part(name: str) -> latency.Call:
+        return way.parts()[name]
+
+    def network(file: _Exported) -> latency.Call:
+        return functools.partial(file.load(threads), images)
+
+    def whole(file: _Exported) -> latency.Call:
+        predictor = file.load(threads)
+        return lambda: predictor(way.images())
+
+    loaders: dict[str, latency.Loader] = {f"part {name}": functools.partial(part, name) for name in PARTS}
+    for name, file in exported.items():
+        loaders[f"network {name}"] = functools.partial(network, file)
+        loaders[f"whole {name}"] = functools.partial(whole, file)
+    return loaders
+
+
+def _folder_call(
+    file: _Exported, files: list[Path], preprocessing: Preprocessing, threads: int, batch_size: int
+) -> latency.Call:
+    return folder_call(files, preprocessing, [file.load(1) for _ in range(threads)], batch_size)
 
 
 def _loaders(
@@ -95,18 +205,13 @@ def _loaders(
     def loader(load: Callable[[], Predictor], given: np.ndarray) -> latency.Loader:
         return lambda: functools.partial(load(), given)
 
-    exports = inputs["exports"]
     loaders = {
         f"{EAGER}/{form.prefix}": loader(functools.partial(load_eager, form.name), images)
         for form in FORMS
         if form.name in inputs
     }
-    for prefix, verdicts in json.loads((exports / parity.FILE).read_text()).items():
-        for runtime in exported_to(config.runtime.names):
-            if verdicts[runtime.name]:
-                folder = exports / prefix / runtime.name
-                load = functools.partial(runtime.load, folder, threads)
-                loaders[f"{runtime.name}/{prefix}"] = loader(load, for_files)
+    for name, file in _exported(config, inputs["exports"]).items():
+        loaders[name] = loader(functools.partial(file.load, threads), for_files)
     return loaders
 
 
