@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
+from PIL import Image
 
+from pipeline.host.files import PROJECT_ROOT
 from pipeline.settings.config import TrackingConfig
 from pipeline.tracking.registry import find_registered
 from tests.shipped_models import ship
+from tests.tiny_exports import export, models
 
 pytestmark = pytest.mark.operations
 
@@ -74,3 +77,22 @@ def test_logged_model_gives_the_same_bits_in_an_environment_of_its_requirements(
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [runtime]
     np.testing.assert_array_equal(np.load(tmp_path / "outputs.npy"), shipped.outputs)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_predict_answers_alike_in_an_environment_of_the_runtime_and_pillow(runtime: str, tmp_path: Path) -> None:
+    """A process that finds the standard library, this project's code, and no packages but those of both."""
+    pytest.importorskip(runtime)
+    folder = export(models()["int8"], runtime, tmp_path / "model")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    (tmp_path / "requirements.txt").write_text(f"{runtime}\npillow\n")
+    packages = make_environment(tmp_path / "requirements.txt", tmp_path / "packages")
+    arguments = ["--model", str(folder), str(tmp_path / "picture.png")]
+    probe = "import sys\nsys.path += sys.argv[1:3]\nsys.argv[1:3] = []\nfrom pipeline.predict import main\nmain()\n"
+    command = [sys.executable, "-I", "-S", "-c", probe, str(PROJECT_ROOT), str(packages), *arguments]
+    alone = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    here = [sys.executable, "-m", "pipeline.predict", *arguments]
+    assert alone.stdout == subprocess.run(here, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True).stdout
+    assert len(alone.stdout.splitlines()) == 4

@@ -89,13 +89,18 @@ def _version(package: str) -> str | None:
 
 
 def check_runtimes(
-    names: Sequence[str], stages: Sequence[str] = (), flow: str | None = None, key: str | None = None
+    names: Sequence[str],
+    stages: Sequence[str] = (),
+    flow: str | None = None,
+    key: str | None = None,
+    only_to_load: bool = False,
 ) -> None:
     """Refuse a runtime that does not exist or is not installed, and stages that would have nothing to do.
 
     Args:
         flow: as `backend.flow` names it; where given, a runtime that cannot take its models is refused too.
         key: what asks for them, and its value; None: `runtime.names`.
+        only_to_load: what needs more than loading a file and predicting need not be installed.
 
     Raises:
         UserError: for the first one, with the nearest name or the line that installs it.
@@ -103,7 +108,8 @@ def check_runtimes(
     key = key or f"runtime.names=[{','.join(names)}]"
     asked = exported_to(names)
     for runtime in asked:
-        missing = [module for module in runtime.modules if importlib.util.find_spec(module.partition(".")[0]) is None]
+        needed = runtime.loads_with if only_to_load and runtime.loads_with else runtime.modules
+        missing = [module for module in needed if importlib.util.find_spec(module.partition(".")[0]) is None]
         if missing:
             how = f"pip install -e '.[{runtime.extra}]'" if runtime.extra else f"pip install {' '.join(missing)}"
             raise UserError(f"{key}: {runtime.name} is not installed here; {how} brings it")

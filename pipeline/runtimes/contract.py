@@ -27,6 +27,7 @@ class Runtime:
     Attributes:
         name: as in `runtime.names`, in metrics, tables and plots.
         modules: what must be importable.
+        loads_with: what of it is enough to load a file and to predict; None: all.
         extra: of this project's optional dependencies, the one that brings them.
         file: the file that `export` writes and `load` reads, beside which it may put others.
         export: writes a model (on the CPU, in evaluation mode) for an example, float32 (1, C, H, W) or uint8
@@ -48,6 +49,7 @@ class Runtime:
     load: Callable[[Path, int], Predictor]
     marker: str = "P"
     flows: frozenset[str] | None = None
+    loads_with: tuple[str, ...] | None = None
     lacks: Callable[[], str | None] = lambda: None
     inspect: Callable[[Path, np.ndarray | None], Contents] | None = None
 

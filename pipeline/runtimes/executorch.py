@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.host import terminal
 from pipeline.runtimes.contents import Arithmetic, Contents, Weight, ports_of, together
 from pipeline.runtimes.contract import Predictor, Runtime
 
@@ -28,6 +27,8 @@ _BOOKKEEPING = ("getitem", "sym_size")
 
 def _export(model: nn.Module, example: Tensor, folder: Path) -> dict[str, float]:
     import torch
+
+    from pipeline.host import terminal
 
     with terminal.quietly(), torch.no_grad():
         import executorch.kernels.quantized  # noqa: F401 (kernels of what XNNPACK leaves in int8)
@@ -59,6 +60,8 @@ def _export(model: nn.Module, example: Tensor, folder: Path) -> dict[str, float]
 def _load(folder: Path, threads: int) -> Predictor:
     import torch
 
+    from pipeline.host import terminal
+
     with terminal.quietly():
         import executorch.kernels.quantized  # noqa: F401
         from executorch.extension.pybindings import portable_lib
@@ -82,6 +85,8 @@ def _load(folder: Path, threads: int) -> Predictor:
 
 def _inspect(folder: Path, images: np.ndarray | None) -> Contents:
     """XNNPACK's graphs lie in the program as flatbuffers; ExecuTorch's private functions read them."""
+    from pipeline.host import terminal
+
     with terminal.quietly():
         from executorch.exir._serialize._program import deserialize_pte_binary
         from executorch.exir.schema import DelegateCall, KernelCall

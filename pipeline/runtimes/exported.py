@@ -91,6 +91,7 @@ def load(path: Path, threads: int = 1, runtime: str | None = None, key: str = "-
         UserError: when either is missing or cannot be read, or the runtime is not installed.
     """
     chosen, folder = _find(path, runtime, key)
+    check_runtimes([runtime or chosen.name], only_to_load=True)
     beside = _beside(folder)
     if not beside.exists():
         raise UserError(
@@ -121,6 +122,7 @@ def inspect(path: Path, runtime: str | None = None, key: str = "MODEL") -> Inspe
         UserError: when it is not there or cannot be read, or the runtime is not installed or tells nothing.
     """
     chosen, folder = _find(path, runtime, key)
+    check_runtimes([runtime or chosen.name])
     if chosen.inspect is None:
         raise UserError(f"{key} {path}: {chosen.name} does not tell what is in its files (it has no `inspect`)")
     beside = _beside(folder)
@@ -132,12 +134,11 @@ def inspect(path: Path, runtime: str | None = None, key: str = "MODEL") -> Inspe
 
 
 def _find(path: Path, runtime: str | None, key: str) -> tuple[Runtime, Path]:
-    """The runtime of the model in a file or folder, which is installed, and the folder of its file."""
+    """The runtime of the model in a file or folder, and the folder of its file."""
     places, file = ([path / place for place in _PLACES], None) if path.is_dir() else ([path.parent], path.name)
     found = _first(places, runtime, file)
     if found is None:
         raise UserError(f"{key} {path}: no exported model; allowed: models:/NAME@ALIAS, {_files(runtime)}")
-    check_runtimes([runtime or found[0].name])
     return found
 
 

@@ -156,5 +156,13 @@ def _arithmetic(kind: str, inputs: list[dict[str, Any]]) -> Arithmetic:
 
 
 RUNTIME = Runtime(
-    "onnxruntime", ("onnx", "onnxruntime"), "onnxruntime", FILE, _export, _load, marker="D", inspect=_inspect
+    "onnxruntime",
+    ("onnx", "onnxruntime"),
+    "onnxruntime",
+    FILE,
+    _export,
+    _load,
+    marker="D",
+    loads_with=("onnxruntime",),
+    inspect=_inspect,
 )

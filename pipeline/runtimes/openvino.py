@@ -95,4 +95,14 @@ def _arithmetic(kind: str, kernel: str) -> Arithmetic:
     return "int8" if kernel.endswith(("_I8", "_U8", "_i8", "_u8")) else "float"
 
 
-RUNTIME = Runtime("openvino", ("onnx", "openvino"), "openvino", _FILE, _export, _load, marker="^", inspect=_inspect)
+RUNTIME = Runtime(
+    "openvino",
+    ("onnx", "openvino"),
+    "openvino",
+    _FILE,
+    _export,
+    _load,
+    marker="^",
+    loads_with=("openvino",),
+    inspect=_inspect,
+)

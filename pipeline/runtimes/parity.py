@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.host import terminal
-from pipeline.host.machine import Machine
 from pipeline.measure.pairs import difference
 from pipeline.measure.statistics import SIGNIFICANCE
 from pipeline.runtimes.contract import Predictor
@@ -17,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.datasets.spec import Part
+    from pipeline.host.machine import Machine
     from pipeline.settings.config import DatasetConfig
     from pipeline.tasks.contract import Task
 
@@ -55,6 +54,7 @@ def outputs(
     import torch
 
     from pipeline.datasets.loader import count_batches, evaluation_batches
+    from pipeline.host import terminal  # its bars are tqdm's, which predicting does not need
 
     found = []
     cpu = torch.device("cpu")
