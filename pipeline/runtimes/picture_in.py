@@ -34,7 +34,7 @@ def taking_pictures(model: nn.Module, size: int, mean: Sequence[float], std: Seq
             rows = pictures.reshape(-1, size, size * channels).float()
             images = ((rows / 255 - self.mean) / self.std).view(-1, size, size, channels)
             # In the order of its axes, as the float network gets it: by another one convolutions round otherwise.
-            return images.permute(0, 3, 1, 2).contiguous()
+            return images.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
 
     if not isinstance(model, torch.fx.GraphModule):
         return torch.nn.Sequential(Normalization(), model)
