@@ -54,7 +54,10 @@ BEFORE_ANYTHING = [
     (["~qat.epochs=1"], ["~qat.epochs=1: settings and groups cannot be removed; allowed: qat.epochs=value"]),
     (["--multrun"], ["--multrun", "--multirun"]),
     # unknown options of a group
-    (["model=resnet81"], ["model=resnet81", "allowed: blog_resnet18, mobilenet_v2", "did you mean 'resnet18'"]),
+    (
+        ["model=resnet81"],
+        ["model=resnet81", "allowed: blog_resnet18, compact_resnet, mobilenet_v2", "did you mean 'resnet18'"],
+    ),
     (["backend=fbgem"], ["backend=fbgem", "allowed: executorch, fbgemm, inductor, onednn", "did you mean 'fbgemm'"]),
     (["dataset=mnsit"], ["dataset=mnsit", "allowed: cifar10, digits", "did you mean 'mnist'"]),
     (["+experiment=resnet18_mnits"], ["experiment=resnet18_mnits", "did you mean 'resnet18_mnist'"]),
