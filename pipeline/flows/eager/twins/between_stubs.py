@@ -5,9 +5,24 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import DeQuantStub, QuantStub
 
 from pipeline.flows.eager.layers import fuse_modules
+
+
+class AddingBlock(nn.Module):
+    """Stands before a float block of two Conv+BN+ReLU: that block with its addition as a module, which has a range."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.add = FloatFunctional()
+
+    def merge(self, residual: Tensor, shortcut: Tensor) -> Tensor:
+        return self.add.add(residual, shortcut)
+
+    def fuse_model(self, is_qat: bool) -> None:
+        fuse_modules(self, [["conv1", "bn1", "relu1"], ["conv2", "bn2", "relu2"]], is_qat)
 
 
 class BetweenStubs(nn.Module):
