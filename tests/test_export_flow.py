@@ -234,6 +234,28 @@ def test_gate_is_computed_in_int8_when_the_backend_is_onnxruntime(tmp_path: Path
     assert {"QLinearGlobalAveragePool", "QLinearMul"} <= set(found)
 
 
+def test_openvino_agrees_with_torch_when_grey_images_look_channels_last(tmp_path: Path) -> None:
+    config, info = config_of("model.target=tests.tiny:Tiny", "dataset.image_size=32")
+    torch.manual_seed(0)
+    # Of the two orders of axes that fit one channel, torch takes this one for channels-last.
+    batch = (torch.randint(0, 256, (8, 32, 32, 1)).permute(0, 3, 1, 2).float() / 255 - 0.306) / 0.377
+    network = models.build(config.model, info).train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        network(batch)
+        prepared = FLOW.prepare_ptq(network.eval(), config, info)
+        with FLOW.fake_quantize_off(prepared):
+            prepared(batch)
+        int8 = FLOW.convert(prepared, config)
+        expected = int8(batch)
+    runtime = runtimes.find("openvino")
+    runtime.export(int8, batch[:1], tmp_path)
+    found = torch.from_numpy(runtime.load(tmp_path, 1)(batch.numpy()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.1 * float(expected.std()))
+
+
 def test_silu_is_computed_in_int8_when_the_backend_is_onnxruntime() -> None:
     config, info = config_of("model.target=tests.export_networks:Swish", "backend=onnxruntime")
     network = float_network(config, info)

@@ -65,8 +65,8 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
 def _pooled_by_means(model: fx.GraphModule) -> fx.GraphModule:
     """The same network, whose poolings to one pixel are means.
 
-    Where an input has one channel, torch takes what follows for channels-last, and then writes such a pooling as a mean
-    and an `as_strided`, which moves nothing; but OpenVINO rounds a mean in int8 that is not quantized at once.
+    An image of one channel may look channels-last by its strides. Torch then writes such a pooling as a mean and an
+    `as_strided`, which moves nothing; but OpenVINO rounds a mean in int8 that is not quantized at once.
     """
     import torch
 
