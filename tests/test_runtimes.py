@@ -64,6 +64,7 @@ def int8_model(name: str, backend: str, size: int) -> tuple[nn.Module, torch.Ten
     ("name", "size", "backend"),
     [
         ("resnet18", 32, "qnnpack"),
+        ("compact_resnet", 32, "fbgemm"),
         pytest.param("mobilenet_v3_large", 32, "fbgemm", marks=pytest.mark.operations),
         pytest.param("resnet18", 32, "fbgemm", marks=pytest.mark.operations),
         pytest.param("mobilenet_v2", 32, "qnnpack", marks=pytest.mark.operations),
