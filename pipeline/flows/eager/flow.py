@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
+from pipeline import models
 from pipeline.datasets.spec import DatasetInfo
 from pipeline.flows import Form
 from pipeline.flows.contract import Method
@@ -30,7 +33,7 @@ from pipeline.flows.eager.qconfig import (
 from pipeline.flows.eager.ranges import take_ranges
 from pipeline.flows.eager.vectorized import observe_over_all
 from pipeline.flows.processor import int8_products
-from pipeline.host.errors import UserError
+from pipeline.host.errors import UserCodeError, UserError
 from pipeline.settings.config import Config
 
 __all__ = [
@@ -61,6 +64,8 @@ __all__ = [
     "warning",
 ]
 
+_NOT_IN_INT8 = re.compile(r"Could not run '(?:aten::)?(\w+)[^']*' with arguments from the 'QuantizedCPU' backend")
+
 
 def check(config: Config, info: DatasetInfo) -> None:
     silence_known_warnings()
@@ -75,6 +80,28 @@ def check(config: Config, info: DatasetInfo) -> None:
     if config.backend.skip_layers:
         fused = graph.fuse(twins.build(config.model, info), "eval")
         check_skip_layers(config.backend.skip_layers, fused, config.model.name)
+    if config.model.quantizable_target is not None:
+        _check_runs_in_int8(config, info)
+
+
+def _check_runs_in_int8(config: Config, info: DatasetInfo) -> None:
+    """Refuse a twin of the user's own that computes what torch cannot in int8: else its training is lost in `convert`.
+
+    Raises:
+        UserCodeError: with the traceback of its forward.
+    """
+    what = f"model.quantizable_target={config.model.quantizable_target}"
+    int8 = graph.convert(graph.prepare_ptq(twins.build(config.model, info), config.backend), config.backend)
+    try:
+        models.try_out(f"{what}: converted to int8", int8, info, config.dataset.image_size)
+    except UserCodeError as error:
+        missing = _NOT_IN_INT8.search(str(error.__cause__))
+        if missing is None:
+            raise
+        raise UserCodeError(
+            f"{what}: torch has no int8 {missing[1]}; allowed: FloatFunctional's additions and products, or what is "
+            "computed before QuantStub and after DeQuantStub; or backend=openvino, which needs no twin"
+        ) from error.__cause__
 
 
 def modules_of(config: Config) -> list[str]:
