@@ -9,6 +9,7 @@ those of the converted graph, and its time as a share of that of fp32 in onnxrun
 
 from __future__ import annotations
 
+import copy
 import functools
 import sys
 import tempfile
@@ -17,12 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
+from benchmarks.untrained import normalized, quantized
 from pipeline import models, runtimes
 from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue
-from pipeline.flows import catalogue as flows
 from pipeline.measure import latency
 
 _BASE = "onnxruntime/fp32"
@@ -37,20 +37,12 @@ def main(name: str, pixels: str = "32") -> None:
         for backend in ("onnxruntime", "openvino", "inductor", "executorch"):
             asked = ["dataset=mnist", f"dataset.image_size={pixels}", f"model={name}", f"backend={backend}", *_QUICK]
             config = compose_request(asked).config
-            info, flow, runtime = catalogue.info(config.dataset), flows.find(config.backend), runtimes.find(backend)
+            info, runtime = catalogue.info(config.dataset), runtimes.find(backend)
             torch.manual_seed(0)
             images = torch.randn(16, 1, int(pixels), int(pixels))
-            network = models.build(config.model, info).train()
-            for module in network.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.momentum = None
-            with torch.no_grad():
-                network(images)
-                prepared = flow.prepare_ptq(network.eval(), config, info)
-                with flow.fake_quantize_off(prepared):
-                    prepared(images)
-                int8 = flow.convert(prepared, config)
-                forms = {"fp32": network, "int8": int8} if runtime.name == _BASE.split("/")[0] else {"int8": int8}
+            network = normalized(models.build(config.model, info), images)
+            int8 = quantized(copy.deepcopy(network), [images], config, info)
+            forms = {"fp32": network, "int8": int8} if runtime.name == _BASE.split("/")[0] else {"int8": int8}
             for form, model in forms.items():
                 folder = Path(made) / backend / form
                 folder.mkdir(parents=True)

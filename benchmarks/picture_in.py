@@ -18,15 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
+from benchmarks.untrained import normalized, quantized
 from pipeline import models, runtimes
 from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue
-from pipeline.flows import catalogue as flows
 from pipeline.measure import latency
 from pipeline.runtimes.picture_in import taking_pictures
-from pipeline.settings.config import Config
 
 _QUICK = ("benchmark.passes=6", "benchmark.min_repeats=240", "benchmark.max_seconds=60")
 
@@ -42,7 +40,8 @@ def main(name: str, backend: str, pixels: str = "32") -> None:
     torch.manual_seed(0)
     pictures = torch.randint(0, 256, (16, size, size, 3), dtype=torch.uint8)
     images = ((pictures.permute(0, 3, 1, 2).float() / 255 - _column(mean)) / _column(std)).contiguous()
-    int8, runtime = _int8(config, images), runtimes.find(backend)
+    info, runtime = catalogue.info(config.dataset), runtimes.find(backend)
+    int8 = quantized(normalized(models.build(config.model, info), images), [images], config, info)
     with tempfile.TemporaryDirectory() as made:
         floats, as_pictures = Path(made) / "floats", Path(made) / "pictures"
         for folder in (floats, as_pictures):
@@ -91,20 +90,6 @@ def main(name: str, backend: str, pixels: str = "32") -> None:
 
 def _column(numbers: list[float]) -> torch.Tensor:
     return torch.tensor(numbers).view(-1, 1, 1)
-
-
-def _int8(config: Config, images: torch.Tensor) -> nn.Module:
-    info, flow = catalogue.info(config.dataset), flows.find(config.backend)
-    network = models.build(config.model, info).train()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None
-    with torch.no_grad():
-        network(images)
-        prepared = flow.prepare_ptq(network.eval(), config, info)
-        with flow.fake_quantize_off(prepared):
-            prepared(images)
-        return flow.convert(prepared, config)
 
 
 if __name__ == "__main__":

@@ -34,12 +34,12 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from benchmarks.untrained import normalized, quantized
 from pipeline import models
 from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue
 from pipeline.datasets.loader import evaluation_batches
 from pipeline.datasets.spec import Part
-from pipeline.flows import catalogue as flows
 from pipeline.host import environment
 from pipeline.host.errors import UserError
 from pipeline.host.files import resolved
@@ -137,35 +137,20 @@ def compare_untrained(config: Config, overrides: list[str]) -> str:
     part = calibration.choose(training, config.ptq.calibration_samples, config.seed)
     batches = [images for images, _ in evaluation_batches(part, config.dataset, config.ptq.batch_size, _CPU)]
     torch.manual_seed(config.seed)
-    network = _normalized(models.build(config.model, info), batches[0])
+    network = normalized(models.build(config.model, info), batches[0])
     with tempfile.TemporaryDirectory() as made:
         candidates = list(_export(network, "ours, fp32", ("openvino", "onnxruntime"), batches[0][:1], Path(made)))
         for backend, runtimes in _BACKENDS.items():
             try:
                 chosen = compose_request([*_UNTRAINED, *overrides, f"backend={backend}"]).config
-                flow = flows.find(chosen.backend)
-                prepared = flow.prepare_ptq(copy.deepcopy(network), chosen, info)
+                int8 = quantized(copy.deepcopy(network), batches, chosen, info)
             except UserError:
                 continue  # it has no quantizable twin
-            with torch.no_grad(), flow.fake_quantize_off(prepared):
-                for images in batches:
-                    prepared(images)
-            int8 = flow.convert(prepared, chosen)
             candidates += _export(int8, f"ours, int8 of {backend}", runtimes, batches[0][:1], Path(made))
         fp32 = next(one.folder for one in candidates if one.runtime == "onnxruntime")
         theirs = {name: settings for name, settings in _onnxruntime_settings().items() if "min-max" in name}
         candidates += _quantize(fp32 / registry()["onnxruntime"].file, config, Path(made), theirs)
         return _tables(candidates, None, catalogue.load_test(config.dataset), config, time.process_time)
-
-
-@torch.no_grad()
-def _normalized(network: nn.Module, images: Tensor) -> nn.Module:
-    """The network with the statistics of images in its BatchNorms, without which activations vanish with depth."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    network.train()(images)
-    return network.eval()
 
 
 def _export(model: nn.Module, by: str, runtimes: Sequence[str], example: Tensor, made: Path) -> Iterator[Candidate]:

@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 
 from pipeline.commands.command_line import Parser, run_command
+from pipeline.commands.exported_models import MODEL_HELP, REGISTERED, add_options, locate
 from pipeline.host.files import resolved
 from pipeline.runtimes import exported
 
-_REGISTERED = "models:/"
 _EPILOG = """examples:
   python -m pipeline.inspect                                   # the int8 model exported last
   python -m pipeline.inspect exported/model.onnx
@@ -31,15 +31,8 @@ def _parser() -> Parser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="models:/NAME@ALIAS, models:/NAME/VERSION, or a path (default: the int8 model exported last)",
-    )
-    parser.add_argument("--runtime", help="which one runs the model; of your own: package.module:name")
-    parser.add_argument("--outputs", default="outputs", help="the folder of the runs (default: %(default)s)")
-    parser.add_argument("--tracking-uri", help="the store of models:/… (default: mlflow.db in --outputs)")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
+    add_options(parser)
     return parser
 
 
@@ -50,19 +43,18 @@ def _run(arguments: argparse.Namespace) -> None:
     # tabulate is not needed for --help.
     from pipeline.reports.file_report import report
 
-    asked = arguments.model or ""
-    if asked.startswith(_REGISTERED):
-        # It imports mlflow, which takes seconds.
-        from pipeline.settings.config import TrackingConfig
-        from pipeline.tracking.registry import find_registered, source_run
-
-        store = TrackingConfig(uri=arguments.tracking_uri), resolved(arguments.outputs)
-        path = find_registered(asked, *store, key="MODEL")
-        origin = [("made by", f"run {source_run(asked, *store) or 'not known'}")]
-    else:
-        path = exported.locate(arguments.model, arguments.outputs, arguments.runtime, key="MODEL")
-        origin = _origin(path)
+    path = locate("MODEL", arguments)
+    origin = _registered(arguments) if (arguments.model or "").startswith(REGISTERED) else _origin(path)
     print(report(exported.inspect(path, arguments.runtime), origin))
+
+
+def _registered(arguments: argparse.Namespace) -> list[tuple[str, str]]:
+    """What the store says of a registered model."""
+    from pipeline.settings.config import TrackingConfig
+    from pipeline.tracking.registry import source_run
+
+    store = TrackingConfig(uri=arguments.tracking_uri), resolved(arguments.outputs)
+    return [("made by", f"run {source_run(arguments.model, *store) or 'not known'}")]
 
 
 def _origin(path: Path) -> list[tuple[str, str]]:

@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.commands.command_line import Parser, run_command, tell_error
+from pipeline.commands.exported_models import MODEL_HELP, add_options, locate
 from pipeline.host.errors import UserError
-from pipeline.host.files import resolved
 from pipeline.runtimes import exported
 
-_REGISTERED = "models:/"
 _EPILOG = """examples:
   python -m pipeline.predict seven.png                                     # by the model that was exported last
   python -m pipeline.predict --model models:/digits@champion *.png         # by a registered one
@@ -40,13 +39,9 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    parser.add_argument(
-        "--model", help="models:/NAME@ALIAS, models:/NAME/VERSION, or a path (default: the int8 model exported last)"
-    )
+    parser.add_argument("--model", help=MODEL_HELP)
     parser.add_argument("--top", type=int, default=3, help="how many classes of each (default: %(default)s)")
-    parser.add_argument("--runtime", help="which one runs the model; of your own: package.module:name")
-    parser.add_argument("--outputs", default="outputs", help="the folder of the runs (default: %(default)s)")
-    parser.add_argument("--tracking-uri", help="the store of models:/… (default: mlflow.db in --outputs)")
+    add_options(parser)
     return parser
 
 
@@ -55,7 +50,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--top {arguments.top}: allowed: at least 1")
     # torch, where it is imported, tells of each start that its quantized tensors are deprecated.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    model = exported.load(_locate(arguments), runtime=arguments.runtime)
+    model = exported.load(locate("--model", arguments), runtime=arguments.runtime)
     # Of transparency in palettes, which is ignored, and of images that are large but not refused.
     warnings.filterwarnings("ignore", module="PIL")
     unreadable = 0
@@ -69,17 +64,6 @@ def _run(arguments: argparse.Namespace) -> None:
             print(text, flush=True)
     if unreadable:
         sys.exit(2)
-
-
-def _locate(arguments: argparse.Namespace) -> Path:
-    """The file or folder of the model: of a registered one, in the store."""
-    if not (arguments.model or "").startswith(_REGISTERED):
-        return exported.locate(arguments.model, arguments.outputs, arguments.runtime)
-    # It imports mlflow, which takes seconds.
-    from pipeline.settings.config import TrackingConfig
-    from pipeline.tracking.registry import find_registered
-
-    return find_registered(arguments.model, TrackingConfig(uri=arguments.tracking_uri), resolved(arguments.outputs))
 
 
 def _text(path: Path, model: exported.ExportedModel, top: int) -> str:

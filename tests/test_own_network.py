@@ -114,7 +114,7 @@ def test_network_and_twin_of_ones_own_go_the_whole_way(package: str, small_reque
         (["model=own"], "or model.target=package.module:name"),
         (["{n}", "model.quantizable_target={p}.nets:Net"], "Net has no fuse_model"),
         (["{n}", "model.quantizable_target={p}.nets:AnotherSum"], "its outputs differ from those of {p}.nets:Net"),
-        (["{n}", "model.quantizable_target={p}.nets:PlainSum"], "PlainSum: torch has no int8 add; allowed: FloatFunctional"),
+        (["{n}", "model.quantizable_target={p}.nets:PlainSum"], "PlainSum: torch has no int8 add; allowed: Float"),
         (["{n}", "model.quantizable_target={p}.nets:FewerParameters"], "names in its state_dict are not those of"),
     ],
 )

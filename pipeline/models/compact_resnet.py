@@ -3,8 +3,8 @@
 Its widths and sizes are those of airbench94 (Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU",
 arXiv:2404.00498, section 3.1), which spends little where images are large. Here each stage's second convolution is
 residual, and BatchNorm and ReLU follow a convolution at once, so that they fuse with it. It begins as airbench94 does
-(section 3.3 to 3.4), in what needs no data: the first layer's outputs are almost uncorrelated, and the convolutions that
-widen pass on what they get. Its logits are a ninth of the last layer's outputs, which so bears a high learning rate.
+(section 3.3 to 3.4), as far as that needs no data: the first layer's outputs are almost uncorrelated, and convolutions
+that widen pass on what they get. Its logits are a ninth of the last layer's outputs, which so bears a high rate.
 """
 
 from __future__ import annotations
