@@ -47,6 +47,25 @@ class Shared(nn.Module):
         return self.head(torch.relu(self.twice(x)).mean((2, 3)))
 
 
+class Outlying(nn.Module):
+    """A channel behind a LayerNorm a hundred times as large as the others, of which the layers take a hundredth."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(in_channels, 16, 8, 8)
+        self.norm = nn.LayerNorm(16)
+        self.value, self.gate = nn.Linear(16, 32), nn.Linear(16, 32)
+        self.head = nn.Linear(32, num_classes)
+        with torch.no_grad():
+            self.norm.weight[0] = 100
+            for layer in (self.value, self.gate):
+                layer.weight[:, 0] /= 100
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.patches(x).flatten(2).transpose(1, 2))
+        return self.head((self.value(x) * torch.sigmoid(self.gate(x))).mean(1))
+
+
 class Swish(nn.Module):
     """A convolution and a SiLU."""
 

@@ -102,6 +102,37 @@ def test_rounded_weights_shift_no_channel_when_biases_are_corrected(small_reques
     assert shift(expected) < 0.3 * before
 
 
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_ptq_loses_less_when_what_is_large_behind_a_layer_norm_is_smoothed(
+    small_request: Compose, backend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apart = []
+    for strength in ("null", "0.5"):
+        request = small_request(
+            *PTQ, "model=own", "model.target=tests.export_networks:Outlying", f"backend={backend}",
+            f"ptq.smooth_quant={strength}",
+        )  # fmt: skip
+        run(request)
+        expected, quantized = (
+            logits(form, stage, request.config) for form, stage in (("float", "train"), ("ptq_int8", "ptq"))
+        )
+        apart.append(float((quantized - expected).norm() / expected.norm()))
+    assert "ptq.smooth_quant=0.5: 2 linear layers behind LayerNorms (1) smoothed" in capsys.readouterr().out
+    assert apart[1] < 0.5 * apart[0]
+
+
+@pytest.mark.parametrize("backend", ["fbgemm", "openvino"])
+def test_ptq_is_as_without_smoothing_when_a_network_has_no_layer_norm(
+    small_request: Compose, backend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = []
+    for strength in ("null", "0.5"):
+        run(request := small_request(*PTQ, f"backend={backend}", f"ptq.smooth_quant={strength}"))
+        made.append(logits("ptq_int8", "ptq", request.config))
+    assert "ptq.smooth_quant=0.5: nothing to smooth" in capsys.readouterr().out
+    assert torch.equal(*made)
+
+
 def test_int8_is_that_of_ptq_when_the_method_is_ptq(small_request: Compose, capsys: pytest.CaptureFixture[str]) -> None:
     request = small_request("method=ptq", "tracking=off")
     outcome = run(request)

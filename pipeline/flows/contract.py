@@ -100,6 +100,9 @@ class Flow(Trainable, Protocol):
     def layers(self, model: nn.Module) -> dict[str, nn.Module]:
         """The layers of a prepared model that hold weights and become quantized, by name, in their order."""
 
+    def smoothable(self, prepared: nn.Module) -> dict[str, list[str]]:
+        """The LayerNorms, by their path, whose outputs go to `layers` alone, and the names of these, all linear."""
+
     def quantized_weight(self, layer: nn.Module) -> Tensor:
         """The weight of one of `layers` with int8 simulated in float."""
 

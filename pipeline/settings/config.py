@@ -157,12 +157,14 @@ class PtqConfig:
     """Post-training quantization: how many training images the observers see, so many at a time.
 
     `observer` is that of the activations; null: `backend.observer`, and without that a histogram. `bias_correction`
-    takes off the biases what rounding the weights shifts the outputs by.
+    takes off the biases what rounding the weights shifts the outputs by. `smooth_quant`, 0 to 1, is how much of what is
+    large behind a LayerNorm is moved into the weights of linear layers; null: none.
     """
 
     calibration_samples: int = setting(1024, minimum=1)
     observer: str | None = setting(None, choices=OBSERVERS)
     bias_correction: bool = setting(False)
+    smooth_quant: float | None = setting(None, minimum=0, maximum=1)
     batch_size: int = setting(64, minimum=1, maximum=65_536)
 
 

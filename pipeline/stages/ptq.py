@@ -12,24 +12,27 @@ from pipeline.flows import forms
 from pipeline.settings.config import Config
 from pipeline.stages.contract import Inputs, Stage
 from pipeline.training.bias_correction import correct_biases
-from pipeline.training.calibration import calibrate, calibrated
+from pipeline.training.calibration import calibrate
 from pipeline.training.context import Context
+from pipeline.training.smooth_quant import smooth
 
 
 def run(config: Config, inputs: Inputs, context: Context) -> None:
     context.load_training()  # reading images is no part of what quantization takes
-    started = time.perf_counter()
-    if config.ptq.bias_correction:
-        with context.machine.computing():
-            model = forms.load("float", inputs["float"], config, context.info)
-            prepared = context.flow.prepare_simulation(model, config, context.info)
-        calibrate(prepared, config, context)
-        with context.flow.observers_off(prepared):
-            correct_biases(prepared, config, context)
-    else:
-        prepared = calibrated(inputs["float"], config, context)
+    started, flow, settings = time.perf_counter(), context.flow, config.ptq
     with context.machine.computing():
-        int8 = context.flow.convert(prepared, config)
+        model = forms.load("float", inputs["float"], config, context.info)
+    if settings.smooth_quant is not None:
+        smooth(model, settings.smooth_quant, config, context)
+    with context.machine.computing():
+        prepare = flow.prepare_simulation if settings.bias_correction else flow.prepare_ptq
+        prepared = prepare(model, config, context.info)
+    calibrate(prepared, config, context)
+    if settings.bias_correction:
+        with flow.observers_off(prepared):
+            correct_biases(prepared, config, context)
+    with context.machine.computing():
+        int8 = flow.convert(prepared, config)
     context.metric("ptq/seconds", time.perf_counter() - started)
     context.save_model(int8)
 

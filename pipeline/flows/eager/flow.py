@@ -56,6 +56,7 @@ __all__ = [
     "rebuild",
     "runtime",
     "set_mode",
+    "smoothable",
     "switch",
     "switch_all",
     "take_ranges",
@@ -166,6 +167,10 @@ def rebuild(form: Form, config: Config, info: DatasetInfo) -> nn.Module:
 
 def set_mode(model: nn.Module, training: bool) -> None:
     model.train(training)
+
+
+def smoothable(prepared: nn.Module) -> dict[str, list[str]]:
+    return {}  # torch's modules do not tell who takes their outputs, and the twins have no LayerNorm
 
 
 def freeze(model: nn.Module, batch_norm: bool, ranges: bool) -> None:

@@ -18,7 +18,7 @@ from pipeline.flows.export import graph, quantizers
 from pipeline.flows.export.capture import capture, check_output
 from pipeline.flows.export.fake_quantize import fake_quantize_off, fake_quantizes
 from pipeline.flows.export.fake_quantize import observers_off as _observers_off
-from pipeline.flows.export.graph import layers, take_ranges
+from pipeline.flows.export.graph import layers, smoothable, take_ranges
 from pipeline.flows.export.layers import WeightedLayer
 from pipeline.flows.names import check_names
 from pipeline.flows.processor import int8_products
@@ -48,6 +48,7 @@ __all__ = [
     "rebuild",
     "runtime",
     "set_mode",
+    "smoothable",
     "switch",
     "switch_all",
     "take_ranges",

@@ -147,6 +147,29 @@ def layers(module: nn.Module) -> dict[str, nn.Module]:
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, WeightedLayer)}
 
 
+def smoothable(prepared: nn.Module) -> dict[str, list[str]]:
+    """The LayerNorms, by their path, whose outputs go to quantized linear layers alone, and the names of these."""
+    assert isinstance(prepared, fx.GraphModule)
+    used = [node.target for node in prepared.graph.nodes if node.op == "get_attr"]
+    found = {}
+    for node in prepared.graph.nodes:
+        weight = node.args[2] if node.target is aten.layer_norm.default and len(node.args) > 2 else None
+        if weight is None or used.count(weight.target) > 1 or attribute(prepared, weight.target).dim() != 1:
+            continue
+        takers: list[fx.Node] = []
+        for user in node.users:
+            takers += user.users if _fake_quantize_of(prepared, user) is not None else [user]
+        names = [str(taker.target) for taker in takers if _is_linear(prepared, taker)]
+        if names and len(names) == len(takers):
+            found[weight.target.rpartition(".")[0]] = names
+    return found
+
+
+def _is_linear(module: fx.GraphModule, node: fx.Node) -> bool:
+    layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return isinstance(layer, WeightedLayer) and layer.weight.dim() == 2
+
+
 def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     """The graph in pairs of quantize and dequantize, its weights in int8, in place, on the CPU.
 
