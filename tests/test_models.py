@@ -122,3 +122,19 @@ def test_weights_load_when_they_do_not_count_batches(tmp_path) -> None:  # type:
     network = models.build(config.model, RGB)
     assert weights.load_into(network, config.model, RGB) == ([], "")
     assert torch.equal(network.state_dict()["fc.weight"], state["fc.weight"])
+
+
+def test_compact_resnet_begins_with_hardly_correlated_channels_when_neighbours_are_alike() -> None:
+    torch.manual_seed(0)
+    smooth = torch.nn.functional.avg_pool2d(torch.randn(64, 3, 40, 40), 5, 1)
+    photographs = smooth.mean(1, keepdim=True) + 0.3 * smooth  # colours are alike too
+    first = models.build(config_of("compact_resnet", None).model, RGB).conv
+    another = torch.nn.Conv2d(3, 12, 2, bias=False)
+
+    def correlation(weight: torch.Tensor) -> float:
+        outputs = torch.nn.functional.conv2d(photographs, weight).transpose(0, 1).flatten(1)
+        return float((torch.corrcoef(outputs) - torch.eye(12)).abs().mean())
+
+    with torch.no_grad():
+        assert correlation(first.weight[:12]) < 0.1 * correlation(another.weight)
+        assert torch.equal(first.weight[12:], -first.weight[:12])
