@@ -54,8 +54,8 @@ NETWORKS: tuple[tuple[str, str, int, str], ...] = (
     ("timm", "resnet18", 32, ""),
     ("timm", "regnety_002", 32, ""),
     ("timm", "mobilenetv4_conv_small", 32, ""),
-    ("timm", "mobileone_s0", 32, ""),
-    ("timm", "repvgg_a0", 32, ""),
+    ("timm", "mobileone_s0", 64, ""),
+    ("timm", "repvgg_a0", 64, ""),
     ("timm", "ghostnet_100", 32, ""),
     ("timm", "efficientnet_lite0", 32, ""),
     ("timm", "convnext_atto", 32, ""),
@@ -65,7 +65,7 @@ NETWORKS: tuple[tuple[str, str, int, str], ...] = (
     ("timm", "poolformer_s12", 64, ""),
     ("timm", "lcnet_050", 33, ""),
     ("timm", "hgnetv2_b0", 64, ""),
-    ("timm", "efficientvit_b0", 64, ""),
+    ("timm", "efficientvit_b0", 64, "train.epochs=6"),
 )
 _BACKENDS = ("openvino", "onnxruntime")
 _SHORT = (
@@ -131,7 +131,7 @@ def _take(asked: list[str], backend: str, file: Path) -> dict[str, Any]:
     """Run one network, and give what its results say, or the cause why it has none."""
     outputs, log = file.with_suffix(""), file.with_suffix(".log")
     shutil.rmtree(outputs, ignore_errors=True)
-    overrides = [*asked, *_SHORT, f"runtime.names=[{backend}]", f"outputs={outputs}"]
+    overrides = [*_SHORT, *asked, f"runtime.names=[{backend}]", f"outputs={outputs}"]
     started = time.perf_counter()
     with log.open("w") as stream:
         print(command(overrides), file=stream, flush=True)

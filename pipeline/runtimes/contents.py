@@ -78,11 +78,16 @@ class Contents:
         return sorted(found, key=lambda one: -one.bytes)
 
 
+def int8_numbers(weights: Iterable[Weight]) -> int:
+    """How many numbers are in 8 bits, in those with two dimensions at least."""
+    return sum(one.elements for one in weights if one.is_matrix and one.dtype in INT8)
+
+
 def int8_pct(weights: Iterable[Weight]) -> float | None:
     """The share of 8 bits among the numbers of those with two dimensions at least; None where there are none."""
     counted = [one for one in weights if one.is_matrix and (one.dtype in INT8 or "float" in one.dtype)]
     total = sum(one.elements for one in counted)
-    return 100 * sum(one.elements for one in counted if one.dtype in INT8) / total if total else None
+    return 100 * int8_numbers(counted) / total if total else None
 
 
 def together(nodes: Iterable[tuple[str, Arithmetic, Sequence[float] | None]]) -> list[Operators]:

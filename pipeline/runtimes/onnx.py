@@ -86,12 +86,14 @@ def _pool_globally(graph: Any) -> None:
     for node in graph:
         if node.op_type != "ReduceMean" or len(node.inputs) < 2 or not node.attributes.get_int("keepdims", 1):
             continue
-        values, axes = node.inputs[0], node.inputs[1].const_value
-        rank = len(values.shape or ())
-        if rank == 4 and axes is not None and sorted(axis % rank for axis in axes.numpy().ravel()) == [2, 3]:
+        values, axes = node.inputs
+        rank, numbers = len(values.shape or ()), axes.const_value
+        if rank == 4 and numbers is not None and sorted(axis % rank for axis in numbers.numpy().ravel()) == [2, 3]:
             node.op_type = "GlobalAveragePool"
             node.attributes.clear()
             node.resize_inputs(1)
+            if not axes.uses():  # onnxruntime would tell of it each time that it loads the file
+                graph.initializers.pop(axes.name, None)
 
 
 def _export(model: nn.Module, example: Tensor, folder: Path) -> None:

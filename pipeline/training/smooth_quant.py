@@ -52,10 +52,10 @@ def smooth(network: nn.Module, strength: float, config: Config, context: Context
     for norm, seen in largest.items():
         _move(network.get_submodule(norm), [network.get_submodule(name) for name in groups[norm]], seen, strength)
     count = sum(len(groups[norm]) for norm in largest)
-    if count:
-        terminal.say(f"  ptq.smooth_quant={strength:g}: {count} linear layers behind LayerNorms ({len(largest)}) smoothed")
-    else:
-        terminal.say(f"  ptq.smooth_quant={strength:g}: nothing to smooth, no LayerNorm goes to quantized layers alone")
+    told = f"{count} linear layers behind LayerNorms ({len(largest)}) smoothed"
+    if not count:
+        told = "nothing to smooth, no LayerNorm goes to quantized layers alone"
+    terminal.say(f"  ptq.smooth_quant={strength:g}: {told}")
 
 
 def _move(norm: Any, layers: list[Any], largest: Tensor, strength: float) -> None:
