@@ -75,6 +75,9 @@ class Identity:
     def layers(self, model: nn.Module) -> dict[str, nn.Module]:
         return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
 
+    def smoothable(self, prepared: nn.Module) -> dict[str, list[str]]:
+        return {}
+
     def quantized_weight(self, layer: nn.Module) -> Tensor:
         return layer.weight
 
