@@ -667,6 +667,14 @@ def test_training_batches_hold_an_image_at_most_once_and_leave_out_the_rest_when
         assert np.allclose(image.numpy(), normalized(part.pixels[label].numpy()), atol=1e-5)
 
 
+def test_training_images_lie_channel_by_channel_when_they_are_grey() -> None:
+    """torch takes other strides of one channel for channels-last, and crashes in some convolutions of such images."""
+    config = loader_config(mean=MEAN[:1], std=STD[:1], crop_padding=2, horizontal_flip=True)
+    grey = Part(noise(16).pixels[:, :1].contiguous(), torch.arange(16))
+    images, _ = next(training_batches(grey, config, 16, CPU, torch.Generator().manual_seed(0)))
+    assert images.stride() == torch.empty(images.shape).stride()
+
+
 def test_training_batch_holds_all_images_when_they_are_fewer_than_a_batch() -> None:
     _, labels = one_epoch(noise(5), loader_config(), seed=0)
     assert sorted(labels.tolist()) == list(range(5))

@@ -43,8 +43,10 @@ def crop_and_flip(
         padded = functional.pad(images, (padding,) * 4)
         rows, columns = (offsets[:, mine] + torch.arange(config.image_size)).to(images.device)
         batch = torch.arange(len(images), device=images.device).view(-1, 1, 1)
-        # Advanced indices around a slice: the channel axis comes last and is moved back.
-        images = padded[batch, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
+        # Advanced indices around a slice: the channel axis comes last and is moved back. `contiguous` would let a lone
+        # channel stay, and torch take images for channels-last: a 1×1 convolution with stride 2 then crashes.
+        moved = padded[batch, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+        images = moved.clone(memory_format=torch.contiguous_format)
     if config.horizontal_flip:
         flipped = (torch.rand(count, generator=generator) < 0.5)[mine].to(images.device)
         images = torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
