@@ -52,9 +52,8 @@ def smooth(network: nn.Module, strength: float, config: Config, context: Context
     for norm, seen in largest.items():
         _move(network.get_submodule(norm), [network.get_submodule(name) for name in groups[norm]], seen, strength)
     count = sum(len(groups[norm]) for norm in largest)
-    told = f"{count} linear layers behind LayerNorms ({len(largest)}) smoothed"
-    if not count:
-        told = "nothing to smooth, no LayerNorm goes to quantized layers alone"
+    smoothed = f"{count} linear layers behind LayerNorms ({len(largest)}) smoothed"
+    told = smoothed if count else "nothing to smooth, no LayerNorm goes to quantized layers alone"
     terminal.say(f"  ptq.smooth_quant={strength:g}: {told}")
 
 
