@@ -58,7 +58,7 @@ def test_ptq_answers_nearly_as_the_float_model_when_its_artifact_is_loaded(small
 
 @pytest.mark.parametrize("backend", ["fbgemm", "onnxruntime"])
 def test_rounded_weights_shift_no_channel_when_biases_are_corrected(small_request: Compose, backend: str) -> None:
-    """Weights are simulated alone, on the mean of what goes in, far from borders: there nothing of the shift is left."""
+    """Weights are simulated alone, on the mean of what goes in, far from borders: no shift is left there."""
     config = (request := small_request(*PTQ, *LEARNED, f"backend={backend}", "backend.per_channel=false")).config
     trained = run(request).artifacts["train"].product
     info, (training, _) = catalogue.info(config.dataset), catalogue.load_training(config.dataset)
