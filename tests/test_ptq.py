@@ -124,6 +124,14 @@ def test_ptq_loses_less_when_what_is_large_behind_a_layer_norm_is_smoothed(
     assert apart[1] < 0.5 * apart[0]
 
 
+def test_int8_file_passes_when_an_exporter_computes_a_float_constant_beforehand(small_request: Compose) -> None:
+    model = ["model=own", "model.target=tests.export_networks:Gathering", "backend=openvino", "method=ptq"]
+    stages = "stages=[train,ptq,evaluate,export]"
+    metrics = run(small_request(*model, stages, "tracking=off", "export.min_agreement=50")).metrics
+    assert metrics["openvino/int8/int8_weights_pct"] < 60
+    assert metrics["openvino/int8/parity"] == 1
+
+
 @pytest.mark.parametrize("backend", ["fbgemm", "openvino"])
 def test_ptq_is_as_without_smoothing_when_a_network_has_no_layer_norm(
     small_request: Compose, backend: str, capsys: pytest.CaptureFixture[str]
