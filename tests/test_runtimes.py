@@ -243,7 +243,37 @@ def test_run_fails_when_no_int8_export_agrees(trained: Path, monkeypatch: pytest
     assert not list((trained / "artifacts").glob("export-*[!l]"))
 
 
-def test_rounding_is_named_as_the_cause_only_when_it_explains_the_disagreement() -> None:
+def test_int8_file_passes_when_it_disagrees_by_no_more_than_rounding(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0)
+
+    def rounded(logits: np.ndarray) -> np.ndarray:
+        return logits + noise.normal(0, 0.003, logits.shape).astype(np.float32)
+
+    def wrong(logits: np.ndarray) -> np.ndarray:  # decides on as few images otherwise, but is far from torch's
+        return 2 * rounded(logits)
+
+    def run(how: Callable[[np.ndarray], np.ndarray], name: str) -> dict[str, float]:
+        real = registry()["torchscript"]
+        monkeypatch.setattr(runtimes, "registry", lambda: {**registry(), "torchscript": broken(real, how)})
+        # Hardly trained, so that quantization decides on some images otherwise.
+        asked = [*SMALL, "tracking=off", f"outputs={outputs}/{name}", "method=ptq", "runtime.names=[torchscript]"]
+        stages = "stages=[train,ptq,export]"
+        request = compose_request([*asked, "export.min_agreement=100", "dataset.max_test_samples=359", stages])
+        return runner.run(request).metrics
+
+    metrics = run(rounded, "rounded")
+    assert metrics["torchscript/int8/agreement_pct"] < 100
+    assert metrics["torchscript/int8/parity"] == 1
+    said = capsys.readouterr().out
+    assert "fewer than export.min_agreement=100, by rounding alone: accuracy " in said
+    with pytest.raises(UserError, match="no exported int8 model agrees"):
+        run(wrong, "wrong")
+    assert "export.min_agreement=100: fails" in capsys.readouterr().err
+
+
+def test_rounding_explains_no_more_than_quantization_changes() -> None:
     labels = torch.arange(10).repeat_interleave(10)
     fp32 = np.eye(10, dtype=np.float32)[labels.numpy()]
     int8, exported, wrong = fp32.copy(), fp32.copy(), fp32.copy()

@@ -202,7 +202,8 @@ class ExportConfig:
     """What an exported model takes, and how far it may differ from torch's own.
 
     `input`: float32 (N, C, S, S), normalized; or uint8 (N, S, S, C), as decoders give images, which it normalizes
-    itself. `min_agreement`: the test images, in %, on which both must decide alike.
+    itself. `min_agreement`: the test images, in %, on which both must decide alike; an int8 file may fall short of it
+    by rounding.
     """
 
     input: str = setting("float32", choices=("float32", "uint8"))
