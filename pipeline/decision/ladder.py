@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -77,12 +78,18 @@ class Climber:
     def __init__(
         self, settings: DecisionConfig, overrides: list[str], backends: Sequence[str], compose: Compose
     ) -> None:
-        self.settings, self.overrides, self.backends, self.compose = settings, overrides, list(backends), compose
+        self.settings, self.overrides, self.backends = settings, overrides, list(backends)
+        # A tenth of a second each, and most are asked for several times.
+        self._composed = functools.cache(lambda overrides: compose(list(overrides)))
         self.parent_run_id: str | None = None
         # Why the last rung that did not run did not.
         self.broken: UserError | None = None
         self._counted: set[str] = set()
         self._minutes = 0.0
+
+    def compose(self, overrides: Sequence[str]) -> Request:
+        """What overrides would run."""
+        return self._composed(tuple(overrides))
 
     def check(self) -> Config:
         """Compose and check every rung of every backend before the first runs; gives the first configuration.
