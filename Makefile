@@ -47,8 +47,8 @@ run: $(STAMP) ## Run the default pipeline: resnet18 on bundled digits, no downlo
 	$(BIN)/python -m pipeline
 
 # After a process has crashed xdist would wait for ever, hence no restarts.
-test: $(STAMP) ## Run the tests, on two processes of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+test: $(STAMP) ## Run the tests, on three processes of one thread each: some only wait
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # SHORT=1: each of these once, in a quarter of an hour. Otherwise 20 kills, 2,000 command lines, every fault in every
 # stage (as root; the table goes into outputs/faults.md): an hour and a half. SEED=7 types other command lines.

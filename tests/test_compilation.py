@@ -42,6 +42,7 @@ def fit(folder: Path, compiled: bool) -> nn.Module:
     return model
 
 
+@pytest.mark.operations
 def test_compiled_training_is_the_uncompiled_one_up_to_rounding(tmp_path: Path) -> None:
     needs_compiler()
     torch._dynamo.utils.counters.clear()

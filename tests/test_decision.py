@@ -105,6 +105,7 @@ def test_ladder_says_how_many_images_would_do_and_trains_nothing_when_there_are_
     assert "about 765 would do for 0.5" in said
 
 
+@pytest.mark.operations
 def test_ladder_climbs_every_rung_when_each_loses_too_much(
     outputs: Path, walked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,6 +241,7 @@ def test_error_is_spent_on_all_rungs_and_backends_together_when_they_are_many() 
     assert confidence_of(0, 1) == pytest.approx(0.95)
 
 
+@pytest.mark.operations
 @pytest.mark.parametrize("confirmed", [True, False])
 def test_only_what_is_chosen_and_confirmed_is_registered_when_two_backends_pass(
     outputs: Path, walked: list[str], confirmed: bool, monkeypatch: pytest.MonkeyPatch

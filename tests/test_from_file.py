@@ -101,6 +101,7 @@ def test_report_says_what_int8_gains_of_the_network_and_of_the_whole() -> None:
     )
 
 
+@pytest.mark.operations
 def test_benchmark_tells_the_way_from_files_when_source_is_file(
     outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -363,20 +363,19 @@ def test_benchmark_reports_every_runtime_that_has_parity_and_one_of_ones_own(
     faulty = {**real, "openvino": broken(real["openvino"], lambda logits: -logits)}
     monkeypatch.setattr(runtimes, "registry", lambda: faulty)
     metrics = walk(
-        trained, stages, "runtime.names=[eager,torchscript,onnxruntime,openvino,tests.planted.runtime:RUNTIME]", *quick
+        trained, stages, "runtime.names=[eager,onnxruntime,openvino,tests.planted.runtime:RUNTIME]", *quick
     )
-    for name in ("eager/fp32", "eager/int8", "torchscript/int8", "onnxruntime/int8", "openvino/fp32", "traced/int8"):
+    for name in ("eager/fp32", "eager/int8", "onnxruntime/int8", "openvino/fp32", "traced/int8"):
         assert metrics[f"{name}/latency_ms"] > 0
         assert metrics[f"{name}/latency_ci_low_ms"] <= metrics[f"{name}/latency_ms"]
         assert metrics[f"{name}/throughput_t1_b2_ips"] == pytest.approx(2000 / metrics[f"{name}/latency_t1_b2_ms"])
         assert metrics[f"{name}/share_of_peak_pct"] > 0
     assert "openvino/int8/latency_ms" not in metrics
     assert metrics["eager/fp32/times_eager_fp32"] == 1
-    best = max(metrics[f"{name}/fp32/times_best_fp32"] for name in ("eager", "torchscript", "onnxruntime", "openvino"))
+    best = max(metrics[f"{name}/fp32/times_best_fp32"] for name in ("eager", "onnxruntime", "openvino", "traced"))
     assert best == 1
     # Each in a process of its own: onnxruntime alone takes less than torch does.
-    assert 20 < metrics["onnxruntime/int8/peak_memory_mb"] < metrics["torchscript/int8/peak_memory_mb"] < 2000
-    assert metrics["traced/int8/peak_memory_mb"] > 20
+    assert 20 < metrics["onnxruntime/int8/peak_memory_mb"] < metrics["traced/int8/peak_memory_mb"] < 2000
     (folder,) = (trained / "artifacts").glob("benchmark-*")
     samples = json.loads((folder / "benchmark_samples_ms.json").read_text())
     assert [len(rounds) > 0 for rounds in samples["1 threads, batch 2"]["onnxruntime/int8"]] == [True, True]
