@@ -1,11 +1,13 @@
 """What normalizing a picture costs: in the file (export.input=uint8), and before one that takes floats.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.picture_in resnet18 openvino [pixels]
+    OMP_NUM_THREADS=1 python -m benchmarks.picture_in speed resnet18 openvino [pixels]
+    python -m benchmarks.picture_in accuracy +experiment=resnet18_mnist      # any overrides of python -m pipeline
 
-An RGB picture, batch 1, one thread; random weights, calibrated on random images, int8 by the backend of that name in
+`speed`: an RGB picture, batch 1, one thread; random weights, calibrated on random images, int8 by the backend of that name in
 the runtime that it is for. All in one loop, turn by turn: the file that takes the picture, and the one that takes
 floats, alone, after the lines of docs/serving.md (numpy), and after torchvision's. Prints how far the two files'
-outputs are apart, and the ratios of the medians (of the processor's time) with their 95 % intervals.
+outputs are apart, and the ratios of the medians (of the processor's time) with their 95 % intervals. `accuracy`: one float training, then PTQ by a backend for each runtime
+that is installed; both files of each on the whole test part.
 """
 
 from __future__ import annotations
@@ -23,13 +25,23 @@ from benchmarks.untrained import normalized, quantized
 from pipeline import models, runtimes
 from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue
+from pipeline.host.errors import UserError
+from pipeline.host.files import resolved
+from pipeline.host.machine import UNSHARED
 from pipeline.measure import latency
+from pipeline.run.runner import artifacts_of, run
+from pipeline.runtimes import parity
 from pipeline.runtimes.picture_in import taking_pictures
+from pipeline.tasks import catalogue as tasks
 
+# By runtime, the backend that quantizes for it.
+_BACKENDS = {"torchscript": "fbgemm"} | {
+    name: name for name in ("onnxruntime", "openvino", "inductor", "executorch")
+}
 _QUICK = ("benchmark.passes=6", "benchmark.min_repeats=240", "benchmark.max_seconds=60")
 
 
-def main(name: str, backend: str, pixels: str = "32") -> None:
+def speed(name: str, backend: str, pixels: str = "32") -> None:
     """Print a line for each way to the same answer."""
     from torchvision.transforms import functional  # beside its operators, which pipeline.models has declared
 
@@ -88,9 +100,40 @@ def main(name: str, backend: str, pixels: str = "32") -> None:
         print(f"  picture in takes {ratio:.3f} [{low:.3f}, {high:.3f}] of the time of: {way}", flush=True)
 
 
+def accuracy(*overrides: str) -> None:
+    """Print a row for each runtime: the accuracies of both int8 files, and how far they are apart."""
+    for name, backend in _BACKENDS.items():
+        runtime = runtimes.find(name)
+        try:
+            runtimes.check_runtimes([name], ["export"])
+        except UserError as error:  # not installed
+            print(error, flush=True)
+            continue
+        asked = [*overrides, f"backend={backend}", f"runtime.names=[{name}]", "method=ptq", "tracking=off"]
+        found, task, labels = {}, None, None
+        for takes in ("float32", "uint8"):
+            request = compose_request([*asked, f"export.input={takes}", "stages=[train,fuse,ptq,export]"])
+            run(request)
+            config, task = request.config, tasks.find(request.config.task)
+            (export,) = (each for each in artifacts_of(config) if each.startswith("export-"))
+            folder = resolved(config.outputs) / "artifacts" / export / "int8" / name
+            test, as_pictures = catalogue.load_test(config.dataset), takes == "uint8"
+            predict = runtime.load(folder, torch.get_num_threads())
+            batch = config.evaluate.batch_size
+            found[takes] = parity.outputs(predict, test, config.dataset, batch, name, UNSHARED, as_pictures)
+            labels = test.labels
+        both = parity.compare(found["uint8"], found["float32"], labels, task)
+        print(
+            f"{name}: floats in {parity.value(found['float32'], labels, task):.2f}, picture in {both.value:.2f}, the "
+            f"same class on {both.agreement_pct:.2f} % of {len(labels)} images, outputs differ by "
+            f"{both.max_difference:.2g} at most",
+            flush=True,
+        )
+
+
 def _column(numbers: list[float]) -> torch.Tensor:
     return torch.tensor(numbers).view(-1, 1, 1)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    {"speed": speed, "accuracy": accuracy}[sys.argv[1]](*sys.argv[2:])
