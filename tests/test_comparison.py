@@ -466,6 +466,7 @@ def test_command_refuses_in_one_line_when_the_store_cannot_be_read(arguments: li
         assert why in result.stderr
 
 
+@pytest.mark.operations
 def test_torch_and_hydra_are_not_imported_when_runs_are_compared(arguments: list[str]) -> None:
     code = (
         "import sys; from pipeline import compare; compare.main(); print(sorted({'torch', 'hydra'} & set(sys.modules)))"

@@ -234,6 +234,7 @@ def test_gate_is_computed_in_int8_when_the_backend_is_onnxruntime(tmp_path: Path
     assert {"QLinearGlobalAveragePool", "QLinearMul"} <= set(found)
 
 
+@pytest.mark.operations
 def test_openvino_agrees_with_torch_when_grey_images_look_channels_last(tmp_path: Path) -> None:
     config, info = config_of("model.target=tests.tiny:Tiny", "dataset.image_size=32")
     torch.manual_seed(0)

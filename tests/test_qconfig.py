@@ -168,7 +168,7 @@ LAYERS = {
     "name",
     [
         "resnet18",
-        "mobilenet_v3_large",
+        pytest.param("mobilenet_v3_large", marks=pytest.mark.operations),
         pytest.param("blog_resnet18", marks=pytest.mark.operations),
         pytest.param("mobilenet_v2", marks=pytest.mark.operations),
     ],

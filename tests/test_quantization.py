@@ -77,7 +77,15 @@ def test_form_round_trips_bit_equal_when_loaded_from_its_state_dict(backend: str
 
 
 @pytest.mark.filterwarnings("error:must run observer")
-@pytest.mark.parametrize("model", ["blog_resnet18", "mobilenet_v2", "mobilenet_v3_large", "compact_resnet"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "mobilenet_v2",
+        "compact_resnet",
+        pytest.param("blog_resnet18", marks=pytest.mark.operations),
+        pytest.param("mobilenet_v3_large", marks=pytest.mark.operations),
+    ],
+)
 def test_both_int8_forms_round_trip_when_the_model_is_another(model: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
     config = compose_request([f"model={model}", "dataset.image_size=80"]).config
     for form, prepared in (("int8", trained_qat(config)), ("ptq_int8", calibrated_ptq(config))):

@@ -23,6 +23,8 @@ from pipeline.tracking.parents import open_parent
 from pipeline.tracking.reading import read_runs
 from tests import forked
 
+pytestmark = pytest.mark.operations
+
 RECORD = RunRecord("a run", {}, {}, "seed: 0\n", ("digits", "0123", "nowhere"))
 
 

@@ -163,6 +163,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return outputs
 
 
+@pytest.mark.operations
 @pytest.mark.parametrize(
     ("damage", "line"),
     [
@@ -221,6 +222,7 @@ def test_sweep_equals_an_undisturbed_one_when_killed_at_random_moments(undisturb
         assert list((outputs / "artifacts").glob("*.partial")) == []
 
 
+@pytest.mark.operations
 def test_failed_job_is_told_with_its_reason_and_the_others_go_on_when_one_fails(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     # Nine images cannot hold ten classes: it shows only when the job reads its data.

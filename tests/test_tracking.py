@@ -250,6 +250,7 @@ def test_outputs_lie_in_the_working_directory_when_their_path_is_relative(tmp_pa
     assert found.info.artifact_uri.startswith((tmp_path / "here" / "outputs" / "mlartifacts").as_uri())
 
 
+@pytest.mark.operations
 def test_run_is_marked_killed_by_the_next_one_when_its_process_is_gone_and_only_then(
     outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

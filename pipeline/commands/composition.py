@@ -42,7 +42,6 @@ from pipeline.host.files import make_writable_folder, resolved
 from pipeline.settings import typed
 from pipeline.settings.config import Config, check
 from pipeline.settings.decision import DecisionConfig
-from pipeline.settings.schema import flatten
 from pipeline.settings.setting import check_settings
 from pipeline.sweeps import search, search_space
 
@@ -58,6 +57,7 @@ _begun: list[bool] = []
 
 # Groups whose choice may be the user's own code, called with what they say.
 _OWN = ("model", "dataset")
+_TYPED = OmegaConf.structured(Config)  # takes longer to make than to copy, which merging does
 _SCHEMA = OmegaConf.structured(Config)
 for _group in _OWN:
     OmegaConf.set_struct(_SCHEMA[_group].kwargs, False)
@@ -307,7 +307,7 @@ def to_request(composed: DictConfig, overrides: list[str]) -> Request:
 
     plain = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(plain, dict)
-    return Request(to_config(composed), OmegaConf.to_yaml(plain), dict(flatten(plain)), overrides)
+    return Request(_checked(plain), plain, overrides)
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -317,9 +317,12 @@ def to_config(composed: DictConfig) -> Config:
         OmegaConfBaseException: for a key that no dataclass has (`+qat.epoch=5` gets past Hydra), or a wrong type.
         UserError: for a value out of its range.
     """
+    return _checked(OmegaConf.to_container(composed, resolve=True))
+
+
+def _checked(plain: object) -> Config:
     # An interpolation may have brought what no setting of that type can be: all is checked again by value.
-    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(composed, resolve=True))
-    config = OmegaConf.to_object(merged)
+    config = OmegaConf.to_object(OmegaConf.merge(_TYPED, plain))
     assert isinstance(config, Config)
     check(config)
     return config

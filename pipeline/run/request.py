@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from pipeline import runtimes
 from pipeline.datasets import catalogue
@@ -22,6 +23,7 @@ from pipeline.reports.tracked_run import METRIC_TAG
 from pipeline.run.artifact_store import seen_folder
 from pipeline.run.plan import Plan
 from pipeline.settings.config import Config
+from pipeline.settings.schema import flatten
 from pipeline.settings.typed import command, is_for_hydra
 from pipeline.tasks.catalogue import find as find_task
 from pipeline.tracking import RunRecord
@@ -33,18 +35,26 @@ _MAX_COMMAND = 5000
 
 @dataclass(frozen=True)
 class Request:
-    """The configuration, its YAML and flattened form, and the overrides that were typed.
+    """The configuration, typed and as it was composed, and the overrides that were typed.
 
     For a job of a sweep also its name among the jobs, the sweep's run and the job's own mark.
     """
 
     config: Config
-    yaml: str
-    parameters: dict[str, Any]
+    composed: dict[Any, Any]
     overrides: list[str]
     name: str | None = None
     parent_run_id: str | None = None
     job: str | None = None
+
+    @property
+    def yaml(self) -> str:
+        return OmegaConf.to_yaml(self.composed)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Each setting by its whole name."""
+        return dict(flatten(self.composed))
 
 
 def qconfigs(config: Config, plan: Plan) -> dict[str, dict[str, str]]:
