@@ -3,11 +3,13 @@
     OMP_NUM_THREADS=1 python -m benchmarks.picture_in speed resnet18 openvino [pixels]
     python -m benchmarks.picture_in accuracy +experiment=resnet18_mnist      # any overrides of python -m pipeline
 
-`speed`: an RGB picture, batch 1, one thread; random weights, calibrated on random images, int8 by the backend of that name in
-the runtime that it is for. All in one loop, turn by turn: the file that takes the picture, and the one that takes
-floats, alone, after the lines of docs/serving.md (numpy), and after torchvision's. Prints how far the two files'
-outputs are apart, and the ratios of the medians (of the processor's time) with their 95 % intervals. `accuracy`: one float training, then PTQ by a backend for each runtime
-that is installed; both files of each on the whole test part.
+`speed`: an RGB picture, batch 1, one thread; random weights, calibrated on random images, int8 by the backend of that
+name in the runtime that it is for. All in one loop, turn by turn: the file that takes the picture, and the one that
+takes floats, alone, after the lines of docs/serving.md (numpy), and after torchvision's. Prints how far the two files'
+outputs are apart, and the ratios of the medians (of the processor's time) with their 95 % intervals.
+
+`accuracy`: one float training, then PTQ by a backend for each runtime that is installed; both files of each on the
+whole test part.
 """
 
 from __future__ import annotations
@@ -35,9 +37,7 @@ from pipeline.runtimes.picture_in import taking_pictures
 from pipeline.tasks import catalogue as tasks
 
 # By runtime, the backend that quantizes for it.
-_BACKENDS = {"torchscript": "fbgemm"} | {
-    name: name for name in ("onnxruntime", "openvino", "inductor", "executorch")
-}
+_BACKENDS = {"torchscript": "fbgemm"} | {name: name for name in ("onnxruntime", "openvino", "inductor", "executorch")}
 _QUICK = ("benchmark.passes=6", "benchmark.min_repeats=240", "benchmark.max_seconds=60")
 
 
