@@ -6,9 +6,10 @@
 `step`: ResNet-18, 32 px, batch 64. The float network, both flows and torchao's own QAT take turns in one loop; the
 processor's time of this process counts, so that other programs disturb little. Both flows with BatchNorm's statistics
 frozen, as the default recipe has them, and with those of the batch; the forward pass of distillation's teacher, which
-the recipe adds to fine-tuning and QAT alike, is in no step. `accuracy`: one float training of each
-network that has a twin (or of the one that is named: model=NAME), then PTQ and QAT of that model by both flows, on bundled
-digits where nothing else is said.
+the recipe adds to fine-tuning and QAT alike, is in no step.
+
+`accuracy`: one float training of each network that has a twin, or of the one that is named (`model=NAME`), then PTQ and
+QAT of that model by both flows, on bundled digits where nothing else is said.
 """
 
 from __future__ import annotations

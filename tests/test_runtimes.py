@@ -362,9 +362,7 @@ def test_benchmark_reports_every_runtime_that_has_parity_and_one_of_ones_own(
     real = dict(registry())
     faulty = {**real, "openvino": broken(real["openvino"], lambda logits: -logits)}
     monkeypatch.setattr(runtimes, "registry", lambda: faulty)
-    metrics = walk(
-        trained, stages, "runtime.names=[eager,onnxruntime,openvino,tests.planted.runtime:RUNTIME]", *quick
-    )
+    metrics = walk(trained, stages, "runtime.names=[eager,onnxruntime,openvino,tests.planted.runtime:RUNTIME]", *quick)
     for name in ("eager/fp32", "eager/int8", "onnxruntime/int8", "openvino/fp32", "traced/int8"):
         assert metrics[f"{name}/latency_ms"] > 0
         assert metrics[f"{name}/latency_ci_low_ms"] <= metrics[f"{name}/latency_ms"]
