@@ -27,11 +27,11 @@ from benchmarks.untrained import normalized, quantized
 from pipeline import models, runtimes
 from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue
+from pipeline.flows import forms
 from pipeline.host.errors import UserError
-from pipeline.host.files import resolved
 from pipeline.host.machine import UNSHARED
 from pipeline.measure import latency
-from pipeline.run.runner import artifacts_of, run
+from pipeline.run.runner import run
 from pipeline.runtimes import parity
 from pipeline.runtimes.picture_in import taking_pictures
 from pipeline.tasks import catalogue as tasks
@@ -109,24 +109,29 @@ def accuracy(*overrides: str) -> None:
         except UserError as error:  # not installed
             print(error, flush=True)
             continue
-        asked = [*overrides, f"backend={backend}", f"runtime.names=[{name}]", "method=ptq", "tracking=off"]
-        found, task, labels = {}, None, None
-        for takes in ("float32", "uint8"):
-            request = compose_request([*asked, f"export.input={takes}", "stages=[train,fuse,ptq,export]"])
-            run(request)
-            config, task = request.config, tasks.find(request.config.task)
-            (export,) = (each for each in artifacts_of(config) if each.startswith("export-"))
-            folder = resolved(config.outputs) / "artifacts" / export / "int8" / name
-            test, as_pictures = catalogue.load_test(config.dataset), takes == "uint8"
-            predict = runtime.load(folder, torch.get_num_threads())
-            batch = config.evaluate.batch_size
-            found[takes] = parity.outputs(predict, test, config.dataset, batch, name, UNSHARED, as_pictures)
-            labels = test.labels
-        both = parity.compare(found["uint8"], found["float32"], labels, task)
+        request = compose_request([*overrides, f"backend={backend}", "tracking=off", "stages=[train,ptq]"])
+        checkpoint = run(request).artifacts["ptq"].product
+        config, task = request.config, tasks.find(request.config.task)
+        int8 = forms.load("ptq_int8", checkpoint, config, catalogue.info(config.dataset)).eval()
+        test, size = catalogue.load_test(config.dataset), config.dataset.image_size
+        floats = torch.zeros(1, len(config.dataset.mean), size, size)
+        pictures = torch.zeros(1, size, size, len(config.dataset.mean), dtype=torch.uint8)
+        both = {
+            False: (int8, floats),
+            True: (taking_pictures(int8, size, config.dataset.mean, config.dataset.std), pictures),
+        }
+        outputs = {}
+        for as_pictures, (model, example) in both.items():
+            with tempfile.TemporaryDirectory() as folder:
+                runtime.export(model, example, Path(folder))
+                predict = runtime.load(Path(folder), torch.get_num_threads())
+                batch = config.evaluate.batch_size
+                outputs[as_pictures] = parity.outputs(predict, test, config.dataset, batch, name, UNSHARED, as_pictures)
+        found = parity.compare(outputs[True], outputs[False], test.labels, task)
         print(
-            f"{name}: floats in {parity.value(found['float32'], labels, task):.2f}, picture in {both.value:.2f}, the "
-            f"same class on {both.agreement_pct:.2f} % of {len(labels)} images, outputs differ by "
-            f"{both.max_difference:.2g} at most",
+            f"{name}: floats in {parity.value(outputs[False], test.labels, task):.2f}, picture in {found.value:.2f}, "
+            f"the same class on {found.agreement_pct:.2f} % of {len(test)} images, outputs differ by "
+            f"{found.max_difference:.2g} at most",
             flush=True,
         )
 
