@@ -41,6 +41,9 @@ def _run() -> None:
     arguments = parser.parse_args()
     if arguments.action not in ("list", "prune"):
         raise UserError(f"{arguments.action}: {suggestion(arguments.action, ['list', 'prune'])}")
+    for option in ("outdated", "yes"):
+        if getattr(arguments, option) and arguments.action != "prune":
+            raise UserError(f"--{option}: allowed: with prune")
     # Slow to import, and not needed for --help.
     from pipeline.run.artifact_store import Store
     from pipeline.run.inventory import table, take_stock, total

@@ -37,11 +37,13 @@ def _run(arguments: argparse.Namespace) -> None:
     config, outputs = TrackingConfig(uri=arguments.tracking_uri), resolved(arguments.outputs)
     asked = arguments.run
     if asked.startswith("models:/"):
-        asked = source_run(asked, config, outputs) or asked
-    found = read_runs(config, outputs, asked)
+        asked = source_run(asked, config, outputs, "RUN") or asked
+    found = read_runs(config, outputs, asked, key="RUN")
     if len(found) != 1:
         names = ", ".join(f"{run.name} ({run.run_id})" for run in found[:5])
-        raise UserError(f"{arguments.run}: {len(found)} runs, of which the first are {names}; allowed: the id of one")
+        raise UserError(
+            f"RUN {arguments.run}: {len(found)} runs, of which the first are {names}; allowed: the id of one"
+        )
     given = resolved(arguments.output) if arguments.output else outputs / "cards"
     folder, written = make_writable_folder(given, "--output"), sections(found[0], outputs)
     for suffix, text in ((".md", markdown(title(found[0]), written)), (".html", page(title(found[0]), written))):

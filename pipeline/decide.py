@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 
 from pipeline.commands.command_line import Parser, run_command
 from pipeline.decision.verdict import Verdict
 from pipeline.host import torchrun
 from pipeline.host.errors import UserError
+from pipeline.settings.decision import BudgetConfig
 
 _EPILOG = """examples:
   python -m pipeline.decide +experiment=resnet18_mnist budget.max_drop_pct=0.5
@@ -19,6 +21,7 @@ Every other key=value is one of python -m pipeline. Exit status: 0, a rung passe
 """
 # What a decision sets by itself, rung by rung.
 _SET = ("stages", "method", "force")
+_BUDGET = tuple(spec.name for spec in dataclasses.fields(BudgetConfig))
 _EXIT = {Verdict.PASSES: 0, Verdict.FAILS: 1, Verdict.UNKNOWN: 3}
 
 
@@ -57,9 +60,15 @@ def _run(arguments: argparse.Namespace) -> int:
     ours = [text for text in arguments.overrides if _key(text).split(".")[0] in ("budget", "ladder")]
     others = [text for text in arguments.overrides if text not in ours]
     for text in others:
+        if _key(text) in _BUDGET:
+            raise UserError(f"{text}: no such setting; did you mean budget.{text}?")
         if _key(text) in _SET:
             raise UserError(f"{text}: a decision sets it for each rung; allowed: python -m pipeline {text}")
     backends = [text for text in others if _key(text) == "backend"]
+    for text in backends:
+        if "[" in text:
+            listed = text.replace("[", "").replace("]", "").replace(" ", "")
+            raise UserError(f"{text}: allowed: one backend, or several as in {listed}")
     others = [*beside, *(text for text in others if text not in backends)]
     settings = compose_decision([*beside, *ours])
     named = backends[-1].partition("=")[2].split(",") if backends else [compose_request(others).config.backend.name]

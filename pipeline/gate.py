@@ -40,7 +40,7 @@ def main() -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m pipeline.gate",
-        description="Whether a model keeps limits, judged by 95 %% intervals.",
+        description="Whether a model keeps limits, judged by 95 % intervals.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -77,6 +77,10 @@ def _run(arguments: argparse.Namespace) -> None:
     if report is not None:
         if report.is_dir():
             raise UserError(f"--junit {arguments.junit}: is a folder; allowed: a file")
+        if report.exists() and not report.read_bytes().startswith(b"<?xml"):
+            raise UserError(
+                f"--junit {arguments.junit}: is there, and no report; allowed: a new file, or an earlier report"
+            )
         make_writable_folder(report.parent, "--junit")
     outputs, images = resolved(arguments.outputs), Path(os.path.expanduser(arguments.images or ""))
     with_model = arguments.images is not None or any(limit is not None for limit in limits.of_models)

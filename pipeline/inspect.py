@@ -54,7 +54,7 @@ def _registered(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     from pipeline.tracking.registry import source_run
 
     store = TrackingConfig(uri=arguments.tracking_uri), resolved(arguments.outputs)
-    return [("made by", f"run {source_run(arguments.model, *store) or 'not known'}")]
+    return [("made by", f"run {source_run(arguments.model, *store, 'MODEL') or 'not known'}")]
 
 
 def _origin(path: Path) -> list[tuple[str, str]]:

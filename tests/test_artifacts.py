@@ -162,6 +162,7 @@ def test_prune_keeps_what_an_untracked_job_stands_on(command: Command, outputs: 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("--yes",), "--yes: allowed: with prune"),
         (("pruen",), "pruen: allowed: list, prune; did you mean 'prune'?"),
         (("prune", "--tracking-uri", "sqlite:////nowhere/mlflow.db"), "there is no such database"),
     ],

@@ -59,6 +59,7 @@ BEFORE_ANYTHING = [
         ["model=resnet81", "allowed: blog_resnet18, compact_resnet, mobilenet_v2", "did you mean 'resnet18'"],
     ),
     (["backend=fbgem"], ["backend=fbgem", "allowed: executorch, fbgemm, inductor, onednn", "did you mean 'fbgemm'"]),
+    (["dataset=/data/flowers"], ["dataset=/data/flowers", "dataset=image_folder dataset.root=FOLDER"]),
     (["dataset=mnsit"], ["dataset=mnsit", "allowed: cifar10, digits", "did you mean 'mnist'"]),
     (["+experiment=resnet18_mnits"], ["experiment=resnet18_mnits", "did you mean 'resnet18_mnist'"]),
     (["experiment=resnet18_mnist"], ["'experiment'", "use +experiment=resnet18_mnist"]),
@@ -69,7 +70,8 @@ BEFORE_ANYTHING = [
     (["dataset.horizontal_flip=maybe"], ["dataset.horizontal_flip", "maybe", "allowed: true or false"]),
     (["dataset.mean=[a]"], ["dataset.mean", "'a'", "allowed: a list, each a number"]),
     (["dataset.mean=high"], ["dataset.mean", "high", "allowed: a list, each a number"]),
-    (["stages=train"], ["stages", "train", "allowed: a list"]),
+    (["stages=train"], ["stages=train", "allowed: a list, each text: 'stages=[…]'"]),
+    (["tracking.experiment="], ["tracking.experiment=''", "allowed: a name"]),
     (["tracking.uri=mlruns"], ["tracking.uri=mlruns", "allowed: null", "sqlite:///FILE", "http://HOST:PORT"]),
     (["qat.epochs=${nope}"], ["qat.epochs", "nope", "allowed: a whole number"]),
     # null where it is not allowed
@@ -118,17 +120,22 @@ BEFORE_ANYTHING = [
     (["qat.init=ptp"], ["qat.init=ptp", "allowed: fresh, ptq", "did you mean 'ptq'"]),
     (["qat.distill_weight=1.5"], ["qat.distill_weight=1.5", "at most 1"]),
     # sweeps
-    (["backend=fbgemm,qnnpack"], ["backend=fbgemm,qnnpack", "add --multirun"]),
+    (["backend=fbgemm,qnnpack"], ["backend=fbgemm,qnnpack", "allowed: one value", "-m backend=fbgemm,qnnpack"]),
+    (["backend=[fbgemm, qnnpack]"], ["allowed: one option", "-m backend=fbgemm,qnnpack"]),
+    (["seed=0,1"], ["seed=0,1", "allowed: a whole number", "-m seed=0,1"]),
     (["-m", "qat.epochs=1,0"], ["qat.epochs=0", "allowed: at least 1"]),
     (["-m", "backend=fbgemm,qnnpak"], ["backend=qnnpak", "did you mean 'qnnpack'"]),
     # what is no override at all
     (["qat.epochs=[1"], ["qat.epochs=[1"]),
+    (["stages=[train,"], ["stages=[train,", "quoted where needed", "cut it at a blank: 'stages=[train, …]'"]),
+    (["epochs=5"], ["epochs: no such setting", "did you mean train.epochs or qat.epochs?"]),
     (["qat.epochs"], ["qat.epochs", "allowed"]),
 ]
 
 BEFORE_THE_FIRST_STAGE = [
     (["model.name=resnet81"], ["model.name=resnet81", "allowed: blog_resnet18", "did you mean 'resnet18'"]),
     (["dataset.name=cifar"], ["dataset.name=cifar", "allowed: cifar10", "did you mean 'cifar10'"]),
+    (["register.input=picture"], ["register.input=picture", "allowed: with register.name"]),
     (["model.stem=smal"], ["model.stem=smal", "allowed: imagenet, small", "did you mean 'small'"]),
     (
         ["model=blog_resnet18", "dataset.image_size=65", "model.stem=small"],

@@ -448,6 +448,10 @@ def test_gate_imports_neither_torch_nor_mlflow_when_the_models_are_onnx(
         (["m", "--max-size-mb", "1", "--images", "i"], "--images i: allowed: with --max-drop-pct"),
         (["m", "--max-drop-pct", "1", "--against", "n"], "--against n: allowed: with --max-latency-ratio or --images"),
         (["m", "--max-drop-pct", "1", "--junit", "/"], "--junit /: is a folder; allowed: a file"),
+        (
+            ["m", "--max-drop-pct", "1", "--junit", __file__],
+            f"--junit {__file__}: is there, and no report; allowed: a new",
+        ),
         (["m", "--max-drop-pct", "1", "--max-seconds", "0"], "--max-seconds 0: allowed: above 0"),
         ([], "MODEL"),
     ],

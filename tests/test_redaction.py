@@ -21,6 +21,7 @@ from tests import forked
         ("run_name=a password=pw1 api-key='p w'", "run_name=a password=*** api-key=***"),
         ("https://host/d?X-Amz-Signature=s1&AWSAccessKeyId=k2", "https://host/d?X-Amz-Signature=***"),
         ("https://host/d?sv=1&sig=s1", "https://host/d?sv=1&sig=***"),
+        ("dataset.kwargs.token=t1: is refused", "dataset.kwargs.token=***: is refused"),
         ("design=3, sigma=2", None),
         ("http://host:5000/a@b, models:/digits@champion, sqlite:///a@b.db", None),
         ("('http://127.0.0.1:5000','a@b') http://a:5000,http://b:5000/x@y", None),

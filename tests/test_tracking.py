@@ -17,6 +17,7 @@ import mlflow
 import pytest
 import yaml
 
+from pipeline import card
 from pipeline.host.files import PROJECT_ROOT
 from pipeline.run.request import Request
 from pipeline.run.runner import Outcome, run
@@ -102,6 +103,35 @@ def test_run_has_yaml_table_and_confusion_matrix_as_artifacts(finished_run: Any,
     assert table == finished_run.data.tags["mlflow.note.content"]
     assert f"{finished_run.data.metrics['int8/accuracy_pct']:.2f}" in table
     assert (folder / "confusion_matrix_int8.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_card_of_a_run_is_one_page_that_fetches_nothing(
+    finished_run: Any, finished_outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["card", finished_run.info.run_id, "--outputs", str(finished_outputs), "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", given)
+    card.main()
+    page = (tmp_path / f"{finished_run.info.run_id}.html").read_text()
+    assert "Content-Security-Policy" in page
+    assert "https://" not in page
+    assert "qat.epochs=1" in (tmp_path / f"{finished_run.info.run_id}.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        ("models:/digits", "RUN models:/digits: allowed: models:/NAME@ALIAS or models:/NAME/VERSION"),
+        ("nobody", "RUN nobody: no run has this id or name"),
+    ],
+)
+def test_card_is_refused_in_one_line_when_there_is_no_such_run(
+    finished_outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: str, said: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["card", run, "--outputs", str(finished_outputs)])
+    with pytest.raises(SystemExit) as end:
+        card.main()
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_replayed_run_logs_what_the_first_one_did_when_everything_is_cached(

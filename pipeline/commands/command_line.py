@@ -6,6 +6,7 @@ import argparse
 import faulthandler
 import io
 import os
+import re
 import sys
 import time
 import traceback
@@ -30,6 +31,8 @@ class Parser(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
         flags = [flag for action in self._actions for flag in action.option_strings]
         hint = f"; {suggestion(unknown, flags)}" if unknown.startswith("-") else ""
+        if kind := re.search(r": invalid (int|float) value: ", message):
+            hint = f"; allowed: {'a whole number' if kind[1] == 'int' else 'a number'}"
         raise UserError(f"{message}{hint}")
 
 

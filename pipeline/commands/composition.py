@@ -6,6 +6,7 @@ status 2. All jobs of a sweep are composed and checked before the first of them 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import re
@@ -55,6 +56,7 @@ _VERSION_BASE = "1.3"
 # Once a run or sweep is under way, what it raises is no matter of what was typed.
 _begun: list[bool] = []
 
+_SECTIONS = tuple(spec.name for spec in dataclasses.fields(Config) if dataclasses.is_dataclass(spec.default_factory))
 # Groups whose choice may be the user's own code, called with what they say.
 _OWN = ("model", "dataset")
 _TYPED = OmegaConf.structured(Config)  # takes longer to make than to copy, which merging does
@@ -160,10 +162,16 @@ def _compose(overrides: list[str]) -> DictConfig:
     return composer.compose(CONFIG_FOLDER, CONFIG_NAME, overrides)
 
 
-def _refuse_removals(overrides: Iterable[str]) -> None:
-    """What Hydra removes, the typed configuration would put back, with other values than conf/ has."""
+def _refuse_what_hydra_takes(overrides: Iterable[str]) -> None:
+    """What Hydra removes, the typed configuration would put back, with other values than conf/ has.
+
+    Of a list of options it would merge all, of which the last one stays.
+    """
     for text in overrides:
-        key = text.lstrip("~").partition("=")[0]
+        key, _, value = text.lstrip("~").partition("=")
+        if value.startswith("[") and key in _SECTIONS:
+            listed = value.strip("[] ").replace(" ", "")
+            raise UserError(f"{text}: allowed: one option; a sweep over several: -m {key}={listed}")
         if text.startswith("~") and not key.startswith("hydra"):
             raise UserError(f"{text}: settings and groups cannot be removed; allowed: {key}=value")
 
@@ -219,7 +227,7 @@ def check_command_line(overrides: list[str], multirun: bool) -> list[tuple[list[
     Raises:
         UserError: for the first mistake.
     """
-    _refuse_removals(overrides)
+    _refuse_what_hydra_takes(overrides)
     with _initialized():
         if not multirun:
             return [(overrides, to_config(_compose(overrides)))]
@@ -282,7 +290,7 @@ def compose_request(overrides: list[str]) -> Request:
         UserError: as the command would.
     """
     overrides = with_own(overrides)
-    _refuse_removals(overrides)
+    _refuse_what_hydra_takes(overrides)
     with _initialized():
         return to_request(_compose(overrides), overrides)
 

@@ -11,7 +11,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pipeline.host.errors import UserError, first_line, suggestion
-from pipeline.settings.schema import allowed_words
+from pipeline.settings.schema import allowed_words, settings_named
+
+# What a path is meant for that was given to a group.
+_FILES = {"dataset": "dataset=image_folder dataset.root=FOLDER", "model": "model.weights=FILE"}
 
 
 @contextmanager
@@ -34,15 +37,23 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         key, equals, value = str(error.override).partition("=")
         quoted = f": \"{key}='{value}'\"" if equals and "'" not in value else ""
+        if value.count("[") > value.count("]"):
+            quoted = f": the shell has cut it at a blank: '{error.override} …]'"
         return (
             f"{error.override}: cannot be read ({first_line(error)}); allowed: key=value, quoted where needed{quoted}"
         )
     if type(error).__module__.partition(".")[0] == "yaml":  # PyYAML comes with OmegaConf
         return f"{' '.join(str(error).split())}; allowed: YAML"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"{group}={name}: no such {group}; {suggestion(name, error.options)}"
+        file = error.missing_cfg_file
+        group, _, name = file.rpartition("/") if file.startswith("hydra/") else file.partition("/")
+        meant = f"; or {_FILES[group]}" if "/" in name and group in _FILES else ""
+        return f"{group}={name}: no such {group}; {suggestion(name, error.options)}{meant}"
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    if ambiguous := re.match(r"Ambiguous value for argument '([^']+)'", text):
+        key, _, value = ambiguous[1].partition("=")
+        allowed = allowed_words(key) or "one value"
+        return f"{ambiguous[1]}: allowed: {allowed}; a sweep over several: python -m pipeline -m {key}={value}"
     override = text.removeprefix("Error merging override ") if text.startswith("Error merging override ") else None
     found = re.match(r"In '([^']+)': ", text)  # Hydra tells the file here alone
     place = f"{found[1]}.yaml: " if found else ""
@@ -56,9 +67,13 @@ def one_line(error: Exception) -> str:
                 return packaged
             section = str(cause.full_key).removesuffix(str(cause.key))
             if names := [f"{section}{key!s}" for key in cause.parent_node if key not in ("hydra", "_target_")]:
-                return f"{place}{cause.full_key}: no such setting; {suggestion(str(cause.full_key), names)}"
+                named = settings_named(str(cause.key)) if not section else []
+                known = f"did you mean {' or '.join(named)}?" if named else suggestion(str(cause.full_key), names)
+                return f"{place}{cause.full_key}: no such setting; {known}"
         elif isinstance(cause, OmegaConfBaseException) and cause.full_key:
             words = allowed_words(str(cause.full_key))
+            if "is not a ListConfig" in str(cause) and words:
+                return f"{place}{override or cause.full_key}: allowed: {words}: '{cause.full_key}=[…]'"
             return f"{place}{override or cause.full_key}: {first_line(cause)}" + (
                 f"; allowed: {words}" if words else ""
             )

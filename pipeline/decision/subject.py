@@ -52,14 +52,14 @@ def find(key: str, typed: str, outputs: Path, tracking_uri: str | None, with_mod
 
     config = TrackingConfig(uri=tracking_uri)
     if typed.startswith(REGISTERED):
-        place, source = find_registered(typed, config, outputs, key), source_run(typed, config, outputs)
+        place, source = find_registered(typed, config, outputs, key), source_run(typed, config, outputs, key)
         runs: list[TrackedRun] = []
         if source is not None:
             with contextlib.suppress(UserError):  # it was deleted, and the model was not
                 runs = read_runs(config, outputs, source)
         return Subject(told, runs[0] if runs else None, exported.load(place, key=key))
     tell_unused_store(config, outputs, "--tracking-uri=$MLFLOW_TRACKING_URI")
-    runs = read_runs(config, outputs, typed)
+    runs = read_runs(config, outputs, typed, key=key)
     if len(runs) != 1:
         ids = ", ".join(run.run_id for run in runs) or "those that python -m pipeline prints"
         raise UserError(f"{told}: {len(runs)} runs are meant by it; allowed: one id, such as {ids}")

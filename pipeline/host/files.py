@@ -23,6 +23,12 @@ _OBJECT = re.compile(r"Unsupported (?:global|class): (?:GLOBAL )?([\w.]+)")
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
+def how_to_install(extra: str) -> str:
+    """What brings an optional dependency of this project: in a checkout, or beside an installed wheel."""
+    in_checkout = (PROJECT_ROOT / "pyproject.toml").is_file()
+    return f"pip install -e '.[{extra}]'" if in_checkout else f"pip install 'qat_pipeline-….whl[{extra}]'"
+
+
 def resolved(path: str) -> Path:
     """`path` as an absolute one: a relative one counts from the working directory, `~` is the user's home."""
     return Path(os.path.expanduser(path)).resolve()

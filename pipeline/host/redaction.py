@@ -16,7 +16,9 @@ MASK = "***"
 _SECRET = (
     r"(?:pass(?:word|wd|phrase)|secret|token|credential|signature|\bsig\b|api[_-]?key|access[_-]?key|private[_-]?key)"
 )
-_ASSIGNED = re.compile(rf"([\w.-]{{0,64}}{_SECRET}[\w.-]{{0,64}}=)(?:'[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE)
+_ASSIGNED = re.compile(
+    rf"([\w.-]{{0,64}}{_SECRET}[\w.-]{{0,64}}=)(?:'[^']*'|\"[^\"]*\"|\S+?(?=[:;,]?(?:\s|$)))", re.IGNORECASE
+)
 # A signed address, or one with a token, in its query.
 _QUERY = re.compile(rf"\b[a-z][\w+.-]*://\S*[?&][\w.-]*{_SECRET}[\w.-]*=[^\s&]", re.IGNORECASE)
 # user@, user:password@ after the scheme; a password that is not encoded may hold / and @. host:5000/a@b is none.

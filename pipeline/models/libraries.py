@@ -15,6 +15,7 @@ from torch import nn
 
 from pipeline.host.declared import run_users
 from pipeline.host.errors import UserError, nearest
+from pipeline.host.files import how_to_install
 
 # By the name that `model.name` says: all names of classifiers, and what builds one.
 LIBRARIES: dict[str, tuple[Callable[[], Iterable[str]], Callable[..., nn.Module]]] = {}
@@ -28,7 +29,7 @@ def builder_of(library: str, arch: str | None, kwargs: Mapping[str, Any]) -> Cal
     """
     key = f"model.arch={arch}"
     if importlib.util.find_spec(library) is None:
-        raise UserError(f"model.name={library}: it is not installed here; pip install -e '.[{library}]' brings it")
+        raise UserError(f"model.name={library}: it is not installed here; {how_to_install(library)} brings it")
     names, build = LIBRARIES[library]
     known = list(names())
     if arch is None:

@@ -37,6 +37,8 @@ def check_registration(config: Config) -> None:
         UserError: saying what is missing.
     """
     if config.register.name is None:
+        if config.register.input != "array":
+            raise UserError(f"register.input={config.register.input}: allowed: with register.name")
         return
     key = f"register.name={config.register.name}"
     if not re.fullmatch(r"\w[\w .-]*", config.register.name):

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 from pipeline.host.declared import choose, declared_in, is_import_path
 from pipeline.host.errors import UserError
+from pipeline.host.files import how_to_install
 from pipeline.runtimes.contract import Predictor, Runtime
 
 __all__ = [
@@ -111,7 +112,7 @@ def check_runtimes(
         needed = runtime.loads_with if only_to_load and runtime.loads_with else runtime.modules
         missing = [module for module in needed if importlib.util.find_spec(module.partition(".")[0]) is None]
         if missing:
-            how = f"pip install -e '.[{runtime.extra}]'" if runtime.extra else f"pip install {' '.join(missing)}"
+            how = how_to_install(runtime.extra) if runtime.extra else f"pip install {' '.join(missing)}"
             raise UserError(f"{key}: {runtime.name} is not installed here; {how} brings it")
         if flow is not None and not runtime.takes(flow):
             able = ", ".join([EAGER, *(each.name for each in registry().values() if each.takes(flow))])

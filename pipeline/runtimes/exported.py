@@ -77,7 +77,7 @@ def locate(model: str | None, outputs: str, runtime: str | None = None, key: str
         found = _first((export / one.name for one in _those(runtime)), runtime)
         if found is not None:
             return found[1]
-    raise UserError(f"no exported int8 model in {artifacts}; a run with stage export makes one; allowed too: --model")
+    raise UserError(f"no exported int8 model in {artifacts}; a run with stage export makes one; allowed too: {key}")
 
 
 def load(path: Path, threads: int = 1, runtime: str | None = None, key: str = "--model") -> ExportedModel:
@@ -138,7 +138,8 @@ def _find(path: Path, runtime: str | None, key: str) -> tuple[Runtime, Path]:
     places, file = ([path / place for place in _PLACES], None) if path.is_dir() else ([path.parent], path.name)
     found = _first(places, runtime, file)
     if found is None:
-        raise UserError(f"{key} {path}: no exported model; allowed: models:/NAME@ALIAS, {_files(runtime)}")
+        why = "no exported model" if file is None else "no exported model, by its name"
+        raise UserError(f"{key} {path}: {why}; allowed: models:/NAME@ALIAS, {_files(runtime)}")
     return found
 
 

@@ -314,6 +314,8 @@ def check(config: Config) -> None:
         raise UserError("outputs='': allowed: the name of a folder")
     if config.tracking.uri is not None:
         check_store("tracking.uri", config.tracking.uri)
+    if not config.tracking.experiment.strip():
+        raise UserError(f"tracking.experiment='{config.tracking.experiment}': allowed: a name")
     _check_warmup("train", config.train)
     _check_warmup("qat", config.qat)
     if config.qat.freeze_observer_epoch == 0 and config.qat.init == "fresh":

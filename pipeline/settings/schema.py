@@ -32,6 +32,11 @@ def allowed_words(key: str) -> str | None:
     return ", ".join(choices) or (_words_of(kind) if kind else None)
 
 
+def settings_named(name: str) -> list[str]:
+    """The settings that end with a name, in whatever section."""
+    return [key for key in _settings() if key.endswith(f".{name}")]
+
+
 def _words_of(kind: Any) -> str:
     """A declared type in words: `list[int] | None` is a list, each a whole number, or null."""
     if typing.get_origin(kind) is list:

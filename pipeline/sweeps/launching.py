@@ -32,7 +32,7 @@ from omegaconf import DictConfig
 
 from pipeline.host import terminal
 from pipeline.host.errors import SubmissionError, UserError
-from pipeline.host.files import write_and_rename
+from pipeline.host.files import how_to_install, write_and_rename
 from pipeline.host.interruption import (
     INTERRUPTIONS,
     ctrl_c_for_us_alone,
@@ -68,7 +68,8 @@ class _NotInstalled(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         raise SubmissionError(
-            "hydra/launcher=submitit: needs hydra-submitit-launcher; install with pip install -e '.[slurm]'"
+            "hydra/launcher=submitit_…: hydra-submitit-launcher is not installed here; "
+            f"{how_to_install('slurm')} brings it"
         )
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.host import terminal
 from pipeline.host.errors import UserError, suggestion
-from pipeline.host.files import resolved
+from pipeline.host.files import how_to_install, resolved
 from pipeline.reports.pareto import FrontTrial, front_table, write_front
 from pipeline.settings.config import Config
 from pipeline.settings.setting import check_settings, setting
@@ -115,7 +115,9 @@ def import_optuna() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise
-        raise UserError("hydra/sweeper=optuna: needs optuna; install with pip install -e '.[search]'") from error
+        raise UserError(
+            f"hydra/sweeper=optuna: optuna is not installed here; {how_to_install('search')} brings it"
+        ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Of Optuna 4: constant_liar and metric names, as they are since.
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

@@ -22,7 +22,11 @@ _OPERATOR = re.compile(r"[=<>]|\b(like|in|is)\b", re.IGNORECASE)
 
 
 def read_runs(
-    config: TrackingConfig, outputs: Path, selection: str | None = None, experiment: str | None = None
+    config: TrackingConfig,
+    outputs: Path,
+    selection: str | None = None,
+    experiment: str | None = None,
+    key: str | None = None,
 ) -> list[TrackedRun]:
     """The runs that `selection` names, newest first, whatever their status; parents of others are left out.
 
@@ -32,6 +36,7 @@ def read_runs(
         selection: the id or the name of a sweep or a parent (its children are meant) or of a run, or an MLflow
             filter; None: every run of the experiment.
         experiment: its name; None: the one with the newest run, and for an id or a name any.
+        key: what names the selection, in an error's line.
 
     Raises:
         UserError: when the store, the experiment or the selection is not there, or the filter is wrong.
@@ -52,7 +57,8 @@ def read_runs(
         chosen = _named(runs, parents, selection) if selection else []
         if not chosen:
             newest = [run for run in runs if run.info.experiment_id == runs[0].info.experiment_id]
-            chosen = _filtered(newest, selection, runs) if selection else newest
+            told = f"{key} {selection}" if key else str(selection)
+            chosen = _filtered(newest, selection, runs, told) if selection else newest
     return [
         TrackedRun(
             run.info.run_id, run.info.run_name, run.info.status, run.data.params, run.data.metrics, run.data.tags
@@ -107,21 +113,21 @@ def _named(runs: list[Any], parents: set[str], selection: str) -> list[Any]:
     return list(chosen.values())
 
 
-def _filtered(newest: list[Any], selection: str, runs: list[Any]) -> list[Any]:
-    """The runs of the newest experiment that match `selection` as a filter of MLflow's."""
+def _filtered(newest: list[Any], selection: str, runs: list[Any], told: str) -> list[Any]:
+    """The runs of the newest experiment that match `selection` as a filter of MLflow's; `told`: in an error's line."""
     from mlflow.exceptions import MlflowException
 
     close = nearest(selection, {run.info.run_name for run in runs})
     hint = f"; did you mean '{close}'?" if close else ""
     if not _OPERATOR.search(selection):
-        raise UserError(f"{selection}: no run has this id or name, and it is no MLflow filter{hint}")
+        raise UserError(f"{told}: no run has this id or name, and it is no MLflow filter{hint}")
     try:
         found = _search([newest[0].info.experiment_id], selection)
     except MlflowException as error:
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"{selection}: no run has this id or name, and as a filter MLflow refuses it: {why}{hint}"
+            f"{told}: no run has this id or name, and as a filter MLflow refuses it: {why}{hint}"
         ) from error
     if not found:
-        raise UserError(f"{selection}: no run has this id or name, and none matches it as a filter{hint}")
+        raise UserError(f"{told}: no run has this id or name, and none matches it as a filter{hint}")
     return found

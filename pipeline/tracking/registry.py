@@ -28,10 +28,7 @@ def find_registered(uri: str, config: TrackingConfig, outputs: Path, key: str = 
     Raises:
         UserError: when there is no such store, model, alias or version, or its files are gone.
     """
-    told = f"{key} {uri}"
-    asked = _URI.fullmatch(uri)
-    if asked is None:
-        raise UserError(f"{told}: allowed: models:/NAME@ALIAS or models:/NAME/VERSION")
+    told, asked = f"{key} {uri}", _asked(uri, key)
     tell_unused_store(config, outputs, "--tracking-uri=$MLFLOW_TRACKING_URI")
     client = open_to_read(config, outputs)
     with _had(told, client):
@@ -39,10 +36,20 @@ def find_registered(uri: str, config: TrackingConfig, outputs: Path, key: str = 
         return _folder(uri, told, client)
 
 
-def source_run(uri: str, config: TrackingConfig, outputs: Path) -> str | None:
-    """The id of the run that a registered model is of; None where it was registered by other means."""
+def _asked(uri: str, key: str) -> re.Match[str]:
     asked = _URI.fullmatch(uri)
-    assert asked is not None
+    if asked is None:
+        raise UserError(f"{key} {uri}: allowed: models:/NAME@ALIAS or models:/NAME/VERSION")
+    return asked
+
+
+def source_run(uri: str, config: TrackingConfig, outputs: Path, key: str = "--model") -> str | None:
+    """The id of the run that a registered model is of; None where it was registered by other means.
+
+    Raises:
+        UserError: when there is no such store, model, alias or version.
+    """
+    asked = _asked(uri, key)
     client, name, which = open_to_read(config, outputs), asked["name"], asked["which"]
     with _had(uri, client):
         ask = client.get_model_version_by_alias if which.startswith("@") else client.get_model_version

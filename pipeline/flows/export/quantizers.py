@@ -32,6 +32,7 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
 from pipeline.flows.export.fake_quantize import OBSERVERS, FakeQuantize, weight_observer
 from pipeline.flows.processor import has_vnni
 from pipeline.host import terminal
+from pipeline.host.files import how_to_install
 from pipeline.settings.config import BackendConfig
 
 aten = torch.ops.aten
@@ -303,7 +304,7 @@ def lacks(backend: BackendConfig) -> str | None:
     if backend.qconfig != _XNNPACK:
         return None
     if importlib.util.find_spec("executorch") is None:
-        return f"backend.qconfig={_XNNPACK}: executorch is not installed here; pip install -e '.[executorch]' brings it"
+        return f"backend={backend.name}: executorch is not installed here; {how_to_install('executorch')} brings it"
     if backend.activation_bits == 7:
         return f"backend.activation_bits=7: backend.qconfig={_XNNPACK} has activations of 8 bits; allowed: 8"
     return None
