@@ -17,7 +17,7 @@ from pipeline.host.files import PROJECT_ROOT
 from pipeline.settings.config import TrackingConfig
 from pipeline.tracking.registry import find_registered
 from tests.shipped_models import ship
-from tests.tiny_exports import export, models
+from tests.tiny_exports import captured_int8, export, models
 
 pytestmark = pytest.mark.operations
 
@@ -79,14 +79,16 @@ def test_logged_model_gives_the_same_bits_in_an_environment_of_its_requirements(
     np.testing.assert_array_equal(np.load(tmp_path / "outputs.npy"), shipped.outputs)
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "executorch"])
 def test_predict_answers_alike_in_an_environment_of_the_runtime_and_pillow(runtime: str, tmp_path: Path) -> None:
     """A process that finds the standard library, this project's code, and no packages but those of both."""
     pytest.importorskip(runtime)
-    folder = export(models()["int8"], runtime, tmp_path / "model")
+    int8 = captured_int8(runtime) if runtime == "executorch" else models()["int8"]
+    folder = export(int8, runtime, tmp_path / "model")
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
-    (tmp_path / "requirements.txt").write_text(f"{runtime}\npillow\n")
+    brought = "\ntorch" if runtime == "executorch" else ""  # it is run by torch's tensors, and does not ask for it
+    (tmp_path / "requirements.txt").write_text(f"{runtime}{brought}\npillow\n")
     packages = make_environment(tmp_path / "requirements.txt", tmp_path / "packages")
     arguments = ["--model", str(folder), str(tmp_path / "picture.png")]
     probe = "import sys\nsys.path += sys.argv[1:3]\nsys.argv[1:3] = []\nfrom pipeline.predict import main\nmain()\n"

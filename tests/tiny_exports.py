@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pipeline import models as networks
 from pipeline.commands.composition import compose_request
 from pipeline.datasets import catalogue
+from pipeline.flows import catalogue as flows
 from pipeline.flows import eager as quantization
 from pipeline.flows.eager import twins
 from pipeline.runtimes import registry
@@ -29,6 +31,17 @@ def models(*overrides: str) -> dict[str, nn.Module]:
     with torch.inference_mode():
         prepared(torch.randn(8, 1, SIZE, SIZE))
     return made | {"int8": quantization.convert(prepared, config.backend)}
+
+
+def captured_int8(backend: str) -> nn.Module:
+    """The network in int8 by the export flow."""
+    config = compose_request([*TINY[:2], f"backend={backend}"]).config
+    info, flow = catalogue.info(config.dataset), flows.find(config.backend)
+    torch.manual_seed(0)
+    prepared = flow.prepare_ptq(networks.build(config.model, info).eval(), config, info)
+    with torch.no_grad():
+        prepared(torch.randn(8, 1, SIZE, SIZE))
+    return flow.convert(prepared, config)
 
 
 def export(model: nn.Module, runtime: str, folder: Path) -> Path:
