@@ -130,6 +130,7 @@ def test_ladder_climbs_every_rung_when_each_loses_too_much(
     assert sorted(map(len, skipped)) == [0, 0, 3]
 
 
+@pytest.mark.operations
 def test_ladder_stops_when_int8_is_too_slow_on_any_rung(
     outputs: Path, walked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +174,7 @@ def test_decision_is_refused_before_anything_runs_when_it_cannot_be_asked(
     assert not (outputs / "decisions").exists()
 
 
+@pytest.mark.operations
 def test_decision_cannot_be_told_when_the_minutes_are_over_before_a_rung(
     outputs: Path, walked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

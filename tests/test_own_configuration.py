@@ -147,6 +147,7 @@ def test_lines_to_type_next_name_the_folder() -> None:
     assert typed == "python -m pipeline -m --config-dir '/my folder'\"'\"'s/conf' +experiment=mine seed=1,2"
 
 
+@pytest.mark.operations
 @pytest.mark.parametrize("launcher", ["basic", pytest.param("submitit_local", marks=pytest.mark.operations)])
 def test_jobs_of_a_sweep_have_the_folder_too(folder: Path, launcher: str) -> None:
     asked = ["--config-dir", "conf", "-m", "+experiment=mine", "seed=0,1", f"hydra/launcher={launcher}"]

@@ -69,12 +69,14 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in ("one", "two")}
 
 
+@pytest.mark.operations
 @pytest.mark.parametrize("network", ["train", "dropout"])
 def test_float_losses_are_those_of_one_process_when_two_share_each_batch(learned: dict[str, Any], network: str) -> None:
     # In float64, where rounding does not grow to what a wrong statistic, mask or a repeated image would do.
     np.testing.assert_allclose(learned["two"][network]["losses"], learned["one"][network]["losses"], atol=1e-10)
 
 
+@pytest.mark.operations
 def test_reported_metrics_are_those_of_one_process_when_two_share_each_batch(learned: dict[str, Any]) -> None:
     one, two = (
         [value for metric, value, _ in learned[name]["train"]["history"] if metric != "train/seconds"]
@@ -83,6 +85,7 @@ def test_reported_metrics_are_those_of_one_process_when_two_share_each_batch(lea
     np.testing.assert_allclose(two, one, atol=1e-8)
 
 
+@pytest.mark.operations
 def test_observers_see_the_whole_batch_when_two_processes_share_it(learned: dict[str, Any]) -> None:
     one, two = (learned[name]["qat"]["ranges"] for name in ("one", "two"))
     # Deeper ranges follow from values that were quantized, one of them otherwise here and there.
@@ -90,6 +93,7 @@ def test_observers_see_the_whole_batch_when_two_processes_share_it(learned: dict
     np.testing.assert_allclose(two, one, rtol=0.1)
 
 
+@pytest.mark.operations
 @pytest.mark.parametrize("stage", ["train", "qat"])
 def test_ranks_end_with_one_state_and_the_files_of_rank_0_when_trained(learned: dict[str, Any], stage: str) -> None:
     assert learned["two"][stage]["spread"] == 0

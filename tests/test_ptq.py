@@ -56,7 +56,7 @@ def test_ptq_answers_nearly_as_the_float_model_when_its_artifact_is_loaded(small
     assert torch.load(path, weights_only=True)["conv1.weight"].dtype == torch.qint8
 
 
-@pytest.mark.parametrize("backend", ["fbgemm", "onnxruntime"])
+@pytest.mark.parametrize("backend", ["fbgemm", pytest.param("onnxruntime", marks=pytest.mark.operations)])
 def test_rounded_weights_shift_no_channel_when_biases_are_corrected(small_request: Compose, backend: str) -> None:
     """Weights are simulated alone, on the mean of what goes in, far from borders: no shift is left there."""
     config = (request := small_request(*PTQ, *LEARNED, f"backend={backend}", "backend.per_channel=false")).config

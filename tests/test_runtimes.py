@@ -63,7 +63,7 @@ def int8_model(name: str, backend: str, size: int) -> tuple[nn.Module, torch.Ten
 @pytest.mark.parametrize(
     ("name", "size", "backend"),
     [
-        ("resnet18", 32, "qnnpack"),
+        pytest.param("resnet18", 32, "qnnpack", marks=pytest.mark.operations),
         ("compact_resnet", 32, "fbgemm"),
         pytest.param("mobilenet_v3_large", 32, "fbgemm", marks=pytest.mark.operations),
         pytest.param("resnet18", 32, "fbgemm", marks=pytest.mark.operations),
@@ -387,6 +387,7 @@ def test_benchmark_reports_every_runtime_that_has_parity_and_one_of_ones_own(
     )
 
 
+@pytest.mark.operations
 def test_whatever_computes_holds_the_lock_when_models_are_exported_and_measured(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,6 +186,7 @@ def test_damage_is_told_and_made_good_when_the_sweep_is_asked_for_again(
     assert finished(swept) == logged
 
 
+@pytest.mark.operations
 def test_finished_jobs_are_compared_when_nothing_is_tracked(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     done = sweep(outputs, *SMALL, "tracking=off", "backend=fbgemm,qnnpack")
