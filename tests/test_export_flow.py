@@ -438,6 +438,18 @@ def test_inductor_computes_what_torch_computes_for_any_batch_when_a_network_is_i
     assert sum(one.count for one in contents.operators if one.arithmetic == "int8" and "qconv" in one.kind) == 4
 
 
+@pytest.mark.operations
+def test_inductor_computes_what_torch_computes_when_a_relu_is_added_to_something(tmp_path: Path) -> None:
+    needs_compiler()
+    config = compose_request(["model=compact_resnet", "backend=inductor", "dataset=cifar10"]).config
+    info = catalogue.info(config.dataset)
+    int8 = FLOW.convert(trained(config, info), config)
+    batch = images(5, info)
+    runtimes.registry()["inductor"].export(int8, batch[:1], tmp_path)
+    outputs = torch.from_numpy(runtimes.registry()["inductor"].load(tmp_path, 1)(batch.numpy()))
+    torch.testing.assert_close(outputs, int8(batch), atol=0.02, rtol=0)
+
+
 def test_run_that_exports_is_refused_in_one_line_when_there_is_no_compiler(
     small_request: Callable[..., Request],
 ) -> None:

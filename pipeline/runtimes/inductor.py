@@ -51,6 +51,7 @@ def _export(model: nn.Module, example: Tensor, folder: Path) -> None:
 
     if isinstance(model, torch.fx.GraphModule):
         model = _with_two_channels(model)
+        _keep_apart(model)
     batch = torch.export.Dim("batch", min=1, max=_MOST_IMAGES)
     # Without no_grad Inductor does not freeze: it computes int8 in float, four times as slowly, and says nothing.
     with warnings.catch_warnings(), torch.no_grad():
@@ -98,6 +99,22 @@ def _with_two_channels(model: fx.GraphModule) -> fx.GraphModule:
     graph.eliminate_dead_code()
     model.recompile()
     return model
+
+
+def _keep_apart(model: fx.GraphModule) -> None:
+    """Write a ReLU whose output is added to something as a clamp, in place.
+
+    torchao's passes fuse the ReLU with the convolution before it, take the result for a bare convolution before an
+    addition, and end in an AssertionError.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    rectified, added = {aten.relu.default, aten.relu_.default}, {aten.add.Tensor, aten.add_.Tensor}
+    for node in model.graph.nodes:
+        if node.target in rectified and any(user.target in added for user in node.users):
+            node.target, node.args = aten.clamp_min.default, (node.args[0], 0)
+    model.recompile()
 
 
 def _load(folder: Path, threads: int) -> Predictor:
