@@ -114,13 +114,8 @@ def accuracy(outputs: str, *overrides: str) -> None:
         if named and name not in named:
             continue
         asked = [f"model={name}", f"dataset.image_size={size}", f"train.epochs={epochs}", f"train.batch_size={batch}"]
-        asked += [
-            "qat.epochs=1",
-            *overrides,
-            f"outputs={outputs}",
-            "tracking=off",
-            "stages=[train,fuse,ptq,qat,convert,evaluate]",
-        ]
+        asked += ["qat.epochs=1", *overrides, f"outputs={outputs}", "tracking=off"]
+        asked += ["stages=[train,fuse,ptq,qat,convert,evaluate]"]
         eager, export = (_decided(compose_request([*asked, f"backend={each}"])) for each in ("fbgemm", "openvino"))
         images = len(eager["labels"])
         print(f"{name}, {size} px, {images} images: fp32 {100 * eager['fp32'].mean():.2f} %", end="")

@@ -186,7 +186,7 @@ def test_search_is_refused_in_one_line_when_the_command_is_wrong(overrides: list
 
 def test_search_is_refused_with_the_line_to_install_when_optuna_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UserError, match=r"pip install -e '\.\[search\]'"):
+    with pytest.raises(UserError, match=r"optuna is not installed here; pip install -e '\.\[search\]'"):
         check_command_line(["hydra/sweeper=optuna", RATE], multirun=True)
 
 

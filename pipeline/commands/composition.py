@@ -56,6 +56,7 @@ _VERSION_BASE = "1.3"
 # Once a run or sweep is under way, what it raises is no matter of what was typed.
 _begun: list[bool] = []
 
+# Of each of these groups one option is chosen; of experiments and controls several may be.
 _SECTIONS = tuple(spec.name for spec in dataclasses.fields(Config) if dataclasses.is_dataclass(spec.default_factory))
 # Groups whose choice may be the user's own code, called with what they say.
 _OWN = ("model", "dataset")

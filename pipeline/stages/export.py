@@ -112,9 +112,9 @@ def _ship(runtime: Runtime, reference: _Reference, fp32: _Reference, config: Con
     found = parity.compare(outputs, reference.outputs, targets, context.task)
     agrees = found.agreement_pct >= config.export.min_agreement
     unfaithful = context.flow.unfaithful(config) if reference.form.is_int8 else None
-    is_rounding = parity.is_rounding(found, reference.outputs, fp32.outputs, context.task)
-    rounding = reference.form.is_int8 and unfaithful is None and is_rounding
-    passed = (agrees or rounding) and floating is None
+    may_round = reference.form.is_int8 and unfaithful is None
+    right = agrees or (may_round and parity.is_rounding(found, reference.outputs, fp32.outputs, context.task))
+    passed = right and floating is None
     for what, value in dataclasses.asdict(found).items():
         context.metric(f"{name}/{ {'value': metric.name, 'p': metric.test}.get(what, what) }", value)
     context.metric(f"{name}/file_mb", sum(path.stat().st_size for path in folder.iterdir()) / MEGABYTE)
@@ -127,12 +127,14 @@ def _ship(runtime: Runtime, reference: _Reference, fp32: _Reference, config: Con
     )
     if passed:
         terminal.say(f"  {line}" if agrees else f"  {line}: {_accepted(found, reference, config, context)}")
+        return True
+    if right:
+        terminal.warn(f"{name}: fails: {floating}")
     else:
         cause = f"; likely cause: {unfaithful}" if unfaithful is not None else ""
-        disagrees = f"export.min_agreement={config.export.min_agreement:g}: fails{cause}"
-        terminal.warn(f"{name}: fails: {floating}" if agrees or rounding else f"{line}; {disagrees}")
-        shutil.rmtree(folder)  # nobody shall take it for the model
-    return passed
+        terminal.warn(f"{line}; export.min_agreement={config.export.min_agreement:g}: fails{cause}")
+    shutil.rmtree(folder)  # nobody shall take it for the model
+    return False
 
 
 def _floating(runtime: Runtime, reference: _Reference, folder: Path, told: dict[str, float]) -> str | None:
