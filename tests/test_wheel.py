@@ -62,7 +62,7 @@ def test_document_on_ones_own_network_can_be_followed_word_for_word(python: str,
     files = {
         "mine/nets.py": f"{nets}\n\n{twin}",
         "mine/data.py": data,
-        "conf/experiment/mine.yaml": experiment,
+        "my_conf/experiment/mine.yaml": experiment,
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
