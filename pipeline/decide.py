@@ -9,8 +9,8 @@ import sys
 from pipeline.commands.command_line import Parser, run_command
 from pipeline.decision.verdict import Verdict
 from pipeline.host import torchrun
-from pipeline.host.errors import UserError
-from pipeline.settings.decision import BudgetConfig
+from pipeline.host.errors import UserError, nearest
+from pipeline.settings.decision import BudgetConfig, DecisionConfig
 
 _EPILOG = """examples:
   python -m pipeline.decide +experiment=resnet18_mnist budget.max_drop_pct=0.5
@@ -21,6 +21,7 @@ Every other key=value is one of python -m pipeline. Exit status: 0, a rung passe
 """
 # What a decision sets by itself, rung by rung.
 _SET = ("stages", "method", "force")
+_OURS = tuple(spec.name for spec in dataclasses.fields(DecisionConfig))
 _BUDGET = tuple(spec.name for spec in dataclasses.fields(BudgetConfig))
 _EXIT = {Verdict.PASSES: 0, Verdict.FAILS: 1, Verdict.UNKNOWN: 3}
 
@@ -54,14 +55,22 @@ def _run(arguments: argparse.Namespace) -> int:
     from pipeline.commands.arguments import of_config_dir
     from pipeline.commands.composition import CONFIG_FOLDER, compose_decision, compose_request
     from pipeline.decision.deciding import decide
+    from pipeline.settings.config import Config
     from pipeline.settings.typed import command
 
+    settings_of_runs = {spec.name for spec in dataclasses.fields(Config)}
     beside = [] if arguments.config_dir is None else [of_config_dir(arguments.config_dir, CONFIG_FOLDER)]
-    ours = [text for text in arguments.overrides if _key(text).split(".")[0] in ("budget", "ladder")]
+    ours = [text for text in arguments.overrides if _key(text).split(".")[0] in _OURS]
+    if "ladder.rungs={}" in ours:
+        raise UserError("ladder.rungs={}: would take no rung away; allowed: ladder.climb=[…] with the rungs to climb")
     others = [text for text in arguments.overrides if text not in ours]
     for text in others:
         if _key(text) in _BUDGET:
             raise UserError(f"{text}: no such setting; did you mean budget.{text}?")
+        section = _key(text).split(".")[0]
+        close = nearest(section, (*settings_of_runs, *_OURS))
+        if close in _OURS:
+            raise UserError(f"{text}: no such setting; did you mean {text.replace(section, close, 1)}?")
         if _key(text) in _SET:
             raise UserError(f"{text}: a decision sets it for each rung; allowed: python -m pipeline {text}")
     backends = [text for text in others if _key(text) == "backend"]

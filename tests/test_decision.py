@@ -154,6 +154,9 @@ def test_model_is_not_shipped_when_it_names_one_class_as_the_float_one_does(
     [
         ("stages=[train]", "stages=[train]: a decision sets it for each rung"),
         ("budget.max_drop=1", "budget.max_drop: no such setting; allowed: budget.max_drop_pct"),
+        ("budgets.max_drop_pct=1", "budgets.max_drop_pct=1: no such setting; did you mean budget.max_drop_pct=1?"),
+        ("datset=mnist", "datset: no such setting; allowed: model, "),
+        ("ladder.rungs={}", "ladder.rungs={}: would take no rung away; allowed: ladder.climb="),
         ("ladder.climb=[ptp]", "ladder.climb=[ptp]: no rung 'ptp'; allowed: ptq, "),
         ("ladder.climb=[]", "ladder.climb=[]: allowed: one rung or more of ptq, "),
         ('ladder.rungs.qat=["backend=x86"]', "ladder.rungs.qat: backend=x86: a decision sets it itself"),
