@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 
 class Residual(nn.Module):
@@ -31,6 +32,36 @@ class Residual(nn.Module):
         if x.shape[-1] > 2:
             x = x * torch.sigmoid(self.gate(functional.adaptive_avg_pool2d(x, 1)))
         return self.head(self.dropout(self.down(x).mean((2, 3))))
+
+
+class Standardized(nn.Conv2d):
+    """A convolution whose weight has mean 0 and variance 1 in each channel (Qiao et al. 2019)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = functional.batch_norm(self.weight.reshape(1, len(self.weight), -1), None, None, training=True)
+        return functional.conv2d(x, rows.reshape_as(self.weight), self.bias, padding="same")
+
+
+class MakesWeights(nn.Module):
+    """Layers that make their weights of parameters in each forward, and one whose weight the images make."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.standardized = Standardized(in_channels, 8, 3)
+        self.normalized = parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1, bias=False))
+        self.norm = nn.BatchNorm2d(8)
+        self.spectral = parametrizations.spectral_norm(nn.Conv2d(8, 8, 3, stride=2))
+        self.pruned = prune.l1_unstructured(nn.Conv2d(8, 8, 1), "weight", 0.5)
+        self.rows = nn.Parameter(torch.randn(8, 8))
+        self.maker = nn.Linear(8, 64)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.norm(self.normalized(functional.relu(self.standardized(x)))))
+        x = functional.relu(self.pruned(functional.relu(self.spectral(x)))).mean((2, 3))
+        x = functional.linear(x, self.rows.softmax(-1)) + functional.linear(x, self.rows)
+        made = self.maker(x).mean(0).reshape(8, 8)
+        return self.head(functional.linear(x, made))
 
 
 class Shared(nn.Module):

@@ -274,6 +274,47 @@ def test_silu_is_computed_in_int8_when_the_backend_is_onnxruntime() -> None:
         assert {one.target for one in node.users} == {quantize}
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layers_are_quantized_when_they_make_their_weights_of_parameters(
+    backend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, info = config_of(
+        "model.target=tests.export_networks:MakesWeights", f"backend={backend}", "backend.skip_layers=[pruned]"
+    )
+    FLOW.check(config, info)
+    network = float_network(config, info)
+    batch = images(3, info)
+    fused = FLOW.fuse(float_network(config, info), config, info)
+    assert torch.equal(outputs_of(fused, batch), outputs_of(network, batch))
+    assert "QAT trains the weights that come out" in capsys.readouterr().out
+    ptq = FLOW.prepare_ptq(network, config, info)
+    # The parameter of `rows` itself is needed as it is; the layer that the images make a weight for stays float.
+    named = {"standardized", "normalized", "spectral", "maker", "head"}
+    assert named < set(FLOW.layers(ptq))
+    assert not {"pruned", "linear_3"} & set(FLOW.layers(ptq))
+    model = trained(config, info)
+    simulated = outputs_of(model, batch)
+    again = FLOW.rebuild("qat", config, info)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(outputs_of(again, batch), simulated)
+    int8 = FLOW.convert(model, config)
+    assert torch.equal(int8(batch), simulated)
+    assert {int8.state_dict()[f"{name}.weight"].dtype for name in named} == {torch.int8}
+
+
+def test_float_file_is_made_by_the_newer_exporter_when_the_older_one_cannot(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # To a size that does not divide the map, as AlexNet and VGG pool small images.
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(6), nn.Flatten(), nn.Linear(144, 10)).eval()
+    runtime, batch = runtimes.find("onnxruntime"), torch.randn(5, 3, 10, 10)
+    runtime.export(network, batch[:1], tmp_path)
+    with torch.no_grad():
+        expected = network(batch)
+    torch.testing.assert_close(torch.from_numpy(runtime.load(tmp_path, 1)(batch.numpy())), expected)
+    assert "graph(" not in capfd.readouterr().out
+
+
 def test_weight_that_two_layers_share_is_quantized_when_it_is_converted() -> None:
     config, info = config_of("model.target=tests.export_networks:Shared")
     model = trained(config, info)

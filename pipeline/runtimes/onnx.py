@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import os
+import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.host.faults import fault
 from pipeline.runtimes.contents import INT8, PROFILED_RUNS, Arithmetic, Contents, Operators, Weight, port, together
 from pipeline.runtimes.contract import Predictor, Runtime
 
@@ -18,6 +23,7 @@ if TYPE_CHECKING:
 
 FILE = "model.onnx"
 _INPUT, _OUTPUT = "image", "logits"
+_NAMES: dict[str, Any] = {"input_names": [_INPUT], "output_names": [_OUTPUT]}
 # The oldest with QuantizeLinear by channel that every runtime here reads; the older exporter knows up to 20.
 _OPSET = 17
 # The oldest that the newer exporter writes without converting.
@@ -32,34 +38,66 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
     """Write a float or a converted model as ONNX, for batches of any size.
 
     By the older exporter, unless the model is a captured graph: torch.export, on which the newer one rests, cannot take
-    a model that eager mode has converted, and the older one cannot take a captured graph in int8.
+    a model that eager mode has converted, and the older one cannot take a captured graph in int8. What the older one
+    cannot take, such as pooling to a size that does not divide the map, the newer one may.
     """
     import torch
 
-    common: dict[str, Any] = {"input_names": [_INPUT], "output_names": [_OUTPUT]}
     with warnings.catch_warnings(), torch.no_grad():
         if isinstance(model, torch.fx.GraphModule):
-            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-            batch = torch.export.Dim("batch", min=1, max=_MOST_IMAGES)
-            # With one image, torch.export takes their number for fixed.
-            model = _pooled_by_means(model)
-            captured = torch.export.export(model.eval(), (example.expand(2, -1, -1, -1),), dynamic_shapes=({0: batch},))
-            program = torch.onnx.export(captured, dynamo=True, opset_version=_CAPTURED_OPSET, verbose=False, **common)
-            assert program is not None
-            _pool_globally(program.model.graph)
-            program.save(str(path), external_data=False)
+            _export_captured(_pooled_by_means(model), example, path)
             return
         warnings.filterwarnings("ignore", message="You are using the legacy TorchScript-based ONNX export")
         warnings.filterwarnings("ignore", message="The feature will be removed. Please remove usage of this function")
-        torch.onnx.export(
-            model.eval(),
-            (example,),
-            str(path),
-            dynamo=False,
-            opset_version=_OPSET,
-            dynamic_axes={_INPUT: {0: "batch"}, _OUTPUT: {0: "batch"}},
-            **common,
-        )
+        try:
+            with _silent_stdout():
+                torch.onnx.export(
+                    model.eval(),
+                    (example,),
+                    str(path),
+                    dynamo=False,
+                    opset_version=_OPSET,
+                    dynamic_axes={_INPUT: {0: "batch"}, _OUTPUT: {0: "batch"}},
+                    **_NAMES,
+                )
+        except torch.onnx.OnnxExporterError as error:
+            try:
+                _export_captured(model, example, path)
+            except Exception as newer:
+                if fault(newer):
+                    raise
+                raise error from newer
+
+
+@contextlib.contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Without what is written to standard output, by C++ too.
+
+    Torch's older exporter writes the whole graph that it cannot take; its switch is always on,
+    for it takes a function for its answer.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _export_captured(model: nn.Module, example: Tensor, path: Path) -> None:
+    import torch
+
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    batch = torch.export.Dim("batch", min=1, max=_MOST_IMAGES)
+    # With one image, torch.export takes their number for fixed.
+    captured = torch.export.export(model.eval(), (example.expand(2, -1, -1, -1),), dynamic_shapes=({0: batch},))
+    program = torch.onnx.export(captured, dynamo=True, opset_version=_CAPTURED_OPSET, verbose=False, **_NAMES)
+    assert program is not None
+    _pool_globally(program.model.graph)
+    program.save(str(path), external_data=False)
 
 
 def _pooled_by_means(model: fx.GraphModule) -> fx.GraphModule:

@@ -58,14 +58,16 @@ def capture(model: nn.Module, example: Tensor) -> fx.GraphModule:
         if node.op == "call_function":
             if node.target is aten.batch_norm.default:
                 _restore_batch_norm(node, graph_module, model)
-            elif node.target is aten.conv2d.padding and node.args[1].op == "get_attr":
-                _pad_by_numbers(node, attribute(graph_module, node.args[1].target).shape[2:])
+            elif node.target is aten.conv2d.padding:
+                _pad_by_numbers(node, node.args[1].meta["val"].shape[2:])
             elif node.target in _DROPOUTS:
                 name = f"dropouts.{node.name}"
                 graph_module.add_submodule(name, _DROPOUTS[node.target](node.args[1]))
                 _become_call(node, name)
             elif node.target is aten.alias.default:  # a slice of everything; with a pair of its own, OpenVINO crashes
                 node.replace_all_uses_with(node.args[0])
+            elif node.target is aten._assert_tensor_metadata.default:  # a quantizer would take it for a part of a layer
+                graph.erase_node(node)
     graph.eliminate_dead_code()
     _return_one(graph)
     return plain(graph_module).eval()

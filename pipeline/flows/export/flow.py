@@ -169,6 +169,11 @@ def fuse(model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:
             f"model.name={config.model.name}: its captured graph computes something else (outputs differ by "
             f"{difference:.2g}): its forward does what a graph cannot hold, such as drawing random numbers"
         )
+    if computed := graph.compute_weights(copy.deepcopy(captured)):
+        terminal.say(
+            f"  {len(computed)} layers make their weights in each forward ({', '.join(computed[:3])}, …): "
+            "QAT trains the weights that come out, no longer those parameters"
+        )
     return _fused(captured, config)
 
 

@@ -17,7 +17,7 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 from pipeline.flows.export.capture import attribute, plain
 from pipeline.flows.export.fake_quantize import FakeQuantize, settle
 from pipeline.flows.export.layers import WeightedLayer
-from pipeline.flows.export.quantizers import WEIGHTED, layer_name
+from pipeline.flows.export.quantizers import WEIGHTED, has_parameters, layer_name, module_path
 from pipeline.flows.simulation import extremes, observe, range_of
 
 aten = torch.ops.aten
@@ -42,6 +42,59 @@ def fold(module: fx.GraphModule) -> fx.GraphModule:
         rest = node.args[3:] if len(node.args) > 3 else ()
         node.args = (node.args[0], node.args[1], bias_node, *rest)
     return plain(module)
+
+
+def compute_weights(module: fx.GraphModule) -> list[str]:
+    """Compute once, in place, what layers make of parameters alone in their forward, and give these layers' names.
+
+    Weight normalization, weight standardization and masks of pruning do so. What comes out is quantized, and trained.
+    """
+    made: dict[fx.Node, str] = {}
+    for node in [node for node in module.graph.nodes if node.target in WEIGHTED]:
+        for role, source in zip(("weight", "bias"), node.args[1:3], strict=False):
+            if not isinstance(source, fx.Node) or not _is_computed(source):
+                continue
+            place = f"{node.name}_layer"
+            if place not in dict(module.named_children()):
+                module.add_submodule(place, nn.Module())
+            setattr(module.get_submodule(place), role, nn.Parameter(_value(module, source).detach().clone()))
+            with module.graph.inserting_before(source):
+                attribute_node = module.graph.get_attr(f"{place}.{role}")
+            # As of a layer's own weight: quantizers find a layer's parts by it.
+            attribute_node.meta = {**node.meta, "val": source.meta["val"]}
+            source.replace_all_uses_with(attribute_node)
+            made[attribute_node] = module_path(node)
+    module.graph.eliminate_dead_code()
+    # By the layer's name, where what has it by now is not needed as it was.
+    modules = dict(module.named_modules())
+    for node, owner in made.items():
+        place, _, role = str(node.target).rpartition(".")
+        kept = [one.target for one in module.graph.nodes if one.op == "get_attr"]
+        if owner and owner in modules and f"{owner}.{role}" not in kept:
+            setattr(modules[owner], role, attribute(module, str(node.target)))
+            node.target = f"{owner}.{role}"
+    module.recompile()
+    return [
+        layer_name(node)
+        for node in module.graph.nodes
+        if node.target in WEIGHTED and not made.keys().isdisjoint(node.all_input_nodes)
+    ]
+
+
+def _is_computed(node: fx.Node) -> bool:
+    """Whether a node computes something, of parameters alone."""
+    return node.op == "call_function" and all(
+        source.op == "get_attr" or _is_computed(source) for source in node.all_input_nodes
+    )
+
+
+def _value(module: fx.GraphModule, node: fx.Node) -> Any:
+    if node.op == "get_attr":
+        return attribute(module, str(node.target))
+    assert callable(node.target)
+    arguments, keywords = fx.map_arg((node.args, node.kwargs), lambda source: _value(module, source))
+    with torch.no_grad():
+        return node.target(*arguments, **keywords)
 
 
 def _take_out_norms(module: fx.GraphModule) -> _Norms:
@@ -90,10 +143,11 @@ def prepare(module: fx.GraphModule, quantizer: Quantizer, training: bool) -> fx.
 
     The annotation is made on the graph that will run, so it is the same either way.
     """
+    compute_weights(module)
     norms = _take_out_norms(module) if training else {}
     if not training:
         module = fold(module)
-    weights = {node: _arguments(module, node) for node in module.graph.nodes if node.target in WEIGHTED}
+    weights = {node: _arguments(module, node) for node in module.graph.nodes if has_parameters(node)}
     names = {node: layer_name(node) for node in weights}
     used = [node.target for node in module.graph.nodes if node.op == "get_attr"]
     own = {node for node in weights if _own_weight(node, used)}

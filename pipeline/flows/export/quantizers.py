@@ -315,12 +315,19 @@ def make_quantizer(backend: BackendConfig, found: Numbers, training: bool) -> Qu
     skipped, blocks = set(backend.skip_layers), tuple(backend.float_modules)
 
     def stays_float(node: fx.Node) -> bool:
-        if node.target in WEIGHTED and layer_name(node) in skipped:
+        if node.target in WEIGHTED and (layer_name(node) in skipped or not has_parameters(node)):
             return True
         path = module_path(node)
         return any(path == block or path.startswith(f"{block}.") for block in blocks)
 
     return _QUANTIZERS[backend.qconfig](found, training, stays_float)
+
+
+def has_parameters(node: fx.Node) -> bool:
+    """Whether a node is a layer with a weight, and where it has one a bias, that the image does not change."""
+    return node.target in WEIGHTED and all(
+        source is None or (isinstance(source, fx.Node) and source.op == "get_attr") for source in node.args[1:3]
+    )
 
 
 def layer_name(node: fx.Node) -> str:
