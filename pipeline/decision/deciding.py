@@ -251,7 +251,8 @@ def _sections(decision: Decision, climber: Climber, config: Config) -> list[Sect
     budget = {name: value for name, value in vars(climber.settings.budget).items() if value is not None}
     sections = [Section("Decision", decision.lines)]
     if rows:
-        heads = ["backend", "rung", f"drop on validation, {metric.step}", "speed-up", "ms", "MB", "minutes", "verdict", "note"]
+        drop = f"drop on validation, {metric.step}"
+        heads = ["backend", "rung", drop, "speed-up", "ms", "MB", "minutes", "verdict", "note"]
         text = (
             "Budget: " + ", ".join(f"{name} {value:g}" for name, value in budget.items()) + ". A rung passes if the "
             "whole interval of its drop lies within the budget. The intervals widen from rung to rung, so that a "
