@@ -89,7 +89,10 @@ def test_ladder_stops_at_ptq_and_ships_it_when_that_keeps_the_budget(
     # Once more: nothing is made again, and the children in MLflow are those that there were.
     before = {run.run_id for run in read_runs(TrackingConfig(), outputs)}
     artifacts = sorted(path.name for path in (outputs / "artifacts").iterdir())
+    monkeypatch.setattr(deciding.latency, "ratio_interval", lambda *_: (1.03, 0.97, 1.09))
     assert decided(outputs, WIDE, monkeypatch=monkeypatch) == 0
+    assert "1.03 [0.97, 1.09] times as fast" in (said := capsys.readouterr().out)
+    assert "it is smaller, and not shown to be faster (budget.min_speedup)" in said
     assert sorted(path.name for path in (outputs / "artifacts").iterdir()) == artifacts
     assert {run.run_id for run in read_runs(TrackingConfig(), outputs)} == before
     assert len(before) == 2
