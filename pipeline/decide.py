@@ -10,7 +10,7 @@ from pipeline.commands.command_line import Parser, run_command
 from pipeline.decision.verdict import Verdict
 from pipeline.host import torchrun
 from pipeline.host.errors import UserError, nearest
-from pipeline.settings.decision import BudgetConfig, DecisionConfig
+from pipeline.settings.decision import BudgetConfig, LadderConfig
 
 _EPILOG = """examples:
   python -m pipeline.decide +experiment=resnet18_mnist budget.max_drop_pct=0.5
@@ -21,8 +21,8 @@ Every other key=value is one of python -m pipeline. Exit status: 0, a rung passe
 """
 # What a decision sets by itself, rung by rung.
 _SET = ("stages", "method", "force")
-_OURS = tuple(spec.name for spec in dataclasses.fields(DecisionConfig))
-_BUDGET = tuple(spec.name for spec in dataclasses.fields(BudgetConfig))
+_SECTIONS = {"budget": BudgetConfig, "ladder": LadderConfig}
+_PARTS = {spec.name: name for name, kind in _SECTIONS.items() for spec in dataclasses.fields(kind)}
 _EXIT = {Verdict.PASSES: 0, Verdict.FAILS: 1, Verdict.UNKNOWN: 3}
 
 
@@ -60,16 +60,16 @@ def _run(arguments: argparse.Namespace) -> int:
 
     settings_of_runs = {spec.name for spec in dataclasses.fields(Config)}
     beside = [] if arguments.config_dir is None else [of_config_dir(arguments.config_dir, CONFIG_FOLDER)]
-    ours = [text for text in arguments.overrides if _key(text).split(".")[0] in _OURS]
+    ours = [text for text in arguments.overrides if _key(text).split(".")[0] in _SECTIONS]
     if "ladder.rungs={}" in ours:
         raise UserError("ladder.rungs={}: would take no rung away; allowed: ladder.climb=[…] with the rungs to climb")
     others = [text for text in arguments.overrides if text not in ours]
     for text in others:
-        if _key(text) in _BUDGET:
-            raise UserError(f"{text}: no such setting; did you mean budget.{text}?")
+        if _key(text) in _PARTS:
+            raise UserError(f"{text}: no such setting; did you mean {_PARTS[_key(text)]}.{text}?")
         section = _key(text).split(".")[0]
-        close = nearest(section, (*settings_of_runs, *_OURS))
-        if close in _OURS:
+        close = nearest(section, (*settings_of_runs, *_SECTIONS))
+        if close in _SECTIONS:
             raise UserError(f"{text}: no such setting; did you mean {text.replace(section, close, 1)}?")
         if _key(text) in _SET:
             raise UserError(f"{text}: a decision sets it for each rung; allowed: python -m pipeline {text}")

@@ -42,6 +42,24 @@ class Standardized(nn.Conv2d):
         return functional.conv2d(x, rows.reshape_as(self.weight), self.bias, padding="same")
 
 
+class Block(nn.Module):
+    """A convolution by function, whose weight the block holds beside other things; a bias that is changed in place."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, width, 3, 3) / 8)
+        self.small = nn.Parameter(torch.randn(width, width, 1, 1) / 3)
+        self.bias = nn.Parameter(torch.randn(width))
+        self.norm = nn.GroupNorm(2, width)
+        self.convolution = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.bias.clone()
+        bias[1:4].zero_()  # as torchvision's Swin V2 does
+        x = functional.relu(self.norm(functional.conv2d(x, self.weight, padding=1)))
+        return self.convolution(functional.relu(functional.conv2d(x, self.small * 2, bias)))
+
+
 class MakesWeights(nn.Module):
     """Layers that make their weights of parameters in each forward, and one whose weight the images make."""
 
@@ -51,15 +69,21 @@ class MakesWeights(nn.Module):
         self.normalized = parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1, bias=False))
         self.norm = nn.BatchNorm2d(8)
         self.spectral = parametrizations.spectral_norm(nn.Conv2d(8, 8, 3, stride=2))
+        self.block = Block(8)
+        self.register_buffer("blur", torch.full((1, 1, 3, 3), 1 / 9))
         self.pruned = prune.l1_unstructured(nn.Conv2d(8, 8, 1), "weight", 0.5)
         self.rows = nn.Parameter(torch.randn(8, 8))
+        self.linear_computed = nn.Linear(8, 8)
         self.maker = nn.Linear(8, 64)
         self.head = nn.Linear(8, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = functional.relu(self.norm(self.normalized(functional.relu(self.standardized(x)))))
-        x = functional.relu(self.pruned(functional.relu(self.spectral(x)))).mean((2, 3))
+        x = functional.conv2d(x, self.blur.expand(8, 1, 3, 3), padding=1, groups=8)
+        x = self.block(functional.relu(self.spectral(x)))
+        x = functional.relu(self.pruned(x)).mean((2, 3))
         x = functional.linear(x, self.rows.softmax(-1)) + functional.linear(x, self.rows)
+        x = self.linear_computed(x)
         made = self.maker(x).mean(0).reshape(8, 8)
         return self.head(functional.linear(x, made))
 

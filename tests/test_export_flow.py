@@ -286,13 +286,16 @@ def test_layers_are_quantized_when_they_make_their_weights_of_parameters(
     batch = images(3, info)
     fused = FLOW.fuse(float_network(config, info), config, info)
     assert torch.equal(outputs_of(fused, batch), outputs_of(network, batch))
-    assert "QAT trains the weights that come out" in capsys.readouterr().out
+    assert "QAT trains what comes out" in capsys.readouterr().out
     ptq = FLOW.prepare_ptq(network, config, info)
-    # The parameter of `rows` itself is needed as it is; the layer that the images make a weight for stays float.
-    named = {"standardized", "normalized", "spectral", "maker", "head"}
+    named = {"standardized", "normalized", "spectral", "linear_computed", "maker", "head"}
     assert named < set(FLOW.layers(ptq))
-    assert not {"pruned", "linear_3"} & set(FLOW.layers(ptq))
+    assert "pruned" not in FLOW.layers(ptq)
+    FLOW.switch_all(ptq, False)
+    torch.testing.assert_close(outputs_of(ptq, batch), outputs_of(network, batch), rtol=1e-4, atol=1e-5)
     model = trained(config, info)
+    (of_a_buffer,) = (name for name, value in model.named_parameters() if not value.requires_grad)
+    assert "conv2d" in of_a_buffer
     simulated = outputs_of(model, batch)
     again = FLOW.rebuild("qat", config, info)
     again.load_state_dict(model.state_dict())

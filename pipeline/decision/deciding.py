@@ -208,7 +208,7 @@ def _speed(name: str, timed: dict[str, tuple[latency.Interval, latency.Interval]
     _, (ratio, low, high) = timed[name]
     file, _, backend = name.partition(" ")
     runtime = file.split("/")[0]
-    slow = "" if low > 1 else ": it is smaller, and not shown to be faster (budget.min_speedup)"
+    slow = "" if low > 1 else ": it is slower" if high < 1 else ": it is not shown to be faster"
     return [
         f"the file for {runtime} (backend {backend}) is {ratio:.2f} [{low:.2f}, {high:.2f}] times as fast as the "
         f"fastest fp32 file here, turn by turn in one loop{slow}"

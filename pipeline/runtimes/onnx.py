@@ -83,6 +83,7 @@ def _silent_stdout() -> Iterator[None]:
             os.dup2(nothing.fileno(), 1)
         yield
     finally:
+        sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)
 

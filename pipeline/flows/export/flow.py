@@ -157,8 +157,10 @@ def fuse(model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:
     """
     captured = _graph_of(model, config, info)
     example = _example(info, 3)  # another number of images than the graph was captured with
+    computing = copy.deepcopy(captured)  # as it will be prepared
+    computed = graph.compute_weights(computing)
     with torch.no_grad():
-        expected, found = model.eval()(example), captured.eval()(example)
+        expected, found = model.eval()(example), computing.eval()(example)
     difference = float((found - expected).abs().max())
     if torch.equal(found, expected):
         terminal.say("  the captured graph's outputs equal the float network's bit for bit")
@@ -169,10 +171,10 @@ def fuse(model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:
             f"model.name={config.model.name}: its captured graph computes something else (outputs differ by "
             f"{difference:.2g}): its forward does what a graph cannot hold, such as drawing random numbers"
         )
-    if computed := graph.compute_weights(copy.deepcopy(captured)):
+    if computed:
         terminal.say(
-            f"  {len(computed)} layers make their weights in each forward ({', '.join(computed[:3])}, …): "
-            "QAT trains the weights that come out, no longer those parameters"
+            f"  in each forward, parameters are made for {', '.join(computed)}: QAT trains what comes out, and no "
+            "longer what that is made of"
         )
     return _fused(captured, config)
 

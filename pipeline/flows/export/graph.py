@@ -7,6 +7,7 @@ the graph that will run, torchao inserts fake-quantize modules, and layer and Ba
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ _Norms = dict[fx.Node, Any]
 
 def fold(module: fx.GraphModule) -> fx.GraphModule:
     """Fold every BatchNorm behind a convolution into its weight and bias, in place."""
+    compute_weights(module)
     for node, norm in _take_out_norms(module).items():
         weight, bias = _arguments(module, node)
         factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
@@ -45,66 +47,96 @@ def fold(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def compute_weights(module: fx.GraphModule) -> list[str]:
-    """Compute once, in place, what layers make of parameters alone in their forward, and give these layers' names.
+    """Compute once, in place, weights and biases that the forward makes of what no image changes; the layers' names.
 
-    Weight normalization, weight standardization and masks of pruning do so. What comes out is quantized, and trained.
+    Weight normalization, weight standardization and masks of pruning do so. What comes out is quantized, and trained
+    where something that it is made of is.
     """
-    made: dict[fx.Node, str] = {}
-    for node in [node for node in module.graph.nodes if node.target in WEIGHTED]:
-        for role, source in zip(("weight", "bias"), node.args[1:3], strict=False):
-            if not isinstance(source, fx.Node) or not _is_computed(source):
-                continue
-            place = f"{node.name}_layer"
-            if place not in dict(module.named_children()):
-                module.add_submodule(place, nn.Module())
-            setattr(module.get_submodule(place), role, nn.Parameter(_value(module, source).detach().clone()))
-            with module.graph.inserting_before(source):
-                attribute_node = module.graph.get_attr(f"{place}.{role}")
-            # As of a layer's own weight: quantizers find a layer's parts by it.
-            attribute_node.meta = {**node.meta, "val": source.meta["val"]}
-            source.replace_all_uses_with(attribute_node)
-            made[attribute_node] = module_path(node)
-    module.graph.eliminate_dead_code()
-    # By the layer's name, where what has it by now is not needed as it was.
-    modules = dict(module.named_modules())
-    for node, owner in made.items():
-        place, _, role = str(node.target).rpartition(".")
-        kept = [one.target for one in module.graph.nodes if one.op == "get_attr"]
-        if owner and owner in modules and f"{owner}.{role}" not in kept:
-            setattr(modules[owner], role, attribute(module, str(node.target)))
+    # In the graph's order, so that what is changed in place has been changed where it is used.
+    values: dict[fx.Node, Any] = {}
+    trained: dict[fx.Node, bool] = {}
+    made: dict[fx.Node, fx.Node] = {}
+    for node in list(module.graph.nodes):
+        if node.target in WEIGHTED:
+            for role, source in zip(("weight", "bias"), node.args[1:3], strict=False):
+                if source in values and source.op != "get_attr":
+                    parameter = nn.Parameter(values[source].clone(), requires_grad=trained[source])
+                    made[_given(module, node, role, source, parameter)] = node
+        elif node.op == "get_attr":
+            found = attribute(module, node.target)
+            values[node], trained[node] = found.detach().clone(), found.requires_grad
+        elif node.op == "call_function" and _is_fixed(node, values):
+            arguments, keywords = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            with torch.no_grad():
+                values[node] = node.target(*arguments, **keywords)
+            trained[node] = any(trained[source] for source in node.all_input_nodes)
+    if not made:
+        return []
+    _erase_unneeded(module.graph, {node for node in values if node.op == "call_function"})
+    for node, layer in made.items():
+        owner, role = module_path(layer), str(node.target).rpartition(".")[2]
+        if owner and owner in dict(module.named_modules()) and not _others(_used(module), owner, layer):
+            setattr(module.get_submodule(owner), role, attribute(module, str(node.target)))
             node.target = f"{owner}.{role}"
     module.recompile()
-    return [
-        layer_name(node)
-        for node in module.graph.nodes
-        if node.target in WEIGHTED and not made.keys().isdisjoint(node.all_input_nodes)
-    ]
+    return list(dict.fromkeys(layer_name(layer) for layer in made.values()))
 
 
-def _is_computed(node: fx.Node) -> bool:
-    """Whether a node computes something, of parameters alone."""
-    return node.op == "call_function" and all(
-        source.op == "get_attr" or _is_computed(source) for source in node.all_input_nodes
-    )
+def _is_fixed(node: fx.Node, values: Container[fx.Node]) -> bool:
+    """Whether a node computes the same for every image."""
+    drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return not drawn and all(source in values for source in node.all_input_nodes)
 
 
-def _value(module: fx.GraphModule, node: fx.Node) -> Any:
-    if node.op == "get_attr":
-        return attribute(module, str(node.target))
-    assert callable(node.target)
-    arguments, keywords = fx.map_arg((node.args, node.kwargs), lambda source: _value(module, source))
-    with torch.no_grad():
-        return node.target(*arguments, **keywords)
+def _given(module: fx.GraphModule, node: fx.Node, role: str, source: fx.Node, value: nn.Parameter) -> fx.Node:
+    """A parameter in place of what a layer computed: `role` of a module that is made for it."""
+    place = f"{node.name}_computed"
+    while hasattr(module, place):  # the network's own, or that of the layer's other parameter
+        place += "_"
+    module.add_submodule(place, nn.Module())
+    setattr(module.get_submodule(place), role, value)
+    with module.graph.inserting_before(node):
+        made = module.graph.get_attr(f"{place}.{role}")
+    # As of a layer's own weight: quantizers find a layer's parts by it.
+    made.meta = {**node.meta, "val": source.meta["val"]}
+    node.replace_input_with(source, made)
+    return made
+
+
+def _erase_unneeded(graph: fx.Graph, computed: set[fx.Node]) -> None:
+    """Erase what is `computed` for nothing any more, also what is changed in place, which fx keeps."""
+    needed: set[fx.Node] = set()
+    open_ends = [node for node in computed if any(user not in computed for user in node.users)]
+    while open_ends:
+        node = open_ends.pop()
+        if node not in needed:
+            needed.add(node)
+            open_ends += [one for one in (*node.all_input_nodes, *node.users) if one in computed]
+    for node in reversed(list(graph.nodes)):
+        if node in computed and node not in needed:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _used(module: fx.GraphModule) -> list[str]:
+    """The parameters, buffers and modules that the graph uses, as often as it does."""
+    return [str(node.target) for node in module.graph.nodes if node.op in ("get_attr", "call_module")]
+
+
+def _others(used: list[str], owner: str, layer: fx.Node) -> list[str]:
+    """What is used of the module `owner` besides the weight and the bias of a layer."""
+    own = [source.target for source in layer.args[1:3] if isinstance(source, fx.Node)]
+    return [name for name in used if f"{name}.".startswith(f"{owner}.") and name not in own]
 
 
 def _take_out_norms(module: fx.GraphModule) -> _Norms:
     """Take the BatchNorm behind each convolution, where both are used once, out of the graph."""
-    used = [node.target for node in module.graph.nodes if node.op in ("get_attr", "call_module")]
+    used = _used(module)
     found: _Norms = {}
     for node in list(module.graph.nodes):
-        if node.op != "call_module" or used.count(node.target) > 1:
+        if node.op != "call_module" or used.count(str(node.target)) > 1:
             continue
-        norm, convolution = module.get_submodule(node.target), node.args[0]
+        norm, convolution = module.get_submodule(str(node.target)), node.args[0]
         if (
             type(norm) is nn.BatchNorm2d
             and norm.affine
@@ -119,15 +151,16 @@ def _take_out_norms(module: fx.GraphModule) -> _Norms:
     return found
 
 
-def _own_weight(node: fx.Node, used: list[Any]) -> bool:
-    """Whether a layer's weight is a parameter that no other layer uses, in a module of its own."""
+def _own_weight(node: fx.Node, used: list[str]) -> bool:
+    """Whether a layer's weight is a parameter that no other layer uses, in a module that holds nothing else."""
     weight = node.args[1]
     return (
         isinstance(weight, fx.Node)
         and weight.op == "get_attr"
         and len(weight.users) == 1
-        and used.count(weight.target) == 1
+        and used.count(str(weight.target)) == 1
         and str(weight.target).endswith(".weight")
+        and not _others(used, str(weight.target).removesuffix(".weight"), node)
     )
 
 
@@ -149,7 +182,7 @@ def prepare(module: fx.GraphModule, quantizer: Quantizer, training: bool) -> fx.
         module = fold(module)
     weights = {node: _arguments(module, node) for node in module.graph.nodes if has_parameters(node)}
     names = {node: layer_name(node) for node in weights}
-    used = [node.target for node in module.graph.nodes if node.op == "get_attr"]
+    used = _used(module)
     own = {node for node in weights if _own_weight(node, used)}
     prepared = (prepare_qat_pt2e if training else prepare_pt2e)(module, quantizer)
     for node in [node for node in prepared.graph.nodes if node in weights]:
