@@ -22,7 +22,8 @@ Every other key=value is one of python -m pipeline. Exit status: 0, a rung passe
 # What a decision sets by itself, rung by rung.
 _SET = ("stages", "method", "force")
 _SECTIONS = {"budget": BudgetConfig, "ladder": LadderConfig}
-_PARTS = {spec.name: name for name, kind in _SECTIONS.items() for spec in dataclasses.fields(kind)}
+# By the name of each of their settings.
+_SECTION_OF = {spec.name: name for name, kind in _SECTIONS.items() for spec in dataclasses.fields(kind)}
 _EXIT = {Verdict.PASSES: 0, Verdict.FAILS: 1, Verdict.UNKNOWN: 3}
 
 
@@ -65,8 +66,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UserError("ladder.rungs={}: would take no rung away; allowed: ladder.climb=[…] with the rungs to climb")
     others = [text for text in arguments.overrides if text not in ours]
     for text in others:
-        if _key(text) in _PARTS:
-            raise UserError(f"{text}: no such setting; did you mean {_PARTS[_key(text)]}.{text}?")
+        if _key(text) in _SECTION_OF:
+            raise UserError(f"{text}: no such setting; did you mean {_SECTION_OF[_key(text)]}.{text}?")
         section = _key(text).split(".")[0]
         close = nearest(section, (*settings_of_runs, *_SECTIONS))
         if close in _SECTIONS:

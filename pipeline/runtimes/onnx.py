@@ -73,8 +73,8 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
 def _silent_stdout() -> Iterator[None]:
     """Without what is written to standard output, by C++ too.
 
-    Torch's older exporter writes the whole graph that it cannot take. Its switch is always on,
-    for it asks whether there is a function, and not what the function gives.
+    Torch's older exporter writes the whole graph that it cannot take. Its switch for that does not work: it tests the
+    function that reads the switch, and not what the function answers.
     """
     sys.stdout.flush()
     kept = os.dup(1)

@@ -172,9 +172,10 @@ def fuse(model: nn.Module, config: Config, info: DatasetInfo) -> nn.Module:
             f"{difference:.2g}): its forward does what a graph cannot hold, such as drawing random numbers"
         )
     if computed:
+        more = f" and {len(computed) - 3} more" if len(computed) > 3 else ""
         terminal.say(
-            f"  in each forward, parameters are made for {', '.join(computed)}: QAT trains what comes out, and no "
-            "longer what that is made of"
+            f"  layers that compute their weights or biases in each forward: {', '.join(computed[:3])}{more}; "
+            "QAT trains the computed values instead"
         )
     return _fused(captured, config)
 

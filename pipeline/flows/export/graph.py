@@ -62,10 +62,11 @@ def compute_weights(module: fx.GraphModule) -> list[str]:
                 if source in values and source.op != "get_attr":
                     parameter = nn.Parameter(values[source].clone(), requires_grad=trained[source])
                     made[_given(module, node, role, source, parameter)] = node
-        elif node.op == "get_attr":
-            found = attribute(module, node.target)
-            values[node], trained[node] = found.detach().clone(), found.requires_grad
         elif node.op == "call_function" and _is_fixed(node, values):
+            for source in node.all_input_nodes:
+                if source not in values:
+                    found = attribute(module, str(source.target))
+                    values[source], trained[source] = found.detach().clone(), found.requires_grad
             arguments, keywords = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             with torch.no_grad():
                 values[node] = node.target(*arguments, **keywords)
@@ -83,9 +84,9 @@ def compute_weights(module: fx.GraphModule) -> list[str]:
 
 
 def _is_fixed(node: fx.Node, values: Container[fx.Node]) -> bool:
-    """Whether a node computes the same for every image."""
+    """Whether a node computes the same for every image, `values` being what is computed so before it."""
     drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    return not drawn and all(source in values for source in node.all_input_nodes)
+    return not drawn and all(source.op == "get_attr" or source in values for source in node.all_input_nodes)
 
 
 def _given(module: fx.GraphModule, node: fx.Node, role: str, source: fx.Node, value: nn.Parameter) -> fx.Node:
@@ -176,9 +177,11 @@ def prepare(module: fx.GraphModule, quantizer: Quantizer, training: bool) -> fx.
 
     The annotation is made on the graph that will run, so it is the same either way.
     """
-    compute_weights(module)
-    norms = _take_out_norms(module) if training else {}
-    if not training:
+    norms: _Norms = {}
+    if training:
+        compute_weights(module)
+        norms = _take_out_norms(module)
+    else:
         module = fold(module)
     weights = {node: _arguments(module, node) for node in module.graph.nodes if has_parameters(node)}
     names = {node: layer_name(node) for node in weights}
